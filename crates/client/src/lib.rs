@@ -1,0 +1,1 @@
+//! Rust SDK: FLUX frames over TCP, pipelined, honest about unknown outcomes.

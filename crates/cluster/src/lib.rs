@@ -1,0 +1,1 @@
+//! Who owns what: hash slots and the shards they belong to.

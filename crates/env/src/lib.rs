@@ -1,0 +1,1 @@
+//! Everything nondeterministic: clock, disk, randomness; real and simulated.

@@ -1,0 +1,1 @@
+//! HTTP to gRPC for any service, by descriptor: routes, transcoding, upstreams.

@@ -1,0 +1,1 @@
+//! The protobuf API, its conversions, and its descriptor set.

@@ -1,0 +1,1 @@
+//! A KV node: listeners, sessions, command execution, gRPC services, admin HTTP, shutdown.

@@ -1,0 +1,1 @@
+//! Logs, Prometheus registry, trace context.

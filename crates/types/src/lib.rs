@@ -1,0 +1,25 @@
+//! The vocabulary that every other room speaks: ids, commands, replies, facts, limits, errors.
+//!
+//! Nothing here does I/O, reads a clock, or knows a wire or disk format; each boundary has its own
+//! versioned encoding and converts to and from these types. Read in this order: [`ids`] and
+//! [`time`] name things, [`limits`] bounds them, [`command`] asks, [`reply`] answers, [`fact`] is
+//! what a command becomes once the leader has decided, and [`error`] says what went wrong, whose
+//! fault it was, and whether the write happened.
+
+pub mod command;
+pub mod error;
+pub mod fact;
+pub mod ids;
+pub mod limits;
+pub mod reply;
+pub mod time;
+
+pub use command::{
+    Command, Compare, Condition, ExpireCondition, Expiry, RequestId, ScanPage, Set, SetReply,
+    Transaction, TtlForm, Watch,
+};
+pub use error::{Blame, Error, ErrorCode, Outcome, Retry};
+pub use fact::{DeleteCause, Fact};
+pub use ids::{ClusterId, LogIndex, NodeId, Revision, ShardId, Slot, Term};
+pub use reply::{Answer, Entry, Reply, Written};
+pub use time::UnixMillis;

@@ -1,0 +1,60 @@
+//! Every bound that a peer or a file can push against, each with a name and in one place.
+//!
+//! Relations between bounds are asserted at compile time, so that raising one cannot silently
+//! break another.
+
+/// Longest key, in bytes.
+pub const KEY_BYTES_MAX: usize = 65_536;
+/// Longest value accepted unless configured otherwise, in bytes.
+pub const VALUE_BYTES_DEFAULT: usize = 8 * 1024 * 1024;
+/// Longest value that can be configured, in bytes.
+pub const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// What a frame or gRPC message may hold beyond one value: headers, key, options.
+pub const FRAME_OVERHEAD_BYTES: usize = 1024 * 1024;
+/// Longest frame or gRPC message with the default value limit, in bytes.
+pub const FRAME_BYTES_DEFAULT: usize = VALUE_BYTES_DEFAULT + FRAME_OVERHEAD_BYTES;
+/// Longest frame that can be configured, in bytes.
+pub const FRAME_BYTES_MAX: usize = VALUE_BYTES_MAX + FRAME_OVERHEAD_BYTES;
+
+/// Most arguments in one RESP command.
+pub const ARGUMENTS_MAX: usize = 1_048_576;
+/// Most bytes in all arguments of one RESP command.
+pub const COMMAND_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Longest inline RESP command, in bytes.
+pub const INLINE_BYTES_MAX: usize = 64 * 1024;
+/// Most arguments before a connection has authenticated.
+pub const UNAUTHENTICATED_ARGUMENTS_MAX: usize = 10;
+/// Longest argument before a connection has authenticated, in bytes.
+pub const UNAUTHENTICATED_BULK_BYTES_MAX: usize = 16 * 1024;
+/// Deepest nesting of RESP aggregates that a decoder follows.
+pub const NESTING_MAX: usize = 32;
+
+/// Most operations in one proposed batch.
+pub const BATCH_OPERATIONS_MAX: usize = 4096;
+/// Bytes of facts after which a batch takes no further command. A larger command is a batch alone.
+pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Most operations that may wait in front of one shard's proposer; more are answered *busy*.
+pub const PROPOSER_QUEUE_OPERATIONS_MAX: usize = 262_144;
+/// Most commands queued by one MULTI.
+pub const TRANSACTION_COMMANDS_MAX: usize = 65_536;
+/// Most keys watched by one session.
+pub const WATCHED_KEYS_MAX: usize = 4096;
+
+/// Most connections of one node.
+pub const CONNECTIONS_DEFAULT: usize = 10_000;
+/// Most requests in flight on one FLUX connection.
+pub const FLUX_IN_FLIGHT_MAX: usize = 4096;
+/// Unsent reply bytes of one connection after which it is closed.
+pub const OUTPUT_BUFFER_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// Most shards of a cluster.
+pub const SHARDS_MAX: u32 = 64;
+/// Size of a log segment, in bytes.
+pub const SEGMENT_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
+
+const _: () = assert!(VALUE_BYTES_DEFAULT <= VALUE_BYTES_MAX);
+const _: () = assert!(KEY_BYTES_MAX < FRAME_OVERHEAD_BYTES);
+const _: () = assert!(FRAME_BYTES_MAX <= COMMAND_BYTES_MAX);
+const _: () = assert!(BATCH_OPERATIONS_MAX <= PROPOSER_QUEUE_OPERATIONS_MAX);
+const _: () = assert!(UNAUTHENTICATED_ARGUMENTS_MAX <= ARGUMENTS_MAX);
+const _: () = assert!(BATCH_BYTES_MAX < SEGMENT_BYTES_DEFAULT);

@@ -1,0 +1,1 @@
+//! Chores of the workspace; the tidy test lives in `tests/`.
