@@ -1,2 +1,77 @@
-//! The one binary.
-fn main() {}
+//! `flux`, the one binary: arguments, configuration, subcommands, exit codes.
+//!
+//! Everything that a person or a script meets first is here, and nothing that serves a request:
+//! parts are started from typed settings and told to stop. Exit codes: 0 done, 1 failed, 2 a
+//! mistake in flags, files, folders or ports, 3 damage in the log, 130 stopped by a second signal.
+
+mod args;
+mod banner;
+mod out;
+mod ports;
+mod ready;
+mod settings;
+
+use std::process::ExitCode;
+
+use args::Task;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Why a subcommand did not succeed; its exit code and what standard error says.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It failed: exit code 1.
+    Failed(String),
+    /// A mistake in flags, files, folders or ports: exit code 2.
+    Mistake(String),
+    /// Damage in the log: exit code 3.
+    Damage(String),
+}
+
+impl From<settings::Mistakes> for Failure {
+    fn from(mistakes: settings::Mistakes) -> Self {
+        Self::Mistake(mistakes.to_string())
+    }
+}
+
+fn main() -> ExitCode {
+    let task = match args::read(std::env::args_os()) {
+        Ok(task) => task,
+        Err(error) => return usage(&error),
+    };
+    let outcome = match task {
+        Task::Version => {
+            out::line(&format!("flux {}", env!("CARGO_PKG_VERSION")));
+            Ok(())
+        }
+        other => Err(Failure::Failed(format!("{other:?}"))),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Failed(message)) => exit(1, &message),
+        Err(Failure::Mistake(message)) => exit(2, &message),
+        Err(Failure::Damage(message)) => exit(3, &message),
+    }
+}
+
+fn exit(code: u8, message: &str) -> ExitCode {
+    out::problem(message);
+    ExitCode::from(code)
+}
+
+/// Help and version go to standard output; a mistake is one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        out::text(&error.render().ansi().to_string());
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or("the command line makes no sense");
+    let first = first.strip_prefix("error: ").unwrap_or(first);
+    // clap's hint stands in a paragraph of its own and begins with `tip:`.
+    let tip = lines.find_map(|line| line.strip_prefix("tip: "));
+    let tip = tip.map_or_else(String::new, |tip| format!("; {tip}"));
+    exit(2, &format!("{first}{tip} (see flux --help)"))
+}

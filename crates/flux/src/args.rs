@@ -1,0 +1,427 @@
+//! The command line: subcommands and flags, from the table of settings where they are settings.
+//!
+//! Flags without a subcommand belong to `start`, so that a bare `flux` is the whole thing on one
+//! machine. Values stay text here; [`crate::settings`] reads them together with the file and the
+//! environment, so that every mistake is reported in one form and at once.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use crate::settings::{Form, KEYS, Part, Settings};
+
+/// What the process was asked to do.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// Run a node, a gateway or both.
+    Run(Run),
+    /// `flux cli`.
+    Cli(Cli),
+    /// `flux log …`.
+    Log(LogTask, PathBuf),
+    /// `flux config`.
+    Config(Run, ConfigView),
+    /// `flux health`.
+    Health(Run),
+    /// `flux version`.
+    Version,
+}
+
+/// Parts with the settings given on the command line.
+#[derive(Debug)]
+pub(crate) struct Run {
+    /// What runs.
+    pub(crate) parts: &'static [Part],
+    /// `--config`.
+    pub(crate) config: Option<OsString>,
+    /// Flags that name settings.
+    pub(crate) flags: BTreeMap<&'static str, OsString>,
+}
+
+/// What `flux config` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ConfigView {
+    /// The settings in effect, each with its origin.
+    Effective,
+    /// Only whether there is a mistake.
+    Check,
+    /// The shipped file with every default.
+    Defaults,
+}
+
+/// What `flux log` does with a data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogTask {
+    /// Checks every record.
+    Verify,
+    /// Describes segments, shards and damage.
+    Inspect,
+    /// Prints every record.
+    Dump,
+}
+
+/// `flux cli`, with redis-cli's flags.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cli {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) password: Option<String>,
+    pub(crate) json: bool,
+    /// `--raw` and `--no-raw`; `None`: raw unless standard output is a terminal.
+    pub(crate) raw: Option<bool>,
+    /// The command and its arguments; none: read them from standard input.
+    pub(crate) words: Vec<OsString>,
+}
+
+const NODE_AND_GATEWAY: &[Part] = &[Part::Node, Part::Gateway];
+
+/// Reads the command line.
+///
+/// # Errors
+/// clap's error, which is also how it asks for help or the version to be printed.
+pub(crate) fn read(words: impl IntoIterator<Item = OsString>) -> Result<Task, clap::Error> {
+    let matches = command().try_get_matches_from(words)?;
+    task(&matches)
+}
+
+fn task(matches: &ArgMatches) -> Result<Task, clap::Error> {
+    let Some((name, inner)) = matches.subcommand() else {
+        return Ok(Task::Run(run(matches, NODE_AND_GATEWAY)));
+    };
+    Ok(match name {
+        "server" => Task::Run(run(inner, &[Part::Node])),
+        "gateway" => Task::Run(run(inner, &[Part::Gateway])),
+        "cli" => Task::Cli(cli(inner)?),
+        "log" => {
+            let (verb, inner) = inner.subcommand().unwrap_or(("verify", inner));
+            let task = match verb {
+                "inspect" => LogTask::Inspect,
+                "dump" => LogTask::Dump,
+                _ => LogTask::Verify,
+            };
+            Task::Log(
+                task,
+                inner.get_one::<PathBuf>("dir").cloned().unwrap_or_default(),
+            )
+        }
+        "config" => {
+            let view = if inner.get_flag("check") {
+                ConfigView::Check
+            } else if inner.get_flag("defaults") {
+                ConfigView::Defaults
+            } else {
+                ConfigView::Effective
+            };
+            Task::Config(run(inner, NODE_AND_GATEWAY), view)
+        }
+        "health" => Task::Health(run(inner, NODE_AND_GATEWAY)),
+        "version" => Task::Version,
+        // `start`: clap knows no other name.
+        _ => Task::Run(run(inner, NODE_AND_GATEWAY)),
+    })
+}
+
+fn run(matches: &ArgMatches, parts: &'static [Part]) -> Run {
+    let mut flags = BTreeMap::new();
+    for key in KEYS {
+        match key.form {
+            Form::Switch => {
+                if matches.try_get_one::<bool>(key.flag).ok().flatten() == Some(&true) {
+                    flags.insert(key.flag, OsString::from("true"));
+                }
+            }
+            Form::Text | Form::Number => {
+                if let Ok(Some(value)) = matches.try_get_one::<OsString>(key.flag) {
+                    flags.insert(key.flag, value.clone());
+                }
+            }
+        }
+    }
+    let config = matches
+        .try_get_one::<OsString>("config")
+        .ok()
+        .flatten()
+        .cloned();
+    Run {
+        parts,
+        config,
+        flags,
+    }
+}
+
+fn cli(matches: &ArgMatches) -> Result<Cli, clap::Error> {
+    let text = |name: &str| matches.get_one::<String>(name).cloned();
+    let database = matches.get_one::<u32>("database").copied().unwrap_or(0);
+    if database != 0 {
+        return Err(clap::Error::raw(
+            clap::error::ErrorKind::ValueValidation,
+            "-n: database 0 is the only one\n",
+        ));
+    }
+    Ok(Cli {
+        host: text("host").unwrap_or_else(|| "127.0.0.1".to_owned()),
+        port: matches.get_one::<u16>("port").copied().unwrap_or(7379),
+        password: text("password"),
+        json: matches.get_flag("json"),
+        raw: match (matches.get_flag("raw"), matches.get_flag("no-raw")) {
+            (true, _) => Some(true),
+            (false, true) => Some(false),
+            (false, false) => None,
+        },
+        words: matches
+            .get_many::<OsString>("words")
+            .map(|words| words.cloned().collect())
+            .unwrap_or_default(),
+    })
+}
+
+/// The whole command line; tests check it for contradictions.
+pub(crate) fn command() -> Command {
+    Command::new("flux")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Flux-KV: a key-value store and an HTTP to gRPC gateway in one binary")
+        .after_help("Without a subcommand: start. Every flag has a FLUX_* variable and a key in the file of --config.")
+        .args(settings_args(NODE_AND_GATEWAY))
+        .args_conflicts_with_subcommands(true)
+        .disable_help_subcommand(true)
+        .subcommand(
+            Command::new("start")
+                .about("Run a node and a gateway in one process (the default)")
+                .args(settings_args(NODE_AND_GATEWAY)),
+        )
+        .subcommand(
+            Command::new("server").about("Run a node alone").args(settings_args(&[Part::Node])),
+        )
+        .subcommand(
+            Command::new("gateway")
+                .about("Run a gateway alone, in front of --upstream HOST:PORT")
+                .args(settings_args(&[Part::Gateway])),
+        )
+        .subcommand(cli_command())
+        .subcommand(log_command())
+        .subcommand(
+            Command::new("config")
+                .about("Print the settings in effect, each with its origin")
+                .arg(switch("check", "Print nothing but mistakes; exit 2 if there are any"))
+                .arg(switch("defaults", "Print the shipped file: every setting with its default"))
+                .args(settings_args(NODE_AND_GATEWAY)),
+        )
+        .subcommand(
+            Command::new("health")
+                .about("Exit 0 if the process on the admin port is ready, else 1")
+                .args(settings_args(NODE_AND_GATEWAY)),
+        )
+        .subcommand(Command::new("version").about("Print the version"))
+}
+
+fn settings_args(parts: &[Part]) -> Vec<Arg> {
+    let defaults = Settings::default();
+    let config = Arg::new("config")
+        .long("config")
+        .value_name("PATH")
+        .value_parser(value_parser!(OsString))
+        .help("A TOML file of settings [env: FLUX_CONFIG]");
+    let mut args = vec![config];
+    for key in KEYS
+        .iter()
+        .filter(|key| key.parts.iter().any(|part| parts.contains(part)))
+    {
+        let default = (key.show)(&defaults);
+        let default = if default.is_empty() {
+            String::new()
+        } else {
+            format!(" [default: {default}]")
+        };
+        let arg = Arg::new(key.flag).long(key.flag);
+        args.push(if key.form == Form::Switch {
+            arg.action(ArgAction::SetTrue)
+                .help(format!("{} [env: {}]", key.help, key.variable))
+        } else {
+            arg.value_name(key.placeholder)
+                .value_parser(value_parser!(OsString))
+                .allow_hyphen_values(key.form == Form::Number)
+                .help(format!("{} [env: {}]{default}", key.help, key.variable))
+        });
+    }
+    args
+}
+
+fn switch(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .action(ArgAction::SetTrue)
+        .help(help)
+}
+
+fn cli_command() -> Command {
+    Command::new("cli")
+        .about("Talk to a node: a prompt, commands from standard input, or one command")
+        .after_help(
+            "flux cli SET key value    one command\n\
+             flux cli < commands.txt   one command per line\n\
+             flux cli                  a prompt with history, completion and hints\n\
+             flux cli demo             write, read, expire and delete, and say what is seen",
+        )
+        .disable_help_flag(true)
+        .arg(
+            Arg::new("help")
+                .long("help")
+                .action(ArgAction::Help)
+                .help("Print help"),
+        )
+        .arg(
+            Arg::new("host")
+                .short('h')
+                .long("host")
+                .value_name("HOST")
+                .help("Host of the node [default: 127.0.0.1]"),
+        )
+        .arg(
+            Arg::new("port")
+                .short('p')
+                .long("port")
+                .value_name("PORT")
+                .value_parser(value_parser!(u16))
+                .help("Port of the node [default: 7379]"),
+        )
+        .arg(
+            Arg::new("password")
+                .short('a')
+                .long("pass")
+                .value_name("PASSWORD")
+                .help("Password of the node [env: FLUX_PASSWORD]"),
+        )
+        .arg(
+            Arg::new("database")
+                .short('n')
+                .value_name("NUMBER")
+                .value_parser(value_parser!(u32))
+                .help("Database; 0 is the only one"),
+        )
+        .arg(
+            Arg::new("resp3")
+                .short('3')
+                .action(ArgAction::SetTrue)
+                .help("Accepted for redis-cli's sake: FLUX carries every type by itself"),
+        )
+        .arg(switch("json", "Print replies as JSON"))
+        .arg(switch(
+            "raw",
+            "Print replies bare (the default when output is not a terminal)",
+        ))
+        .arg(switch(
+            "no-raw",
+            "Print replies with their types (the default on a terminal)",
+        ))
+        .arg(
+            Arg::new("words")
+                .value_name("COMMAND")
+                .value_parser(value_parser!(OsString))
+                .num_args(0..)
+                .trailing_var_arg(true)
+                .allow_hyphen_values(true)
+                .help("A command and its arguments"),
+        )
+}
+
+fn log_command() -> Command {
+    let verb = |name: &'static str, about: &'static str| {
+        Command::new(name).about(about).arg(
+            Arg::new("dir")
+                .value_name("DIR")
+                .required(true)
+                .value_parser(value_parser!(PathBuf))
+                .help("The data directory of a node that is not running"),
+        )
+    };
+    Command::new("log")
+        .about("Look at the log of a data directory")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .subcommand(verb(
+            "verify",
+            "Check every record; exit 3 if any is damaged",
+        ))
+        .subcommand(verb(
+            "inspect",
+            "Describe segments, shards and what is around damage",
+        ))
+        .subcommand(verb("dump", "Print every record"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Task, clap::Error> {
+        read(line.split_whitespace().map(OsString::from))
+    }
+
+    fn parts_of(line: &str) -> &'static [Part] {
+        match parse(line).unwrap() {
+            Task::Run(run) => run.parts,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_does_not_contradict_itself() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn no_subcommand_is_start() {
+        assert_eq!(parts_of("flux"), NODE_AND_GATEWAY);
+        assert_eq!(parts_of("flux --port 0 --insecure"), NODE_AND_GATEWAY);
+        assert_eq!(parts_of("flux start --port 0"), NODE_AND_GATEWAY);
+        assert_eq!(parts_of("flux server"), [Part::Node]);
+        assert_eq!(parts_of("flux gateway --upstream a:1"), [Part::Gateway]);
+    }
+
+    #[test]
+    fn every_setting_has_a_flag_and_a_part_only_its_own() {
+        for key in KEYS {
+            let value = if key.form == Form::Switch { "" } else { "x" };
+            let Task::Run(run) = parse(&format!("flux start --{} {value}", key.flag)).unwrap()
+            else {
+                panic!("not a run");
+            };
+            assert!(run.flags.contains_key(key.flag), "{}", key.flag);
+        }
+        assert!(parse("flux server --http-port 1").is_err());
+        assert!(parse("flux gateway --shards 1").is_err());
+        assert!(parse("flux --prot 1").is_err());
+        assert!(parse("flux nonsense").is_err());
+        let Task::Run(run) = parse("flux --port -1 --config x.toml").unwrap() else {
+            panic!("not a run");
+        };
+        assert_eq!(run.flags["port"], "-1");
+        assert_eq!(run.config, Some("x.toml".into()));
+    }
+
+    #[test]
+    fn the_client_takes_the_flags_of_redis_cli() {
+        let Task::Cli(cli) = parse("flux cli -h example -p 1 -a pw -n 0 -3 set a -1").unwrap()
+        else {
+            panic!("not the client");
+        };
+        assert_eq!(
+            (cli.host.as_str(), cli.port, cli.password.as_deref()),
+            ("example", 1, Some("pw"))
+        );
+        assert_eq!(cli.words, ["set", "a", "-1"]);
+        assert!(parse("flux cli -n 1").is_err());
+    }
+
+    #[test]
+    fn log_needs_a_verb_and_a_folder() {
+        assert!(matches!(
+            parse("flux log dump d"),
+            Ok(Task::Log(LogTask::Dump, _))
+        ));
+        assert!(parse("flux log").is_err() && parse("flux log verify").is_err());
+    }
+}

@@ -1,0 +1,313 @@
+//! The table of settings: one row for each, from which come the flag, the environment variable,
+//! the key of the file, the help text, and the line in `flux config`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use super::value;
+use super::{FsyncPolicy, Part, Settings};
+
+/// What a key of the file must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// A string.
+    Text,
+    /// A whole number.
+    Number,
+    /// `true` or `false`; its flag takes no value.
+    Switch,
+}
+
+/// One setting.
+#[derive(Debug)]
+pub(crate) struct Key {
+    /// Its key in the file, with the section: `node.port`.
+    pub(crate) name: &'static str,
+    /// Its flag without dashes: `port`.
+    pub(crate) flag: &'static str,
+    /// Its environment variable.
+    pub(crate) variable: &'static str,
+    /// What stands for the value in the help.
+    pub(crate) placeholder: &'static str,
+    /// What the file must hold.
+    pub(crate) form: Form,
+    /// The parts that look at it.
+    pub(crate) parts: &'static [Part],
+    /// One line of help.
+    pub(crate) help: &'static str,
+    /// Reads a value; the error is what follows the name of the setting.
+    pub(crate) set: fn(&mut Settings, &str) -> Result<(), String>,
+    /// Writes the value as the file would hold it, without quotes.
+    pub(crate) show: fn(&Settings) -> String,
+}
+
+impl Key {
+    /// The value as a line of TOML.
+    pub(crate) fn line(&self, settings: &Settings) -> String {
+        let key = self.name.rsplit('.').next().unwrap_or(self.name);
+        let value = (self.show)(settings);
+        match self.form {
+            Form::Text => format!("{key} = {value:?}"),
+            Form::Number | Form::Switch => format!("{key} = {value}"),
+        }
+    }
+
+    /// The section of the file it stands in; empty for the top.
+    pub(crate) fn section(&self) -> &'static str {
+        self.name.split_once('.').map_or("", |(section, _)| section)
+    }
+}
+
+const BOTH: &[Part] = &[Part::Node, Part::Gateway];
+const NODE: &[Part] = &[Part::Node];
+const GATEWAY: &[Part] = &[Part::Gateway];
+
+/// Every setting, in the order of `etc/flux.toml`.
+pub(crate) const KEYS: &[Key] = &[
+    Key {
+        name: "bind",
+        flag: "bind",
+        variable: "FLUX_BIND",
+        placeholder: "ADDRESS",
+        form: Form::Text,
+        parts: BOTH,
+        help: "Address of every listener; beyond loopback a password is required",
+        set: |settings, text| {
+            settings.bind = text
+                .parse::<IpAddr>()
+                .map_err(|_| format!("{text:?} is not an IP address such as 127.0.0.1 or ::1"))?;
+            Ok(())
+        },
+        show: |settings| settings.bind.to_string(),
+    },
+    Key {
+        name: "admin-port",
+        flag: "admin-port",
+        variable: "FLUX_ADMIN_PORT",
+        placeholder: "PORT",
+        form: Form::Number,
+        parts: BOTH,
+        help: "Port of /metrics, /healthz and /readyz (`gateway`: 9181)",
+        set: |settings, text| {
+            settings.admin_port = Some(value::port(text)?);
+            Ok(())
+        },
+        show: |settings| settings.admin_port.unwrap_or(9180).to_string(),
+    },
+    Key {
+        name: "password",
+        flag: "password",
+        variable: "FLUX_PASSWORD",
+        placeholder: "PASSWORD",
+        form: Form::Text,
+        parts: BOTH,
+        help: "Password that clients must give; empty: none. Prefer the variable: flags are public",
+        set: |settings, text| {
+            settings.password = some_text(text);
+            Ok(())
+        },
+        show: |settings| settings.password.clone().unwrap_or_default(),
+    },
+    Key {
+        name: "insecure",
+        flag: "insecure",
+        variable: "FLUX_INSECURE",
+        placeholder: "",
+        form: Form::Switch,
+        parts: BOTH,
+        help: "Allow a bind beyond loopback without a password",
+        set: |settings, text| {
+            settings.insecure = value::boolean(text)?;
+            Ok(())
+        },
+        show: |settings| settings.insecure.to_string(),
+    },
+    Key {
+        name: "request-timeout",
+        flag: "request-timeout",
+        variable: "FLUX_REQUEST_TIMEOUT",
+        placeholder: "DURATION",
+        form: Form::Text,
+        parts: BOTH,
+        help: "Deadline of every request that brings none",
+        set: |settings, text| {
+            let timeout = value::duration(text)?;
+            if timeout.is_zero() {
+                return Err("must be longer than 0ms".to_owned());
+            }
+            settings.request_timeout = timeout;
+            Ok(())
+        },
+        show: |settings| value::show_duration(settings.request_timeout),
+    },
+    Key {
+        name: "drain-timeout",
+        flag: "drain-timeout",
+        variable: "FLUX_DRAIN_TIMEOUT",
+        placeholder: "DURATION",
+        form: Form::Text,
+        parts: BOTH,
+        help: "How long a stop waits for requests in hand",
+        set: |settings, text| {
+            settings.drain_timeout = value::duration(text)?;
+            Ok(())
+        },
+        show: |settings| value::show_duration(settings.drain_timeout),
+    },
+    Key {
+        name: "ready-file",
+        flag: "ready-file",
+        variable: "FLUX_READY_FILE",
+        placeholder: "PATH",
+        form: Form::Text,
+        parts: BOTH,
+        help: "File that names the addresses, written once everything is ready; empty: none",
+        set: |settings, text| {
+            settings.ready_file = some_text(text).map(PathBuf::from);
+            Ok(())
+        },
+        show: |settings| show_path(settings.ready_file.as_ref()),
+    },
+    Key {
+        name: "log-level",
+        flag: "log-level",
+        variable: "FLUX_LOG_LEVEL",
+        placeholder: "LEVEL",
+        form: Form::Text,
+        parts: BOTH,
+        help: "off, error, warn, info, debug or trace; or parts such as info,flux_raft=debug",
+        set: |settings, text| {
+            settings.log_level = value::log_level(text)?;
+            Ok(())
+        },
+        show: |settings| settings.log_level.clone(),
+    },
+    Key {
+        name: "node.data-dir",
+        flag: "data-dir",
+        variable: "FLUX_DATA_DIR",
+        placeholder: "DIR",
+        form: Form::Text,
+        parts: NODE,
+        help: "Folder of log and snapshots; one process at a time",
+        set: |settings, text| {
+            let path = some_text(text).ok_or("must not be empty")?;
+            settings.data_dir = PathBuf::from(path);
+            Ok(())
+        },
+        show: |settings| settings.data_dir.display().to_string(),
+    },
+    Key {
+        name: "node.port",
+        flag: "port",
+        variable: "FLUX_PORT",
+        placeholder: "PORT",
+        form: Form::Number,
+        parts: NODE,
+        help: "Port of RESP and FLUX, told apart by their first bytes",
+        set: |settings, text| {
+            settings.port = value::port(text)?;
+            Ok(())
+        },
+        show: |settings| settings.port.to_string(),
+    },
+    Key {
+        name: "node.grpc-port",
+        flag: "grpc-port",
+        variable: "FLUX_GRPC_PORT",
+        placeholder: "PORT",
+        form: Form::Number,
+        parts: NODE,
+        help: "Port of gRPC",
+        set: |settings, text| {
+            settings.grpc_port = value::port(text)?;
+            Ok(())
+        },
+        show: |settings| settings.grpc_port.to_string(),
+    },
+    Key {
+        name: "node.fsync",
+        flag: "fsync",
+        variable: "FLUX_FSYNC",
+        placeholder: "POLICY",
+        form: Form::Text,
+        parts: NODE,
+        help: "always, everysec or never; with each, kill -9 loses nothing acknowledged",
+        set: |settings, text| {
+            settings.fsync = FsyncPolicy::parse(text)?;
+            Ok(())
+        },
+        show: |settings| settings.fsync.as_str().to_owned(),
+    },
+    Key {
+        name: "node.shards",
+        flag: "shards",
+        variable: "FLUX_SHARDS",
+        placeholder: "COUNT",
+        form: Form::Number,
+        parts: NODE,
+        help: "Shards of a new data folder, which remembers it (`server`: 4)",
+        set: |settings, text| {
+            let max = flux_types::limits::SHARDS_MAX;
+            settings.shards = match text.parse::<u32>() {
+                Ok(count) if 0 < count && count <= max => Some(count),
+                Ok(_) | Err(_) => return Err(format!("{text:?} is not a count from 1 to {max}")),
+            };
+            Ok(())
+        },
+        show: |settings| settings.shards.unwrap_or(1).to_string(),
+    },
+    Key {
+        name: "node.max-memory",
+        flag: "max-memory",
+        variable: "FLUX_MAX_MEMORY",
+        placeholder: "SIZE",
+        form: Form::Text,
+        parts: NODE,
+        help: "Memory of the data after which writes are refused; 0: no limit",
+        set: |settings, text| {
+            settings.max_memory = Some(value::size(text)?).filter(|bytes| *bytes > 0);
+            Ok(())
+        },
+        show: |settings| value::show_size(settings.max_memory.unwrap_or(0)),
+    },
+    Key {
+        name: "gateway.http-port",
+        flag: "http-port",
+        variable: "FLUX_HTTP_PORT",
+        placeholder: "PORT",
+        form: Form::Number,
+        parts: GATEWAY,
+        help: "Port of HTTP",
+        set: |settings, text| {
+            settings.http_port = value::port(text)?;
+            Ok(())
+        },
+        show: |settings| settings.http_port.to_string(),
+    },
+    Key {
+        name: "gateway.upstream",
+        flag: "upstream",
+        variable: "FLUX_UPSTREAM",
+        placeholder: "HOST:PORT",
+        form: Form::Text,
+        parts: GATEWAY,
+        help: "gRPC address behind the gateway; empty: this process's node",
+        set: |settings, text| {
+            settings.upstream = match some_text(text) {
+                Some(text) => Some(value::host_and_port(&text)?),
+                None => None,
+            };
+            Ok(())
+        },
+        show: |settings| settings.upstream.clone().unwrap_or_default(),
+    },
+];
+
+fn some_text(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn show_path(path: Option<&PathBuf>) -> String {
+    path.map_or_else(String::new, |path| path.display().to_string())
+}

@@ -1,0 +1,355 @@
+//! Settings: where they come from and which of them wins.
+//!
+//! Defaults, then the file that `--config` or `FLUX_CONFIG` names (none is looked for by itself:
+//! what a process does must not depend on the folder it was started in), then `FLUX_*` variables,
+//! then flags. Each layer overwrites the one before, every mistake in any layer is reported, and
+//! every value remembers its origin. This is the only place of the project that reads the
+//! environment or a configuration file.
+
+mod file;
+mod keys;
+mod value;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub(crate) use keys::{Form, KEYS, Key};
+
+/// What a process can run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The key-value node.
+    Node,
+    /// The HTTP gateway.
+    Gateway,
+}
+
+/// When an acknowledged write is on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum FsyncPolicy {
+    /// Before it is acknowledged.
+    #[default]
+    Always,
+    /// Within a second.
+    EverySecond,
+    /// When the kernel likes.
+    Never,
+}
+
+impl FsyncPolicy {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "always" => Ok(Self::Always),
+            "everysec" => Ok(Self::EverySecond),
+            "never" => Ok(Self::Never),
+            _ => Err(format!("{text:?} is not always, everysec or never")),
+        }
+    }
+
+    /// The word for it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::EverySecond => "everysec",
+            Self::Never => "never",
+        }
+    }
+}
+
+/// Everything that can be set, as typed values.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Settings {
+    pub(crate) bind: IpAddr,
+    /// `None`: 9180, or 9181 for a gateway alone.
+    pub(crate) admin_port: Option<u16>,
+    pub(crate) password: Option<String>,
+    pub(crate) insecure: bool,
+    pub(crate) request_timeout: Duration,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) ready_file: Option<PathBuf>,
+    pub(crate) log_level: String,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) port: u16,
+    pub(crate) grpc_port: u16,
+    pub(crate) fsync: FsyncPolicy,
+    /// `None`: what the data directory remembers, else 1, or 4 for a node alone.
+    pub(crate) shards: Option<u32>,
+    pub(crate) max_memory: Option<u64>,
+    pub(crate) http_port: u16,
+    pub(crate) upstream: Option<String>,
+    /// The gateway's own tables (routes, upstreams …); `None`: the shipped ones.
+    pub(crate) gateway_tables: toml::Table,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            admin_port: None,
+            password: None,
+            insecure: false,
+            request_timeout: Duration::from_secs(2),
+            drain_timeout: Duration::from_secs(10),
+            ready_file: None,
+            log_level: "info".to_owned(),
+            data_dir: PathBuf::from("./flux-data"),
+            port: 7379,
+            grpc_port: 50052,
+            fsync: FsyncPolicy::Always,
+            shards: None,
+            max_memory: None,
+            http_port: 8080,
+            upstream: None,
+            gateway_tables: toml::Table::new(),
+        }
+    }
+}
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Line of the file.
+    File(PathBuf, usize),
+    /// An environment variable.
+    Variable(&'static str),
+    /// A flag.
+    Flag(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path, line) => write!(f, "{}:{line}", path.display()),
+            Self::Variable(name) => f.write_str(name),
+            Self::Flag(name) => write!(f, "--{name}"),
+        }
+    }
+}
+
+/// The layers above the defaults, as they were found.
+#[derive(Debug, Default)]
+pub(crate) struct Layers {
+    /// The file with its text.
+    pub(crate) file: Option<(PathBuf, String)>,
+    /// Variables by their names.
+    pub(crate) variables: BTreeMap<&'static str, OsString>,
+    /// Flags by their names, without dashes.
+    pub(crate) flags: BTreeMap<&'static str, OsString>,
+}
+
+/// Settings with their origins; what has no origin is a default.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Resolved {
+    pub(crate) settings: Settings,
+    pub(crate) origins: BTreeMap<&'static str, Origin>,
+}
+
+/// All mistakes found, one line each.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Mistakes(pub(crate) Vec<String>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+/// Reads the variables that name settings, and the file that `flag` or `FLUX_CONFIG` names.
+///
+/// # Errors
+/// When that file cannot be read.
+pub(crate) fn read_layers(
+    config: Option<OsString>,
+    flags: BTreeMap<&'static str, OsString>,
+) -> Result<Layers, Mistakes> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let file = match config.or_else(|| variable("FLUX_CONFIG")) {
+        None => None,
+        Some(path) => {
+            let path = PathBuf::from(path);
+            let text = std::fs::read_to_string(&path).map_err(|error| {
+                Mistakes(vec![format!(
+                    "--config {}: {}",
+                    path.display(),
+                    reason(&error)
+                )])
+            })?;
+            Some((path, text))
+        }
+    };
+    let variables = KEYS
+        .iter()
+        .filter_map(|key| variable(key.variable).map(|value| (key.variable, value)))
+        .collect();
+    Ok(Layers {
+        file,
+        variables,
+        flags,
+    })
+}
+
+/// What an I/O error says, without the code that its display appends.
+pub(crate) fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    let mut characters = text.chars();
+    characters.next().map_or_else(String::new, |first| {
+        first.to_lowercase().chain(characters).collect()
+    })
+}
+
+/// Lays the layers over the defaults and checks the whole.
+///
+/// # Errors
+/// All mistakes of all layers, in the order file, variables, flags, relations.
+pub(crate) fn resolve(layers: &Layers, parts: &[Part]) -> Result<Resolved, Mistakes> {
+    let mut resolved = Resolved {
+        settings: Settings::default(),
+        origins: BTreeMap::new(),
+    };
+    let mut mistakes = Vec::new();
+    if let Some((path, text)) = &layers.file {
+        file::read(path, text, &mut resolved, &mut mistakes);
+    }
+    let named = KEYS
+        .iter()
+        .filter(|key| key.parts.iter().any(|part| parts.contains(part)));
+    for key in named.clone() {
+        if let Some(value) = layers.variables.get(key.variable) {
+            overwrite(
+                key,
+                Origin::Variable(key.variable),
+                value,
+                &mut resolved,
+                &mut mistakes,
+            );
+        }
+    }
+    for key in named {
+        if let Some(value) = layers.flags.get(key.flag) {
+            overwrite(
+                key,
+                Origin::Flag(key.flag),
+                value,
+                &mut resolved,
+                &mut mistakes,
+            );
+        }
+    }
+    if mistakes.is_empty() {
+        check_relations(&resolved, parts, &mut mistakes);
+    }
+    if mistakes.is_empty() {
+        Ok(resolved)
+    } else {
+        Err(Mistakes(mistakes))
+    }
+}
+
+fn overwrite(
+    key: &'static Key,
+    origin: Origin,
+    value: &OsString,
+    resolved: &mut Resolved,
+    mistakes: &mut Vec<String>,
+) {
+    let outcome = value
+        .to_str()
+        .ok_or_else(|| format!("{value:?} is not UTF-8"))
+        .and_then(|text| (key.set)(&mut resolved.settings, text));
+    match outcome {
+        Ok(()) => {
+            resolved.origins.insert(key.name, origin);
+        }
+        Err(problem) => mistakes.push(format!("{origin}: {problem}")),
+    }
+}
+
+/// What no single value shows: two listeners on one port, a listener open to the world.
+fn check_relations(resolved: &Resolved, parts: &[Part], mistakes: &mut Vec<String>) {
+    let settings = &resolved.settings;
+    let mut ports: BTreeMap<u16, &'static str> = BTreeMap::new();
+    for (flag, port) in settings.ports(parts) {
+        if port == 0 {
+            continue;
+        }
+        if let Some(other) = ports.insert(port, flag) {
+            mistakes.push(format!(
+                "--{other} and --{flag} are both {port}: change one of them"
+            ));
+        }
+    }
+    if !settings.bind.is_loopback() && !settings.insecure && settings.password.is_none() {
+        mistakes.push(format!(
+            "--bind {}: beyond loopback a --password (FLUX_PASSWORD) is required, or --insecure",
+            settings.bind
+        ));
+    }
+    if parts == [Part::Gateway] && settings.upstream.is_none() {
+        mistakes.push(
+            "--upstream HOST:PORT is required: the gRPC address behind the gateway".to_owned(),
+        );
+    }
+}
+
+impl Settings {
+    /// The flag and port of every listener, in the order in which they are named to people.
+    pub(crate) fn ports(&self, parts: &[Part]) -> Vec<(&'static str, u16)> {
+        let mut ports = Vec::new();
+        if parts.contains(&Part::Node) {
+            ports.push(("port", self.port));
+            ports.push(("grpc-port", self.grpc_port));
+        }
+        if parts.contains(&Part::Gateway) {
+            ports.push(("http-port", self.http_port));
+        }
+        ports.push(("admin-port", self.admin_port_for(parts)));
+        ports
+    }
+
+    /// The admin port: a gateway alone stands beside a node on the same machine.
+    pub(crate) fn admin_port_for(&self, parts: &[Part]) -> u16 {
+        let default = if parts == [Part::Gateway] { 9181 } else { 9180 };
+        self.admin_port.unwrap_or(default)
+    }
+}
+
+/// The effective settings as a file, each line with its origin; the password is not shown.
+pub(crate) fn show(resolved: &Resolved) -> String {
+    let mut settings = resolved.settings.clone();
+    if settings.password.is_some() {
+        settings.password = Some("(set, not shown)".to_owned());
+    }
+    let mut text = String::new();
+    let mut section = "";
+    for key in KEYS {
+        if key.section() != section {
+            section = key.section();
+            text.push_str(&format!("\n[{section}]\n"));
+        }
+        let origin = resolved
+            .origins
+            .get(key.name)
+            .map_or_else(|| "default".to_owned(), Origin::to_string);
+        text.push_str(&format!("{:<40} # {origin}\n", key.line(&settings)));
+    }
+    if !settings.gateway_tables.is_empty() {
+        let mut gateway = toml::Table::new();
+        gateway.insert(
+            "gateway".to_owned(),
+            toml::Value::Table(settings.gateway_tables),
+        );
+        text.push('\n');
+        text.push_str(&gateway.to_string());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,217 @@
+//! Tests of the layers.
+
+use expect_test::{Expect, expect};
+
+use super::*;
+
+const ALL: &[Part] = &[Part::Node, Part::Gateway];
+const SHIPPED: &str = include_str!("../../../../etc/flux.toml");
+
+fn layers(
+    file: &str,
+    variables: &[(&'static str, &str)],
+    flags: &[(&'static str, &str)],
+) -> Layers {
+    Layers {
+        file: Some((PathBuf::from("my.toml"), file.to_owned())),
+        variables: variables
+            .iter()
+            .map(|(name, value)| (*name, value.into()))
+            .collect(),
+        flags: flags
+            .iter()
+            .map(|(name, value)| (*name, value.into()))
+            .collect(),
+    }
+}
+
+fn check_mistakes(layers: &Layers, parts: &[Part], expected: &Expect) {
+    expected.assert_eq(&resolve(layers, parts).unwrap_err().to_string());
+}
+
+#[test]
+fn a_flag_wins_over_a_variable_over_the_file_over_the_default() {
+    let layers = layers(
+        "request-timeout = \"1s\"\n[node]\nport = 1\ngrpc-port = 2\nshards = 3\n",
+        &[("FLUX_GRPC_PORT", "20"), ("FLUX_SHARDS", "30")],
+        &[("shards", "31")],
+    );
+    let Resolved { settings, origins } = resolve(&layers, ALL).unwrap();
+    assert_eq!(settings.request_timeout, Duration::from_secs(1));
+    assert_eq!(
+        (settings.port, settings.grpc_port, settings.shards),
+        (1, 20, Some(31))
+    );
+    assert_eq!(settings.http_port, 8080);
+    assert_eq!(origins["node.port"], Origin::File("my.toml".into(), 3));
+    assert_eq!(
+        origins["node.grpc-port"],
+        Origin::Variable("FLUX_GRPC_PORT")
+    );
+    assert_eq!(origins["node.shards"], Origin::Flag("shards"));
+    assert_eq!(origins.get("gateway.http-port"), None);
+}
+
+#[test]
+fn all_mistakes_of_all_layers_are_reported_at_once() {
+    let layers = layers(
+        "colour = 1\nlog-level = 3\n\n[node]\nprot = 7379\nshards = 0\nfsync = \"sometimes\"\n[gatewy]\n",
+        &[
+            ("FLUX_PORT", "tcp://10.0.0.1:7379"),
+            ("FLUX_INSECURE", "perhaps"),
+        ],
+        &[("drain-timeout", "soon"), ("max-memory", "1GB")],
+    );
+    check_mistakes(
+        &layers,
+        ALL,
+        &expect![[r#"
+        my.toml:1: colour is not a setting
+        my.toml:2: log-level: must be a string in quotes
+        my.toml:5: node.prot is not a setting; did you mean node.port?
+        my.toml:6: node.shards: "0" is not a count from 1 to 64
+        my.toml:7: node.fsync: "sometimes" is not always, everysec or never
+        my.toml:8: gatewy is not a setting
+        FLUX_INSECURE: "perhaps" is neither true nor false
+        FLUX_PORT: "tcp://10.0.0.1:7379" is not a port from 0 to 65535 (0: any free one)
+        --drain-timeout: "soon" is not a duration such as 150ms, 10s, 5m or 1h
+        --max-memory: "1GB" is not a size such as 512KiB, 64MiB or 2GiB"#]],
+    );
+}
+
+#[test]
+fn a_file_that_is_not_toml_names_its_lines() {
+    check_mistakes(
+        &layers("bind = \n[node\nport = 1\n", &[], &[]),
+        ALL,
+        &expect![[r#"
+            my.toml:2: unclosed table, expected `]`
+            my.toml:1: string values must be quoted, expected literal string"#]],
+    );
+    check_mistakes(
+        &layers("node = 1\nbind = 1\nbind = 2", &[], &[]),
+        ALL,
+        &expect!["my.toml:3: duplicate key"],
+    );
+}
+
+#[test]
+fn relations_between_settings_are_checked() {
+    let flags = [("http-port", "7379"), ("bind", "0.0.0.0")];
+    check_mistakes(
+        &layers("", &[], &flags),
+        ALL,
+        &expect![[r#"
+        --port and --http-port are both 7379: change one of them
+        --bind 0.0.0.0: beyond loopback a --password (FLUX_PASSWORD) is required, or --insecure"#]],
+    );
+    assert!(
+        resolve(
+            &layers("", &[], &[("bind", "0.0.0.0"), ("insecure", "true")]),
+            ALL
+        )
+        .is_ok()
+    );
+    assert!(resolve(&layers("", &[], &[("bind", "::"), ("password", "x")]), ALL).is_ok());
+    check_mistakes(
+        &layers("", &[], &[]),
+        &[Part::Gateway],
+        &expect!["--upstream HOST:PORT is required: the gRPC address behind the gateway"],
+    );
+}
+
+#[test]
+fn port_zero_may_be_given_to_every_listener() {
+    let flags = [
+        ("port", "0"),
+        ("grpc-port", "0"),
+        ("http-port", "0"),
+        ("admin-port", "0"),
+    ];
+    assert!(resolve(&layers("", &[], &flags), ALL).is_ok());
+}
+
+#[test]
+fn variables_of_another_part_are_not_looked_at() {
+    let layers = layers("", &[("FLUX_HTTP_PORT", "nonsense")], &[]);
+    assert!(resolve(&layers, &[Part::Node]).is_ok());
+    assert!(resolve(&layers, ALL).is_err());
+}
+
+#[test]
+fn the_shipped_file_holds_every_setting_with_its_default() {
+    let resolved = resolve(&layers(SHIPPED, &[], &[]), ALL).unwrap();
+    let missing: Vec<_> = KEYS
+        .iter()
+        .map(|key| key.name)
+        .filter(|key| !resolved.origins.contains_key(key))
+        .collect();
+    // Their defaults depend on the subcommand, so they stand there as comments.
+    assert_eq!(missing, ["admin-port", "node.shards"]);
+    assert_eq!(
+        resolved.settings,
+        Settings {
+            gateway_tables: resolved.settings.gateway_tables.clone(),
+            ..Settings::default()
+        }
+    );
+    for key in KEYS {
+        let line = key.line(&Settings::default());
+        let found = SHIPPED
+            .lines()
+            .any(|have| have.trim_start_matches("# ").starts_with(&line));
+        assert!(found, "{}: no line `{line}`", key.name);
+    }
+}
+
+#[test]
+fn every_setting_shows_what_it_was_set_to() {
+    let values: BTreeMap<&str, &str> = [
+        ("bind", "::1"),
+        ("admin-port", "1"),
+        ("password", "secret"),
+        ("insecure", "true"),
+        ("request-timeout", "150ms"),
+        ("drain-timeout", "1m"),
+        ("ready-file", "/tmp/ready"),
+        ("log-level", "warn,flux_raft=trace"),
+        ("node.data-dir", "/var/lib/flux"),
+        ("node.port", "2"),
+        ("node.grpc-port", "3"),
+        ("node.fsync", "everysec"),
+        ("node.shards", "64"),
+        ("node.max-memory", "2GiB"),
+        ("gateway.http-port", "4"),
+        ("gateway.upstream", "node:50052"),
+    ]
+    .into();
+    for key in KEYS {
+        let mut settings = Settings::default();
+        (key.set)(&mut settings, values[key.name]).unwrap();
+        assert_eq!((key.show)(&settings), values[key.name], "{}", key.name);
+        assert_eq!(
+            key.variable,
+            format!("FLUX_{}", key.flag.to_uppercase().replace('-', "_"))
+        );
+        assert!(key.name.ends_with(key.flag));
+    }
+}
+
+#[test]
+fn what_is_shown_can_be_read_again_and_hides_the_password() {
+    let flags = [("password", "secret"), ("port", "1"), ("shards", "2")];
+    let resolved = resolve(&layers("[node]\nfsync = \"never\"\n", &[], &flags), ALL).unwrap();
+    let text = show(&resolved);
+    assert!(!text.contains("secret"), "{text}");
+    assert!(
+        text.contains("# --port") && text.contains("# my.toml:2") && text.contains("# default")
+    );
+    let again = resolve(&layers(&text, &[], &[("password", "secret")]), ALL).unwrap();
+    assert_eq!(
+        again.settings,
+        Settings {
+            admin_port: Some(9180),
+            ..resolved.settings
+        }
+    );
+}
