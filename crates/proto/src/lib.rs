@@ -1,1 +1,114 @@
-//! The protobuf API, its conversions, and its descriptor set.
+//! The protobuf API: messages, clients and servers, conversions, and its descriptors.
+//!
+//! The `.proto` files in `proto/` are the contract; they are compiled when the crate is built.
+//! [`convert`] is the only way between messages and [`flux_types`], and [`status`] the only place
+//! where an error becomes a gRPC status. Nothing here does I/O.
+
+pub mod convert;
+mod generated;
+pub mod status;
+
+/// The interface `flux.kv.v1`.
+pub use generated::flux::kv::v1 as kv;
+
+/// The interface of the first Flux-KV, package `service`.
+pub use generated::service as original;
+
+/// The error detail `flux.error.v1`.
+pub use generated::flux::error::v1 as error;
+
+/// The parts of `google.rpc` in use.
+pub use generated::google::rpc;
+
+/// All descriptors, with their imports, comments and custom options, as an encoded
+/// `google.protobuf.FileDescriptorSet`: for reflection, and for gateways that are given a file.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Full name of the service in [`kv`].
+pub const KV_SERVICE: &str = "flux.kv.v1.Kv";
+/// Full name of the service in [`original`].
+pub const ORIGINAL_SERVICE: &str = "service.KVService";
+
+#[cfg(test)]
+mod tests {
+    use prost_reflect::{DescriptorPool, Kind, Value};
+
+    use super::{FILE_DESCRIPTOR_SET, KV_SERVICE, ORIGINAL_SERVICE};
+
+    fn pool() -> DescriptorPool {
+        DescriptorPool::decode(FILE_DESCRIPTOR_SET).unwrap()
+    }
+
+    #[test]
+    fn every_bytes_field_of_the_interface_is_marked_as_text() {
+        let pool = pool();
+        let text = pool.get_extension_by_name("flux.options.v1.text").unwrap();
+        let messages = pool
+            .all_messages()
+            .filter(|message| message.package_name() == "flux.kv.v1");
+        let mut marked = 0;
+        for field in messages.flat_map(|message| message.fields().collect::<Vec<_>>()) {
+            if field.kind() != Kind::Bytes {
+                continue;
+            }
+            let options = field.options();
+            let value = options.get_extension(&text);
+            assert_eq!(*value, Value::Bool(true), "{}", field.full_name());
+            marked += 1;
+        }
+        assert!(marked >= 12, "{marked}");
+    }
+
+    #[test]
+    fn every_call_of_the_interface_has_a_path_over_http() {
+        let pool = pool();
+        let http = pool.get_extension_by_name("google.api.http").unwrap();
+        let service = pool.get_service_by_name(KV_SERVICE).unwrap();
+        assert_eq!(service.methods().len(), 8);
+        for method in service.methods() {
+            let options = method.options();
+            let Value::Message(rule) = options.get_extension(&http).into_owned() else {
+                panic!("{}", method.full_name());
+            };
+            let paths = ["get", "post", "delete"].map(|name| {
+                let path = rule.get_field_by_name(name).unwrap();
+                path.as_str().unwrap_or_default().to_owned()
+            });
+            assert!(
+                paths.iter().any(|path| path.starts_with("/v1/kv")),
+                "{}: {paths:?}",
+                method.full_name()
+            );
+        }
+    }
+
+    #[test]
+    fn the_original_interface_is_exactly_what_its_clients_were_built_for() {
+        let pool = pool();
+        let service = pool.get_service_by_name(ORIGINAL_SERVICE).unwrap();
+        let methods: Vec<String> = service
+            .methods()
+            .map(|method| {
+                let fields = |message: prost_reflect::MessageDescriptor| {
+                    let field = |field: prost_reflect::FieldDescriptor| {
+                        format!("{}={}:{:?}", field.name(), field.number(), field.kind())
+                    };
+                    let fields: Vec<String> = message.fields().map(field).collect();
+                    format!("{}({})", message.full_name(), fields.join(","))
+                };
+                let (input, output) = (fields(method.input()), fields(method.output()));
+                format!("{} {input} {output}", method.name())
+            })
+            .collect();
+        assert_eq!(
+            methods,
+            [
+                "Set service.SetRequest(key=1:string,value=2:string) \
+                 service.SetResponse(success=1:bool)",
+                "Get service.GetRequest(key=1:string) \
+                 service.GetResponse(value=1:string,found=2:bool)",
+                "Del service.DelRequest(key=1:string) service.DelResponse(success=1:bool)",
+            ]
+        );
+    }
+}
