@@ -1,1 +1,36 @@
-//! HTTP to gRPC for any service, by descriptor: routes, transcoding, upstreams.
+//! HTTP to gRPC for any service, by descriptor: no generated code, and no word about what the
+//! services are for.
+//!
+//! A request comes in over HTTP/1.1 or HTTP/2 (`serve`), is matched by method and path (`route`)
+//! against what descriptors and configuration declare (`descriptor`), turned into protobuf bytes
+//! (`transcode`), sent to an endpoint (`upstream`), and its answer turned into JSON. Every failure,
+//! the gateway's own included, is a `google.rpc.Status` as JSON (`status`).
+//!
+//! What it promises and what can be configured is in `docs/gateway.md`.
+
+mod config;
+
+mod error;
+
+mod gateway;
+
+mod serve;
+
+mod route;
+
+mod descriptor;
+
+mod transcode;
+
+mod upstream;
+
+mod status;
+
+mod metrics;
+
+pub use config::{
+    Config, DescriptorSource, JsonConfig, Mistake, NamesConfig, ProtoSource, ResponseConfig,
+    RouteConfig, Size, Timeout, UnknownFieldsConfig, UpstreamConfig,
+};
+pub use error::StartError;
+pub use gateway::{Addresses, Gateway};

@@ -1,0 +1,238 @@
+//! What can be configured, with its defaults and its limits.
+//!
+//! Two steps: serde turns text into these types, then [`Config::validate`] looks at everything
+//! together and reports every mistake at once, each with its key and what to do. Code below takes
+//! the fields it needs and never validates again.
+
+mod units;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+pub use units::{Size, Timeout};
+pub use validate::Mistake;
+
+/// The gateway. All keys are optional but an upstream is needed to be of any use.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Address on which HTTP/1.1 and HTTP/2 without TLS are served. Port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Worker threads, each with its own connections; 0 means one per core. At most 256.
+    pub workers: usize,
+    /// Client connections open at the same time; more wait to be accepted.
+    pub connections_max: usize,
+    /// Time for a request's headers to arrive, counted from the first wait for them; also how
+    /// long an idle connection is kept.
+    pub header_read_timeout: Timeout,
+    /// Size of a request's headers together; more is answered 431.
+    pub header_bytes_max: Size,
+    /// Number of a request's headers; more is answered 431.
+    pub headers_max: usize,
+    /// Size of a request's body; more is answered 413.
+    pub body_bytes_max: Size,
+    /// Time for a request's body to arrive; longer is answered 408.
+    pub body_read_timeout: Timeout,
+    /// Size of a message that an upstream may answer with; more is answered 502.
+    pub response_bytes_max: Size,
+    /// Deadline of requests that bring none and whose route has none.
+    pub request_timeout: Timeout,
+    /// The longest deadline that a request may ask for.
+    pub request_timeout_max: Timeout,
+    /// Request headers that are passed on to upstreams as metadata, lower case.
+    pub forward_headers: Vec<String>,
+    /// Path of the gateway's own health answer; empty for none.
+    pub health_path: String,
+    /// Full name of a boolean extension of `google.protobuf.FieldOptions` that marks `bytes`
+    /// fields which hold text: those are plain strings in JSON. Empty for none.
+    pub text_bytes_option: String,
+    /// Further such fields, as `package.Message.field`.
+    pub text_bytes_fields: Vec<String>,
+    /// JSON rules.
+    pub json: JsonConfig,
+    /// The services behind the gateway.
+    pub upstreams: Vec<UpstreamConfig>,
+    /// Routes beside those that the descriptors declare.
+    pub routes: Vec<RouteConfig>,
+}
+
+/// JSON rules.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct JsonConfig {
+    /// What happens to JSON fields and parameters that the message does not have.
+    pub unknown_fields: UnknownFieldsConfig,
+    /// Whether responses show fields that hold their default (0, "", false, empty lists).
+    pub emit_defaults: bool,
+    /// Names of fields in responses; requests may use both.
+    pub names: NamesConfig,
+    /// How deeply objects and lists of a request may be nested. At most 100.
+    pub depth_max: usize,
+}
+
+/// What happens to JSON fields and parameters that the message does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnknownFieldsConfig {
+    /// The request is answered 400 naming the field.
+    Reject,
+    /// They are left out.
+    Ignore,
+}
+
+/// Names of fields in responses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NamesConfig {
+    /// lowerCamelCase, the protobuf JSON convention.
+    Json,
+    /// As in the `.proto` file.
+    Proto,
+}
+
+/// A set of endpoints that serve the same services.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct UpstreamConfig {
+    /// How routes and logs call it.
+    pub name: String,
+    /// `host:port` of each endpoint; they take turns.
+    pub endpoints: Vec<String>,
+    /// Full names of the services to expose; empty for all that the descriptors have, except the
+    /// reflection service.
+    pub services: Vec<String>,
+    /// Where the descriptors of its services come from.
+    pub descriptors: DescriptorSource,
+    /// How often descriptors are asked for again by reflection.
+    pub refresh: Timeout,
+    /// Time to establish a connection.
+    pub connect_timeout: Timeout,
+    /// Calls in flight at the same time over the whole gateway; more are answered 429.
+    pub in_flight_max: usize,
+}
+
+/// Where descriptors come from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DescriptorSource {
+    /// The upstream tells by gRPC server reflection (v1, else v1alpha).
+    #[default]
+    Reflection,
+    /// A file holding an encoded `google.protobuf.FileDescriptorSet`, as
+    /// `protoc --descriptor_set_out --include_imports` writes it.
+    Set(String),
+    /// `.proto` files, compiled at start.
+    Proto(ProtoSource),
+    /// An encoded `FileDescriptorSet` handed over by the program that embeds the gateway.
+    #[serde(skip)]
+    Embedded(Bytes),
+}
+
+/// `.proto` files and where their imports are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ProtoSource {
+    /// The files, relative to one of `includes`.
+    pub files: Vec<String>,
+    /// Directories in which files and imports are searched.
+    pub includes: Vec<String>,
+}
+
+/// One route: method and path to an rpc.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RouteConfig {
+    /// Method and path template, as in `GET /v1/things/{name}`.
+    pub http: String,
+    /// The rpc that answers, as `package.Service/Method`.
+    pub rpc: String,
+    /// The upstream that has it; empty if only one does.
+    pub upstream: String,
+    /// What the body holds: `*` the whole request message, a field's name that field, empty
+    /// nothing. Without this key: `*` for POST, PUT and PATCH.
+    pub body: Option<String>,
+    /// The field of the response message that is the response body; empty for the whole message.
+    pub response_body: String,
+    /// Deadline of requests that bring none.
+    pub timeout: Option<Timeout>,
+    /// Fields of the request message that the request must give; it is answered 400 otherwise.
+    pub required: Vec<String>,
+    /// Fields that the request message has before the request is read, as JSON.
+    pub defaults: serde_json::Map<String, serde_json::Value>,
+    /// The response object, if it is not simply the message.
+    pub response: Option<ResponseConfig>,
+}
+
+/// A response object put together from constants and fields of the response message.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ResponseConfig {
+    /// Keys and values written as they are, first.
+    pub constants: serde_json::Map<String, serde_json::Value>,
+    /// Fields that are always shown, with their default if the upstream left them out.
+    pub fields: Vec<String>,
+    /// Fields shown only if the request sets the boolean field named on the right.
+    pub on_request: BTreeMap<String, String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
+            workers: 0,
+            connections_max: 20_000,
+            header_read_timeout: Timeout::seconds(10),
+            header_bytes_max: Size::bytes(32 << 10),
+            headers_max: 100,
+            body_bytes_max: Size::bytes(10 << 20),
+            body_read_timeout: Timeout::seconds(30),
+            response_bytes_max: Size::bytes(66 << 20),
+            request_timeout: Timeout::seconds(2),
+            request_timeout_max: Timeout::seconds(60),
+            forward_headers: [
+                "authorization",
+                "traceparent",
+                "tracestate",
+                "baggage",
+                "x-request-id",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+            health_path: "/health".to_owned(),
+            text_bytes_option: String::new(),
+            text_bytes_fields: Vec::new(),
+            json: JsonConfig::default(),
+            upstreams: Vec::new(),
+            routes: Vec::new(),
+        }
+    }
+}
+
+impl Default for JsonConfig {
+    fn default() -> Self {
+        Self {
+            unknown_fields: UnknownFieldsConfig::Reject,
+            emit_defaults: true,
+            names: NamesConfig::Json,
+            depth_max: 64,
+        }
+    }
+}
+
+impl Default for UpstreamConfig {
+    fn default() -> Self {
+        Self {
+            name: "default".to_owned(),
+            endpoints: Vec::new(),
+            services: Vec::new(),
+            descriptors: DescriptorSource::Reflection,
+            refresh: Timeout::seconds(30),
+            connect_timeout: Timeout::seconds(1),
+            in_flight_max: 10_000,
+        }
+    }
+}

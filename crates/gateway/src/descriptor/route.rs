@@ -1,0 +1,261 @@
+//! A route resolved against descriptors: everything a request needs, found out beforehand.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use prost_reflect::MethodDescriptor;
+
+use crate::config::RouteConfig;
+use crate::route::template::{Template, Variable};
+use crate::transcode::bind::FieldPath;
+use crate::transcode::json_in::{JsonIn, UnknownFields};
+use crate::transcode::plan::{Label, MessageId, Plans};
+use crate::transcode::shape::{RequestedField, ResponseShape};
+
+/// Nesting of the `defaults` of a route.
+const DEFAULTS_DEPTH_MAX: usize = 64;
+
+/// One rpc of an upstream.
+#[derive(Clone, Debug)]
+pub(crate) struct Rpc {
+    /// Position of the upstream in the configuration.
+    pub(crate) upstream: usize,
+    /// `/package.Service/Method`
+    pub(crate) path: PathAndQuery,
+    pub(crate) plans: Arc<Plans>,
+    pub(crate) input: MessageId,
+    pub(crate) output: MessageId,
+    /// Whether calling it twice is the same as once, by its `idempotency_level`.
+    pub(crate) is_idempotent: bool,
+    pub(crate) streams: Streams,
+}
+
+/// Which side of an rpc sends many messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Streams {
+    Neither,
+    Server,
+    /// The client, or both.
+    Client,
+}
+
+/// What the request body holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BodyBinding {
+    Nothing,
+    Message,
+    /// The field at this position of the request message.
+    Field(usize),
+}
+
+/// What the response body shows.
+#[derive(Clone, Debug)]
+pub(crate) enum ResponseBinding {
+    Message,
+    /// The field at this position of the response message.
+    Field(usize),
+    Shape(ResponseShape),
+}
+
+/// A route to an rpc.
+#[derive(Debug)]
+pub(crate) struct RpcRoute {
+    pub(crate) rpc: Rpc,
+    pub(crate) body: BodyBinding,
+    /// Whether fields may come as query parameters.
+    pub(crate) takes_query: bool,
+    pub(crate) variables: Vec<(Variable, FieldPath)>,
+    /// Encoded fields that every request begins with.
+    pub(crate) defaults: Vec<u8>,
+    /// Name and position of fields that must be given.
+    pub(crate) required: Vec<(String, usize)>,
+    pub(crate) response: ResponseBinding,
+    pub(crate) timeout: Option<Duration>,
+}
+
+impl Rpc {
+    /// # Errors
+    /// Why the method cannot be called.
+    pub(crate) fn new(
+        upstream: usize,
+        plans: &Arc<Plans>,
+        method: &MethodDescriptor,
+    ) -> Result<Self, String> {
+        let service = method.parent_service();
+        let path = format!("/{}/{}", service.full_name(), method.name());
+        let find = |name: &str| {
+            plans
+                .find(name)
+                .ok_or_else(|| format!("unknown type {name}"))
+        };
+        // NO_SIDE_EFFECTS and IDEMPOTENT of google.protobuf.MethodOptions.
+        let level = method.method_descriptor_proto().options.as_ref();
+        let level = level.map_or(0, |options| options.idempotency_level.unwrap_or_default());
+        Ok(Self {
+            upstream,
+            path: path.parse().map_err(|_| format!("{path} is not a path"))?,
+            plans: Arc::clone(plans),
+            input: find(method.input().full_name())?,
+            output: find(method.output().full_name())?,
+            is_idempotent: level != 0,
+            streams: match (method.is_client_streaming(), method.is_server_streaming()) {
+                (false, false) => Streams::Neither,
+                (false, true) => Streams::Server,
+                (true, _) => Streams::Client,
+            },
+        })
+    }
+
+    fn input_field(&self, name: &str) -> Result<usize, String> {
+        position(&self.plans, self.input, name)
+    }
+
+    fn output_field(&self, name: &str) -> Result<usize, String> {
+        position(&self.plans, self.output, name)
+    }
+
+    fn body_binding(&self, body: &str) -> Result<BodyBinding, String> {
+        match body {
+            "" => Ok(BodyBinding::Nothing),
+            "*" => Ok(BodyBinding::Message),
+            field => self.input_field(field).map(BodyBinding::Field),
+        }
+    }
+}
+
+impl RpcRoute {
+    /// `POST /package.Service/Method`, which every rpc has.
+    pub(crate) const fn direct(rpc: Rpc) -> Self {
+        Self {
+            rpc,
+            body: BodyBinding::Message,
+            takes_query: false,
+            variables: Vec::new(),
+            defaults: Vec::new(),
+            required: Vec::new(),
+            response: ResponseBinding::Message,
+            timeout: None,
+        }
+    }
+
+    /// A route from an annotation.
+    ///
+    /// # Errors
+    /// What in it does not fit the rpc.
+    pub(crate) fn annotated(
+        rpc: Rpc,
+        template: &Template,
+        body: &str,
+        response_body: &str,
+    ) -> Result<Self, String> {
+        let response = match response_body {
+            "" => ResponseBinding::Message,
+            field => ResponseBinding::Field(rpc.output_field(field)?),
+        };
+        Ok(Self {
+            body: rpc.body_binding(body)?,
+            // With `*` every field that is not in the path is in the body: http.proto says so.
+            takes_query: body != "*",
+            variables: variables(&rpc, template)?,
+            defaults: Vec::new(),
+            required: Vec::new(),
+            response,
+            timeout: None,
+            rpc,
+        })
+    }
+
+    /// A route from configuration.
+    ///
+    /// # Errors
+    /// What in it does not fit the rpc.
+    pub(crate) fn configured(
+        rpc: Rpc,
+        template: &Template,
+        method: &http::Method,
+        config: &RouteConfig,
+    ) -> Result<Self, String> {
+        let has_body = matches!(method.as_str(), "POST" | "PUT" | "PATCH");
+        let body = config
+            .body
+            .as_deref()
+            .unwrap_or(if has_body { "*" } else { "" });
+        let mut route = Self::annotated(rpc, template, body, &config.response_body)?;
+        route.takes_query = true;
+        route.timeout = config.timeout.map(crate::config::Timeout::get);
+        for name in &config.required {
+            route
+                .required
+                .push((name.clone(), route.rpc.input_field(name)?));
+        }
+        if !config.defaults.is_empty() {
+            let text = serde_json::Value::Object(config.defaults.clone()).to_string();
+            let json = JsonIn {
+                plans: &route.rpc.plans,
+                unknown: UnknownFields::Reject,
+            };
+            json.document(
+                &text,
+                DEFAULTS_DEPTH_MAX,
+                route.rpc.input,
+                &mut route.defaults,
+            )
+            .map_err(|error| format!("defaults: {error}"))?;
+        }
+        if let Some(response) = &config.response {
+            route.response = ResponseBinding::Shape(shape(&route.rpc, response)?);
+        }
+        Ok(route)
+    }
+}
+
+fn variables(rpc: &Rpc, template: &Template) -> Result<Vec<(Variable, FieldPath)>, String> {
+    let mut resolved = Vec::with_capacity(template.variables.len());
+    for variable in &template.variables {
+        let path = FieldPath::resolve(&rpc.plans, rpc.input, &variable.field)
+            .map_err(|error| error.to_string())?;
+        if !path.is_single(&rpc.plans) {
+            return Err(format!(
+                "{} cannot be bound by a path variable",
+                variable.field
+            ));
+        }
+        resolved.push((variable.clone(), path));
+    }
+    Ok(resolved)
+}
+
+fn shape(rpc: &Rpc, config: &crate::config::ResponseConfig) -> Result<ResponseShape, String> {
+    let mut shape = ResponseShape::default();
+    for (key, value) in &config.constants {
+        shape.constants.push((key.clone(), value.to_string()));
+    }
+    for name in &config.fields {
+        shape.fields.push((name.clone(), rpc.output_field(name)?));
+    }
+    for (name, flag) in &config.on_request {
+        let input = rpc.plans.message(rpc.input);
+        let (_, field) = input
+            .field(flag)
+            .filter(|(_, field)| {
+                field.kind == crate::transcode::plan::Kind::Bool
+                    && matches!(field.label, Label::Implicit | Label::Explicit)
+            })
+            .ok_or_else(|| format!("{flag} is not a boolean field of {}", input.full_name()))?;
+        shape.on_request.push(RequestedField {
+            key: name.clone(),
+            field: rpc.output_field(name)?,
+            flag_number: field.number,
+        });
+    }
+    Ok(shape)
+}
+
+fn position(plans: &Plans, message: MessageId, name: &str) -> Result<usize, String> {
+    let plan = plans.message(message);
+    match plan.field(name) {
+        Some((position, _)) => Ok(position),
+        None => Err(format!("{} has no field {name}", plan.full_name())),
+    }
+}

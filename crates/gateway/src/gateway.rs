@@ -1,0 +1,232 @@
+//! Starting and stopping a gateway: threads, the tasks that keep descriptors fresh, the drain.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use flux_env::RealClock;
+use flux_telemetry::Registry;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::task::JoinSet;
+use tracing::info;
+
+use crate::config::{Config, DescriptorSource};
+use crate::descriptor::catalog::Catalog;
+use crate::descriptor::refresh::Refresh;
+use crate::descriptor::source;
+use crate::error::StartError;
+use crate::metrics::Metrics;
+use crate::serve::listen;
+use crate::serve::pipeline::Shared;
+use crate::serve::worker::{Phase, Worker};
+use crate::upstream::Upstream;
+
+/// Where a gateway listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// HTTP/1.1 and HTTP/2 without TLS.
+    pub http: SocketAddr,
+}
+
+/// A running gateway. Dropping it stops it at once; [`Gateway::shutdown`] lets it finish.
+#[derive(Debug)]
+pub struct Gateway {
+    addresses: Addresses,
+    phase: watch::Sender<Phase>,
+    threads: Vec<Thread>,
+}
+
+#[derive(Debug)]
+struct Thread {
+    handle: thread::JoinHandle<()>,
+    /// Told when the thread's work has ended.
+    ended: oneshot::Receiver<()>,
+}
+
+impl Gateway {
+    /// Starts a gateway with a metrics registry of its own.
+    ///
+    /// # Errors
+    /// As [`Self::start_with`].
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_with(config, &Registry::new())
+    }
+
+    /// Starts a gateway that registers its metrics with `registry`. It accepts connections when
+    /// this returns; its upstreams need not be there yet.
+    ///
+    /// # Errors
+    /// Mistakes in the configuration, an address that is taken, descriptors that cannot be read,
+    /// threads that cannot be made. Nothing is left running then.
+    ///
+    /// # Panics
+    /// If `registry` has a gateway's metrics already.
+    pub fn start_with(config: Config, registry: &Registry) -> Result<Self, StartError> {
+        config
+            .validate()
+            .map_err(|mistakes| StartError::Config { mistakes })?;
+        let catalog = Arc::new(catalog(&config)?);
+        let workers = match config.workers {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            count => count,
+        };
+        let listen_error = |source| StartError::Listen {
+            address: config.listen,
+            source,
+        };
+        let listeners = listen::open(config.listen, workers).map_err(listen_error)?;
+        let http = listeners
+            .first()
+            .map_or(Ok(config.listen), |l| l.local_addr());
+        let addresses = Addresses {
+            http: http.map_err(listen_error)?,
+        };
+        let response_bytes_max = config.response_bytes_max.get();
+        let upstreams: Vec<Arc<Upstream>> = config
+            .upstreams
+            .iter()
+            .map(|upstream| Arc::new(Upstream::new(upstream, response_bytes_max)))
+            .collect();
+        let shared = Shared {
+            catalog,
+            upstreams,
+            metrics: Arc::new(Metrics::new(registry)),
+            clock: Arc::new(RealClock::new()),
+            config: Arc::new(config),
+        };
+        let phase = watch::Sender::new(Phase::Run);
+        let places = Arc::new(Semaphore::new(shared.config.connections_max));
+        let mut threads = Vec::with_capacity(workers + 1);
+        for (index, listener) in listeners.into_iter().enumerate() {
+            let worker = Worker {
+                listener,
+                shared: shared.clone(),
+                places: Arc::clone(&places),
+                phase: phase.subscribe(),
+            };
+            threads.push(spawn(format!("gateway-{index}"), worker.run())?);
+        }
+        if let Some(refresh) = refresh(&shared, phase.subscribe()) {
+            threads.push(spawn("gateway-control".to_owned(), refresh)?);
+        }
+        info!(http = %addresses.http, workers, "gateway accepts requests");
+        Ok(Self {
+            addresses,
+            phase,
+            threads,
+        })
+    }
+
+    /// Where it listens; with port 0 configured, the port that it was given.
+    #[must_use]
+    pub const fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Stops accepting, lets every request under way finish, closes idle connections, and returns
+    /// when all threads have ended; after `drain` what is left is cut off.
+    ///
+    /// # Cancellation
+    /// Dropping the future stops the gateway at once.
+    pub async fn shutdown(mut self, drain: Duration) {
+        self.phase.send_replace(Phase::Drain);
+        let threads = std::mem::take(&mut self.threads);
+        let phase = self.phase.clone();
+        // The caller may have no runtime with a timer: the limit is kept by a thread of its own.
+        let (finished, cut) = oneshot::channel::<()>();
+        let limit = spawn("gateway-drain".to_owned(), async move {
+            if tokio::time::timeout(drain, cut).await.is_err() {
+                phase.send_replace(Phase::Stop);
+            }
+        });
+        if limit.is_err() {
+            self.phase.send_replace(Phase::Stop);
+        }
+        for thread in threads {
+            // An error is a thread that has ended without saying so, by a panic.
+            let _ = thread.ended.await;
+            let _ = thread.handle.join();
+        }
+        drop(finished);
+        if let Ok(limit) = limit {
+            let _ = limit.ended.await;
+            let _ = limit.handle.join();
+        }
+        info!("gateway has stopped");
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.phase.send_replace(Phase::Stop);
+    }
+}
+
+/// Loads what descriptors are there at start.
+fn catalog(config: &Config) -> Result<Catalog, StartError> {
+    let wrong = |upstream: &str| {
+        let upstream = upstream.to_owned();
+        move |problem| StartError::Descriptors { upstream, problem }
+    };
+    let catalog = Catalog::new(config).map_err(wrong(""))?;
+    for (position, upstream) in config.upstreams.iter().enumerate() {
+        if let Some(pool) = source::load(&upstream.descriptors).map_err(wrong(&upstream.name))? {
+            catalog.learn(position, pool);
+        }
+    }
+    Ok(catalog)
+}
+
+/// The tasks that ask upstreams for their descriptors; none if no upstream is asked.
+fn refresh(
+    shared: &Shared,
+    mut phase: watch::Receiver<Phase>,
+) -> Option<impl Future<Output = ()> + Send + use<>> {
+    let tasks: Vec<Refresh> = shared
+        .config
+        .upstreams
+        .iter()
+        .zip(&shared.upstreams)
+        .enumerate()
+        .filter(|(_, (config, _))| config.descriptors == DescriptorSource::Reflection)
+        .map(|(position, (config, upstream))| Refresh {
+            catalog: Arc::clone(&shared.catalog),
+            upstream: Arc::clone(upstream),
+            position,
+            services: config.services.clone(),
+            interval: config.refresh.get(),
+        })
+        .collect();
+    if tasks.is_empty() {
+        return None;
+    }
+    Some(async move {
+        let mut running: JoinSet<()> = tasks.into_iter().map(Refresh::run).collect();
+        let _ = phase.wait_for(|phase| *phase >= Phase::Drain).await;
+        running.shutdown().await;
+    })
+}
+
+/// A thread with a runtime of its own that runs `work`.
+fn spawn(
+    name: String,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> Result<Thread, StartError> {
+    let worker_error = |source| StartError::Worker { source };
+    let runtime: Runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(worker_error)?;
+    let (end, ended) = oneshot::channel();
+    let handle = thread::Builder::new()
+        .name(name)
+        .spawn(move || {
+            runtime.block_on(work);
+            // A receiver that is gone is a gateway that was dropped.
+            let _ = end.send(());
+        })
+        .map_err(worker_error)?;
+    Ok(Thread { handle, ended })
+}

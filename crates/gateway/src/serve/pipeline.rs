@@ -1,0 +1,531 @@
+//! The one pipeline that every request passes, in the order in which it is written in
+//! [`Pipeline::answer`]: vet, route, read, bind, call, render.
+//!
+//! Hot path. A stage is a function of this file or a neighbour that either passes on or returns a
+//! [`Failure`]; whoever adds one (authentication, a limit, a breaker) adds a line there. No stage
+//! knows a service.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flux_env::Clock;
+use http::header::{HeaderMap, HeaderName};
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::reply::{self, Body};
+use super::vet::MediaType;
+use super::{body, vet};
+use crate::config::{Config, NamesConfig, UnknownFieldsConfig};
+use crate::descriptor::catalog::{Catalog, Route};
+use crate::descriptor::route::{BodyBinding, ResponseBinding, RpcRoute, Streams};
+use crate::metrics::Metrics;
+use crate::route::path;
+use crate::route::trie::Match;
+use crate::status::{Code, Failure};
+use crate::transcode::bind::Parameters;
+use crate::transcode::json_in::{JsonIn, Positions, UnknownFields};
+use crate::transcode::json_out::{JsonOut, Names, OutError};
+use crate::transcode::plan::{FieldPlan, Kind};
+use crate::transcode::reader::FieldError;
+use crate::transcode::scalar::{Moment, format_timestamp};
+use crate::transcode::wire::{Cursor, WireType, put_bytes, put_tag};
+use crate::transcode::{reorder, to_json};
+use crate::upstream::Upstream;
+use crate::upstream::client::{Answer, Call, Client};
+
+/// What every request of one worker shares.
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    limits: Limits,
+    forward_headers: Vec<HeaderName>,
+    health_path: String,
+    catalog: Arc<Catalog>,
+    clients: Vec<Client>,
+    metrics: Arc<Metrics>,
+    clock: Arc<dyn Clock>,
+}
+
+#[derive(Debug)]
+struct Limits {
+    header_bytes_max: usize,
+    headers_max: usize,
+    body_bytes_max: usize,
+    body_read_timeout: Duration,
+    request_timeout: Duration,
+    request_timeout_max: Duration,
+    depth_max: usize,
+    unknown: UnknownFields,
+    names: Names,
+    emit_defaults: bool,
+}
+
+/// What all workers share.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Arc<Config>,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) upstreams: Vec<Arc<Upstream>>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// A request without its body.
+struct Head {
+    method: Method,
+    path: String,
+    query: String,
+    headers: HeaderMap,
+}
+
+impl Pipeline {
+    pub(crate) fn new(shared: &Shared) -> Self {
+        let config = &shared.config;
+        Self {
+            limits: Limits {
+                header_bytes_max: config.header_bytes_max.get(),
+                headers_max: config.headers_max,
+                body_bytes_max: config.body_bytes_max.get(),
+                body_read_timeout: config.body_read_timeout.get(),
+                request_timeout: config.request_timeout.get(),
+                request_timeout_max: config.request_timeout_max.get(),
+                depth_max: config.json.depth_max,
+                unknown: match config.json.unknown_fields {
+                    UnknownFieldsConfig::Reject => UnknownFields::Reject,
+                    UnknownFieldsConfig::Ignore => UnknownFields::Ignore,
+                },
+                names: match config.json.names {
+                    NamesConfig::Json => Names::Json,
+                    NamesConfig::Proto => Names::Proto,
+                },
+                emit_defaults: config.json.emit_defaults,
+            },
+            forward_headers: config
+                .forward_headers
+                .iter()
+                .filter_map(|n| n.parse().ok())
+                .collect(),
+            health_path: config.health_path.clone(),
+            catalog: Arc::clone(&shared.catalog),
+            clients: shared
+                .upstreams
+                .iter()
+                .map(|up| Client::new(Arc::clone(up)))
+                .collect(),
+            metrics: Arc::clone(&shared.metrics),
+            clock: Arc::clone(&shared.clock),
+        }
+    }
+
+    /// Answers a request; failures are answers too.
+    pub(crate) async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        let started = Instant::now();
+        let entered = self.metrics.enter();
+        let (parts, incoming) = request.into_parts();
+        let head = Head {
+            method: parts.method,
+            path: parts.uri.path().to_owned(),
+            query: parts.uri.query().unwrap_or_default().to_owned(),
+            headers: parts.headers,
+        };
+        let response = match self.answer(&head, incoming).await {
+            Ok(response) => response,
+            Err(failure) => reply::failure(&failure, &[&self.catalog.error_details]),
+        };
+        drop(entered);
+        self.metrics.answered(response.status(), started.elapsed());
+        debug!(
+            method = %head.method,
+            status = response.status().as_u16(),
+            micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            "request"
+        );
+        response
+    }
+
+    async fn answer(&self, head: &Head, incoming: Incoming) -> Result<Response<Body>, Failure> {
+        vet::headers(
+            &head.headers,
+            self.limits.header_bytes_max,
+            self.limits.headers_max,
+        )?;
+        if !self.health_path.is_empty() && head.path == self.health_path {
+            return self.health(&head.method);
+        }
+        let segments = path::segments(&head.path)
+            .map_err(|problem| Failure::new(Code::InvalidArgument, problem).reason("BAD_PATH"))?;
+        let snapshot = self.catalog.current();
+        let route = match snapshot.routes.find(&head.method, &segments) {
+            Match::Found(Route::Rpc(route)) => route,
+            Match::Found(Route::Unusable(problem)) => {
+                return Err(Failure::new(Code::Unimplemented, problem.clone()).reason("BAD_ROUTE"));
+            }
+            Match::Found(Route::Pending) => return Err(descriptors_missing()),
+            Match::OtherMethods(methods) => return Err(method_not_allowed(&methods)),
+            Match::Nothing if snapshot.is_incomplete => return Err(descriptors_missing()),
+            Match::Nothing => {
+                let message = "there is no route to this path";
+                return Err(Failure::new(Code::NotFound, message).reason("NO_ROUTE"));
+            }
+        };
+        let timeout = self.timeout(head, route)?;
+        let limits = &self.limits;
+        let body = body::read(incoming, limits.body_bytes_max, limits.body_read_timeout).await?;
+        let message = self.bind(route, head, &segments, body)?;
+        let asked = match &route.response {
+            ResponseBinding::Shape(shape) => shape.asked(&message),
+            ResponseBinding::Message | ResponseBinding::Field(_) => Vec::new(),
+        };
+        let call = Call {
+            path: route.rpc.path.clone(),
+            metadata: self.metadata(&head.headers),
+            message: message.into(),
+            deadline: Instant::now() + timeout,
+        };
+        let answer = self.call(route, head, &call).await?;
+        self.render(route, &answer, &asked)
+    }
+
+    fn health(&self, method: &Method) -> Result<Response<Body>, Failure> {
+        if *method != Method::GET && *method != Method::HEAD {
+            return Err(method_not_allowed(&[Method::GET]));
+        }
+        let millis = i64::try_from(self.clock.unix_millis()).unwrap_or_default();
+        let nanos = i32::try_from(millis % 1_000).unwrap_or_default() * 1_000_000;
+        let time = format_timestamp(Moment {
+            seconds: millis / 1_000,
+            nanos,
+        })
+        .unwrap_or_default();
+        let body = format!("{{\"status\":\"ok\",\"time\":\"{time}\"}}");
+        Ok(reply::json(body.into_bytes()))
+    }
+
+    /// How long the call may take: what the caller asks for, else the route's, else the default.
+    fn timeout(&self, head: &Head, route: &RpcRoute) -> Result<Duration, Failure> {
+        let requested = vet::requested_timeout(&head.headers)?;
+        let timeout = requested
+            .or(route.timeout)
+            .unwrap_or(self.limits.request_timeout);
+        Ok(timeout.min(self.limits.request_timeout_max))
+    }
+
+    /// Encodes the request message: defaults, body, query, path, the later winning.
+    fn bind(
+        &self,
+        route: &RpcRoute,
+        head: &Head,
+        segments: &[&str],
+        body: Bytes,
+    ) -> Result<Vec<u8>, Failure> {
+        let mut message = Vec::with_capacity(route.defaults.len() + body.len() + 64);
+        message.extend_from_slice(&route.defaults);
+        let given = self.bind_body(route, head, &body, &mut message)?;
+        let plans = &route.rpc.plans;
+        let mut parameters = Parameters::new(plans, route.rpc.input, self.limits.unknown, given);
+        if route.takes_query {
+            parameters
+                .read(head.query.as_bytes(), &mut message)
+                .map_err(Failure::bad_field)?;
+        } else if !head.query.is_empty() && self.limits.unknown == UnknownFields::Reject {
+            let error = FieldError::new("this route takes no query parameters");
+            return Err(Failure::bad_field(error));
+        }
+        for (variable, path) in &route.variables {
+            parameters.given.insert(path.top());
+            let value = variable.value(segments);
+            path.put(plans, None, &value, &mut message)
+                .map_err(|error| Failure::bad_field(error.within(&variable.field)))?;
+        }
+        let missing: Vec<FieldError> = route
+            .required
+            .iter()
+            .filter(|(_, position)| !parameters.given.contains(*position))
+            .map(|(name, _)| FieldError::at(name, "is required"))
+            .collect();
+        match missing.first() {
+            None => Ok(message),
+            Some(first) => {
+                let mut failure = Failure::new(Code::InvalidArgument, first.to_string());
+                failure.fields = missing;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Encodes the body; returns which fields of the request message it gave.
+    fn bind_body(
+        &self,
+        route: &RpcRoute,
+        head: &Head,
+        body: &Bytes,
+        out: &mut Vec<u8>,
+    ) -> Result<Positions, Failure> {
+        let rpc = &route.rpc;
+        let plan = rpc.plans.message(rpc.input);
+        let mut given = Positions::default();
+        let field = match route.body {
+            BodyBinding::Nothing if body.is_empty() => return Ok(given),
+            BodyBinding::Nothing => {
+                let message = "this route takes no request body";
+                return Err(Failure::new(Code::InvalidArgument, message).reason("UNEXPECTED_BODY"));
+            }
+            BodyBinding::Message => None,
+            BodyBinding::Field(position) => {
+                given.insert(position);
+                plan.fields.get(position)
+            }
+        };
+        let kind = vet::media_type(&head.headers);
+        let is_raw = match field {
+            Some(field) => is_http_body(route, field.kind),
+            None => plan.full_name() == HTTP_BODY,
+        };
+        if is_raw {
+            put_http_body(head, field, body, out);
+            return Ok(given);
+        }
+        if body.is_empty() {
+            return Ok(Positions::default());
+        }
+        let json = JsonIn {
+            plans: &rpc.plans,
+            unknown: self.limits.unknown,
+        };
+        let depth_max = self.limits.depth_max;
+        match (kind, field) {
+            (MediaType::Form, None) => {
+                let unknown = self.limits.unknown;
+                let mut form = Parameters::new(&rpc.plans, rpc.input, unknown, given);
+                form.read(body, out)
+                    .map_err(|error| form_failure(error, body))?;
+                Ok(form.given)
+            }
+            (MediaType::Json, None) => json
+                .document(utf8(body)?, depth_max, rpc.input, out)
+                .map_err(Failure::bad_field),
+            (MediaType::Json, Some(field)) => {
+                let is_given = json
+                    .field_document(utf8(body)?, depth_max, field, out)
+                    .map_err(Failure::bad_field)?;
+                Ok(if is_given {
+                    given
+                } else {
+                    Positions::default()
+                })
+            }
+            (MediaType::Form, Some(_)) | (MediaType::Other, _) => {
+                let message = "the body is neither JSON nor a form that this route takes";
+                Err(Failure::new(Code::InvalidArgument, message)
+                    .http(StatusCode::UNSUPPORTED_MEDIA_TYPE)
+                    .reason("UNSUPPORTED_MEDIA_TYPE"))
+            }
+        }
+    }
+
+    fn metadata(&self, headers: &HeaderMap) -> HeaderMap {
+        let mut metadata = HeaderMap::new();
+        for name in &self.forward_headers {
+            for value in headers.get_all(name) {
+                metadata.append(name, value.clone());
+            }
+        }
+        metadata
+    }
+
+    async fn call(&self, route: &RpcRoute, head: &Head, call: &Call) -> Result<Answer, Failure> {
+        if route.rpc.streams != Streams::Neither {
+            let message = "streaming rpcs are not served over this path";
+            return Err(Failure::new(Code::Unimplemented, message).reason("STREAMING"));
+        }
+        let Some(client) = self.clients.get(route.rpc.upstream) else {
+            return Err(Failure::new(Code::Unavailable, "the upstream is gone"));
+        };
+        let result = client.unary(call).await;
+        result.map_err(|mut failure| {
+            self.metrics.upstream_failed(failure.code);
+            // Nothing happened that could matter when the rpc only reads or may be repeated.
+            let is_safe = matches!(head.method, Method::GET | Method::HEAD);
+            if is_safe || route.rpc.is_idempotent {
+                failure.outcome = None;
+            }
+            failure
+        })
+    }
+
+    fn render(
+        &self,
+        route: &RpcRoute,
+        answer: &Answer,
+        asked: &[bool],
+    ) -> Result<Response<Body>, Failure> {
+        let rpc = &route.rpc;
+        let plan = rpc.plans.message(rpc.output);
+        let field = match &route.response {
+            ResponseBinding::Field(position) => plan.fields.get(*position),
+            ResponseBinding::Message | ResponseBinding::Shape(_) => None,
+        };
+        if field.is_none() && plan.full_name() == HTTP_BODY {
+            return raw_body(&answer.message).map_err(malformed);
+        }
+        let json = JsonOut {
+            plans: &rpc.plans,
+            names: self.limits.names,
+            emit_defaults: self.limits.emit_defaults,
+        };
+        let bytes = &answer.message;
+        let mut out = Vec::with_capacity(bytes.len() + bytes.len() / 2 + 64);
+        let written = match (&route.response, field) {
+            (ResponseBinding::Shape(shape), _) => {
+                shape.write(&json, rpc.output, bytes, asked, &mut out)
+            }
+            (_, None) => to_json(&json, rpc.output, bytes, &mut out),
+            (_, Some(field)) => {
+                if is_http_body(route, field.kind) {
+                    return raw_field(route, field, bytes).map_err(malformed);
+                }
+                write_field(&json, route, field, bytes, &mut out)
+            }
+        };
+        written.map_err(malformed)?;
+        Ok(reply::json(out))
+    }
+}
+
+/// A message whose content is the body itself.
+const HTTP_BODY: &str = "google.api.HttpBody";
+
+fn is_http_body(route: &RpcRoute, kind: Kind) -> bool {
+    matches!(kind, Kind::Message(id) if route.rpc.plans.message(id).full_name() == HTTP_BODY)
+}
+
+/// Encodes `content_type` (1) and `data` (2) of a `google.api.HttpBody`.
+fn put_http_body(head: &Head, field: Option<&FieldPlan>, body: &[u8], out: &mut Vec<u8>) {
+    let mut message = Vec::with_capacity(body.len() + 64);
+    if let Some(kind) = head.headers.get(http::header::CONTENT_TYPE) {
+        put_tag(&mut message, 1, WireType::Bytes);
+        put_bytes(&mut message, kind.as_bytes());
+    }
+    put_tag(&mut message, 2, WireType::Bytes);
+    put_bytes(&mut message, body);
+    match field {
+        Some(field) => {
+            put_tag(out, field.number, WireType::Bytes);
+            put_bytes(out, &message);
+        }
+        None => out.extend_from_slice(&message),
+    }
+}
+
+fn raw_body(message: &[u8]) -> Result<Response<Body>, OutError> {
+    let mut kind = "application/octet-stream"
+        .parse()
+        .map_err(|_| OutError::Unordered)?;
+    let mut data = Bytes::new();
+    let mut cursor = Cursor::new(message);
+    while !cursor.is_empty() {
+        match cursor.tag()? {
+            (1, WireType::Bytes) => {
+                let text = cursor.bytes()?;
+                let parsed = http::HeaderValue::from_bytes(text);
+                kind = parsed.map_err(|_| OutError::Malformed("its content type is not text"))?;
+            }
+            (2, WireType::Bytes) => data = Bytes::copy_from_slice(cursor.bytes()?),
+            (number, wire_type) => cursor.skip(number, wire_type)?,
+        }
+    }
+    Ok(reply::with_type(StatusCode::OK, kind, data))
+}
+
+fn raw_field(
+    route: &RpcRoute,
+    field: &FieldPlan,
+    message: &[u8],
+) -> Result<Response<Body>, OutError> {
+    let ordered = reorder(&route.rpc.plans, route.rpc.output, message)?;
+    let mut cursor = Cursor::new(&ordered);
+    while !cursor.is_empty() {
+        let (number, wire_type) = cursor.tag()?;
+        if number == field.number && wire_type == WireType::Bytes {
+            return raw_body(cursor.bytes()?);
+        }
+        cursor.skip(number, wire_type)?;
+    }
+    raw_body(&[])
+}
+
+/// Writes one field of the response as the whole body.
+fn write_field(
+    json: &JsonOut<'_>,
+    route: &RpcRoute,
+    field: &FieldPlan,
+    message: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<(), OutError> {
+    let ordered = reorder(&route.rpc.plans, route.rpc.output, message)?;
+    let mut cursor = Cursor::new(&ordered);
+    while !cursor.is_empty() {
+        let (number, wire_type) = cursor.tag()?;
+        if number == field.number {
+            return json.value(field, wire_type, &mut cursor, out, 1);
+        }
+        cursor.skip(number, wire_type)?;
+    }
+    json.default_value(field, out);
+    Ok(())
+}
+
+fn utf8(body: &[u8]) -> Result<&str, Failure> {
+    std::str::from_utf8(body)
+        .map_err(|_| Failure::new(Code::InvalidArgument, "the JSON body is not UTF-8"))
+}
+
+/// A form error, with a hint for the JSON that `curl -d` sends as a form.
+fn form_failure(error: FieldError, body: &[u8]) -> Failure {
+    let mut failure = Failure::bad_field(error);
+    if body.trim_ascii_start().starts_with(b"{") {
+        failure = Failure::new(
+            Code::InvalidArgument,
+            "the body is sent as a form but looks like JSON: add content-type: application/json",
+        );
+    }
+    failure
+}
+
+fn malformed(error: OutError) -> Failure {
+    let problem = match error {
+        OutError::Malformed(problem) => problem,
+        OutError::Unordered => "its fields cannot be brought into order",
+    };
+    Failure::new(
+        Code::Internal,
+        format!("the upstream's answer is not usable: {problem}"),
+    )
+    .http(StatusCode::BAD_GATEWAY)
+    .reason("UPSTREAM_ANSWER")
+}
+
+fn descriptors_missing() -> Failure {
+    Failure::new(
+        Code::Unavailable,
+        "the upstream has not told its services yet",
+    )
+    .reason("NO_DESCRIPTORS")
+    .outcome(crate::status::Outcome::NotDone)
+}
+
+fn method_not_allowed(methods: &[Method]) -> Failure {
+    let allow = methods
+        .iter()
+        .map(Method::as_str)
+        .collect::<Vec<_>>()
+        .join(", ");
+    let mut failure = Failure::new(Code::Unimplemented, format!("this path takes {allow}"))
+        .http(StatusCode::METHOD_NOT_ALLOWED)
+        .reason("METHOD_NOT_ALLOWED");
+    failure.allow = Some(allow);
+    failure
+}

@@ -1,0 +1,39 @@
+//! Responses: the JSON of an answer or of a failure, with the headers they need.
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+
+use crate::status::Failure;
+use crate::transcode::plan::Plans;
+
+pub(crate) type Body = Full<Bytes>;
+
+/// 200 with a JSON body.
+pub(crate) fn json(body: Vec<u8>) -> Response<Body> {
+    with_type(
+        StatusCode::OK,
+        HeaderValue::from_static("application/json"),
+        body.into(),
+    )
+}
+
+/// Any body.
+pub(crate) fn with_type(status: StatusCode, kind: HeaderValue, body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+/// A failure as a `google.rpc.Status`.
+pub(crate) fn failure(failure: &Failure, types: &[&Plans]) -> Response<Body> {
+    let body = failure.to_json(types);
+    let kind = HeaderValue::from_static("application/json");
+    let mut response = with_type(failure.http, kind, body.into());
+    if let Some(allow) = failure.allow.as_deref().and_then(|text| text.parse().ok()) {
+        response.headers_mut().insert(ALLOW, allow);
+    }
+    response
+}

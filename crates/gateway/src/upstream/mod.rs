@@ -1,0 +1,64 @@
+//! Upstreams: the endpoints that serve a set of services, and calling them.
+//!
+//! [`Upstream`] is shared by all workers and holds what must be counted once; each worker has its
+//! own [`client::Client`] with its own connections, so that no request changes threads.
+
+pub(crate) mod client;
+
+pub(crate) mod discovery;
+
+mod frame;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::config::UpstreamConfig;
+use discovery::{Discovery, StaticDiscovery};
+
+/// What all workers share about one upstream.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    pub(crate) name: String,
+    pub(crate) discovery: Box<dyn Discovery>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) response_bytes_max: usize,
+    in_flight: AtomicUsize,
+    in_flight_max: usize,
+    /// Told when a connection was lost: what is behind it may not be the same again.
+    pub(crate) connection_lost: Notify,
+}
+
+impl Upstream {
+    pub(crate) fn new(config: &UpstreamConfig, response_bytes_max: usize) -> Self {
+        Self {
+            name: config.name.clone(),
+            discovery: Box::new(StaticDiscovery::new(&config.endpoints)),
+            connect_timeout: config.connect_timeout.get(),
+            response_bytes_max,
+            in_flight: AtomicUsize::new(0),
+            in_flight_max: config.in_flight_max,
+            connection_lost: Notify::new(),
+        }
+    }
+
+    /// Takes a place among the calls in flight; `None` if all are taken.
+    fn enter(self: &Arc<Self>) -> Option<InFlight> {
+        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let place = InFlight(Arc::clone(self));
+        // Dropping the place gives it back.
+        (before < self.in_flight_max).then_some(place)
+    }
+}
+
+/// A place among the calls in flight, given back on drop.
+#[derive(Debug)]
+struct InFlight(Arc<Upstream>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
