@@ -190,7 +190,7 @@ mod tests {
         for (method, template) in routes {
             let parsed = Template::parse(template).unwrap();
             assert!(
-                trie.insert(method.parse().unwrap(), &parsed, template),
+                trie.insert(method.parse().unwrap(), &parsed, *template),
                 "{template}"
             );
         }
