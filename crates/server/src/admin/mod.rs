@@ -1,0 +1,95 @@
+//! The admin port: metrics, liveness, readiness.
+//!
+//! It only reads, shows no key and no value, and asks for no password, so that a supervisor and a
+//! scraper reach it as they are; it binds where the node binds, loopback unless told.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use flux_telemetry::metrics::CONTENT_TYPE;
+use serde_json::json;
+
+use crate::metrics::Metrics;
+use crate::readiness::Readiness;
+
+#[cfg(test)]
+mod tests;
+
+const INDEX: &str = "\
+Flux-KV node
+
+/metrics          what is measured, for Prometheus
+/healthz          200 while the process answers
+/readyz           200 while every shard takes writes, else 503
+/readyz?verbose   the same, shard by shard (JSON with Accept: application/json)
+";
+
+#[derive(Clone, Debug)]
+struct Admin {
+    metrics: Metrics,
+    readiness: Arc<dyn Readiness>,
+}
+
+/// What answers on the admin port.
+pub(crate) fn router(metrics: Metrics, readiness: Arc<dyn Readiness>) -> Router {
+    Router::new()
+        .route("/", get(|| async { INDEX }))
+        .route("/metrics", get(metrics_text))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .with_state(Admin { metrics, readiness })
+}
+
+async fn metrics_text(State(admin): State<Admin>) -> Response {
+    let text = admin.metrics.registry().encode();
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
+}
+
+async fn readyz(
+    State(admin): State<Admin>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    let shards = admin.readiness.shards();
+    let is_draining = admin.readiness.is_draining();
+    let is_ready = !is_draining && shards.iter().all(|shard| shard.is_writable);
+    let status = if is_ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let word = match (is_ready, is_draining) {
+        (true, _) => "ready",
+        (false, true) => "shutting down",
+        (false, false) => "not ready",
+    };
+    let is_verbose = query.is_some_and(|query| {
+        let mut parameters = query.split('&');
+        parameters.any(|name| name == "verbose" || name.starts_with("verbose="))
+    });
+    if wants_json(&headers) {
+        let shards: Vec<_> = shards.iter().map(|shard| shard.to_json()).collect();
+        let body = json!({ "status": word, "shards": shards });
+        return (status, axum::Json(body)).into_response();
+    }
+    let mut text = format!("{word}\n");
+    // Who is not ready says why without being asked.
+    for shard in shards
+        .iter()
+        .filter(|shard| is_verbose || !shard.is_writable)
+    {
+        text.push_str(&format!("{shard}\n"));
+    }
+    (status, text).into_response()
+}
+
+fn wants_json(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("application/json"))
+}

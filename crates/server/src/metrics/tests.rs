@@ -1,0 +1,88 @@
+//! Counting, and the document that lists what is counted.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use flux_telemetry::Registry;
+use flux_types::{Command, Error, ErrorCode, Reply, Set};
+
+use super::{COMMAND_NAMES, CommandCount, Metrics, Protocol, command_row};
+
+fn set() -> Command {
+    Command::Set(Set::plain(Bytes::from_static(b"k"), Bytes::new()))
+}
+
+#[test]
+fn commands_are_counted_by_name_and_result() {
+    let metrics = Metrics::new(&Registry::new());
+    let counted = CommandCount::of(&set());
+    metrics.command(counted, &Reply::Ok);
+    metrics.command_ok(counted);
+    let late = Error::unknown(ErrorCode::Timeout, "late");
+    metrics.command(counted, &Reply::Error(late));
+    let full = Error::not_done(ErrorCode::Busy, "full");
+    metrics.command(counted, &Reply::Error(full));
+    metrics.latency(Protocol::Flux, counted, Duration::from_micros(3));
+    let text = metrics.registry().encode();
+    for line in [
+        r#"flux_server_commands_total{command="set",result="ok"} 2"#,
+        r#"flux_server_commands_total{command="set",result="unknown"} 1"#,
+        r#"flux_server_commands_total{command="set",result="error"} 1"#,
+        r#"flux_server_commands_total{command="get",result="ok"} 0"#,
+        r#"flux_server_command_seconds_count{protocol="flux",kind="write"} 1"#,
+        r#"flux_server_command_seconds_count{protocol="flux",kind="read"} 0"#,
+    ] {
+        assert!(text.contains(line), "{line} is missing in\n{text}");
+    }
+    assert_eq!(metrics.commands(), 4);
+    let by_name: Vec<_> = metrics
+        .commands_by_name()
+        .filter(|(_, ok, failed)| ok + failed > 0)
+        .collect();
+    assert_eq!(by_name, [("set", 2, 2)]);
+}
+
+#[test]
+fn names_are_distinct_and_rows_are_where_the_names_say() {
+    let mut names = COMMAND_NAMES.to_vec();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), COMMAND_NAMES.len());
+    let key = Bytes::from_static(b"k");
+    for (command, name) in [
+        (Command::Get { key: key.clone() }, "get"),
+        (set(), "set"),
+        (
+            Command::Increment {
+                key: key.clone(),
+                by: 1,
+            },
+            "increment",
+        ),
+        (Command::Persist { key: key.clone() }, "persist"),
+        (
+            Command::Exists {
+                keys: vec![key.clone()],
+            },
+            "exists",
+        ),
+        (Command::Count, "count"),
+        (Command::SweepExpired { keys: vec![key] }, "sweep_expired"),
+    ] {
+        assert_eq!(COMMAND_NAMES[command_row(&command)], name);
+    }
+}
+
+#[test]
+fn a_connection_is_open_until_its_guard_is_dropped() {
+    let metrics = Metrics::new(&Registry::new());
+    let first = metrics.connection(Protocol::Grpc);
+    let second = metrics.connection(Protocol::Resp);
+    assert_eq!(metrics.connections(), 2);
+    drop(first);
+    drop(second);
+    assert_eq!(
+        (metrics.connections(), metrics.connections_opened()),
+        (0, 2)
+    );
+}

@@ -1,0 +1,88 @@
+//! Whether this node can serve: asked by `/readyz`, the gRPC health service and the start-up.
+
+use std::fmt;
+
+use flux_types::{LogIndex, ShardId, Term};
+use serde::Serialize;
+
+/// Tells the state of every shard of this node.
+pub(crate) trait Readiness: fmt::Debug + Send + Sync + 'static {
+    /// All shards, in order of their ids.
+    fn shards(&self) -> Vec<ShardReadiness>;
+
+    /// Whether the node is shutting down and wants no new work.
+    fn is_draining(&self) -> bool;
+
+    /// Whether every shard takes writes and the node is not shutting down.
+    fn is_ready(&self) -> bool {
+        !self.is_draining() && self.shards().iter().all(|shard| shard.is_writable)
+    }
+}
+
+/// One shard, as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ShardReadiness {
+    /// Which.
+    pub(crate) shard: ShardId,
+    /// Whether it takes writes here.
+    pub(crate) is_writable: bool,
+    /// What the replica does: `leader`, `follower` and so on.
+    pub(crate) role: String,
+    /// Its term.
+    pub(crate) term: Term,
+    /// Known committed.
+    pub(crate) committed: LogIndex,
+    /// Applied to the store.
+    pub(crate) applied: LogIndex,
+    /// Why it cannot go on, if it cannot.
+    pub(crate) failure: Option<String>,
+}
+
+/// The same in the words and units of JSON.
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    shard: u32,
+    writable: bool,
+    role: &'a str,
+    term: u64,
+    committed_index: u64,
+    applied_index: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<&'a str>,
+}
+
+impl ShardReadiness {
+    /// As a JSON object.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        serde_json::to_value(Shown {
+            shard: self.shard.get(),
+            writable: self.is_writable,
+            role: &self.role,
+            term: self.term.get(),
+            committed_index: self.committed.get(),
+            applied_index: self.applied.get(),
+            failure: self.failure.as_deref(),
+        })
+        .unwrap_or_default()
+    }
+}
+
+/// As one line of text.
+impl fmt::Display for ShardReadiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = if self.is_writable {
+            "writable"
+        } else {
+            "not writable"
+        };
+        write!(
+            f,
+            "shard {}: {state}, {} of term {}, applied {} of {}",
+            self.shard, self.role, self.term, self.applied, self.committed
+        )?;
+        match &self.failure {
+            Some(failure) => write!(f, ", failed: {failure}"),
+            None => Ok(()),
+        }
+    }
+}
