@@ -1,0 +1,66 @@
+//! How a log is opened.
+
+use std::path::PathBuf;
+
+use flux_types::limits::{SEGMENT_BYTES_DEFAULT, SHARDS_MAX};
+
+/// When an append counts as flushed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FsyncPolicy {
+    /// After `fdatasync`. Survives a power cut.
+    #[default]
+    Always,
+    /// After the write reached the kernel; `fdatasync` follows within a second. Survives the death
+    /// of the process; a power cut may lose the last second.
+    EverySecond,
+    /// After the write reached the kernel, which flushes when it likes.
+    Never,
+}
+
+/// Where and how a log is kept.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// The node's data directory. Segments go to `log/`, snapshots to `snap/` in it.
+    pub dir: PathBuf,
+    /// When an append counts as flushed.
+    pub fsync: FsyncPolicy,
+    /// Size of a segment in bytes.
+    pub segment_bytes: u64,
+    /// Entries kept in memory per shard, in payload bytes; older ones are read from disk.
+    pub tail_bytes_max: usize,
+    /// Shards of this node. Fixed at the first open of a directory.
+    pub shard_count: u32,
+    /// Whether a thread of its own writes and syncs. Without, [`crate::Log::pump`] does; for
+    /// simulations, where the order of everything comes from one seed.
+    pub own_thread: bool,
+}
+
+impl LogConfig {
+    /// The defaults, for a directory and a number of shards.
+    ///
+    /// # Panics
+    /// If `shard_count` is 0 or above [`SHARDS_MAX`].
+    #[must_use]
+    pub fn new(dir: impl Into<PathBuf>, shard_count: u32) -> Self {
+        assert!(
+            0 < shard_count && shard_count <= SHARDS_MAX,
+            "shard count out of range"
+        );
+        Self {
+            dir: dir.into(),
+            fsync: FsyncPolicy::Always,
+            segment_bytes: crate::fields::widen(SEGMENT_BYTES_DEFAULT),
+            tail_bytes_max: 16 * 1024 * 1024,
+            shard_count,
+            own_thread: true,
+        }
+    }
+
+    pub(crate) fn log_dir(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    pub(crate) fn snapshot_dir(&self) -> PathBuf {
+        self.dir.join("snap")
+    }
+}

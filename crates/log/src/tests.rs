@@ -1,0 +1,450 @@
+//! Tests of the whole log, through its public face.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use flux_env::{CrashLoss, Disk, OpenMode, Rng, SeededRng, SimClock, SimDisk};
+use flux_types::{ClusterId, LogIndex, NodeId, ShardId, Term, UnixMillis};
+use parking_lot::Mutex;
+
+use crate::*;
+
+const DIR: &str = "/data";
+
+fn seeds(boot_id: u128) -> Seeds {
+    let mut rng = SeededRng::new(7);
+    Seeds {
+        cluster: ClusterId::new(1),
+        node: NodeId::new(2),
+        boot_id,
+        draw: Box::new(move || rng.next_u64()),
+    }
+}
+
+fn config(shard_count: u32, fsync: FsyncPolicy) -> LogConfig {
+    LogConfig {
+        fsync,
+        segment_bytes: 256 * 1024,
+        own_thread: false,
+        ..LogConfig::new(DIR, shard_count)
+    }
+}
+
+fn open_with(disk: &SimDisk, config: LogConfig, boot: u128) -> Result<(Log, Recovery), OpenError> {
+    let clock = Arc::new(SimClock::new(1_000_000));
+    Log::open(Arc::new(disk.clone()), clock, config, seeds(boot))
+}
+
+fn open(disk: &SimDisk) -> (Log, Recovery) {
+    open_with(disk, config(1, FsyncPolicy::Always), 1).unwrap()
+}
+
+fn entry(index: u64, payload: &[u8]) -> LogEntry {
+    LogEntry {
+        id: LogId {
+            term: Term::new(1),
+            index: LogIndex::new(index),
+        },
+        timestamp: UnixMillis::new(index),
+        payload: Bytes::copy_from_slice(payload),
+    }
+}
+
+fn shard(log: &Log) -> ShardLog {
+    log.shard(ShardId::new(0))
+}
+
+fn append(log: &Log, shard: &ShardLog, entries: Vec<LogEntry>) {
+    let done = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&done);
+    shard.append(
+        entries,
+        Box::new(move |result| {
+            result.unwrap();
+            seen.fetch_add(1, Ordering::SeqCst);
+        }),
+    );
+    log.pump();
+    assert_eq!(done.load(Ordering::SeqCst), 1);
+}
+
+fn all(shard: &ShardLog) -> Vec<LogEntry> {
+    let state = shard.state();
+    let mut entries = Vec::new();
+    let mut from = state.purged.map_or(1, |purged| purged.index.get() + 1);
+    let last = state.last.map_or(0, |last| last.index.get());
+    while from <= last {
+        let got = shard
+            .entries(LogIndex::new(from), LogIndex::new(last + 1), 10_000)
+            .unwrap();
+        assert!(!got.is_empty());
+        from += got.len() as u64;
+        entries.extend(got);
+    }
+    entries
+}
+
+fn segment_path(number: u64) -> PathBuf {
+    Path::new(DIR)
+        .join("log")
+        .join(segment::segment_name(number))
+}
+
+fn read_segment(disk: &SimDisk, number: u64) -> Vec<u8> {
+    let file = disk.open(&segment_path(number), OpenMode::Read).unwrap();
+    let mut bytes = vec![0; file.size_bytes().unwrap() as usize];
+    file.read_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+#[test]
+fn entries_votes_and_marks_are_there_after_a_reopen() {
+    for policy in [
+        FsyncPolicy::Always,
+        FsyncPolicy::EverySecond,
+        FsyncPolicy::Never,
+    ] {
+        let disk = SimDisk::new();
+        let (log, _) = open_with(&disk, config(2, policy), 1).unwrap();
+        let (first, second) = (log.shard(ShardId::new(0)), log.shard(ShardId::new(1)));
+        let vote = Vote {
+            term: Term::new(3),
+            node: NodeId::new(9),
+            committed: true,
+        };
+        first.save_vote(vote, Box::new(|result| result.unwrap()));
+        for index in 1..=20 {
+            append(
+                &log,
+                &first,
+                vec![entry(index, &vec![7; index as usize * 100])],
+            );
+            append(&log, &second, vec![entry(index, b"other")]);
+        }
+        let id = LogId {
+            term: Term::new(1),
+            index: LogIndex::new(20),
+        };
+        first.mark_committed(id);
+        let before = (all(&first), all(&second));
+        log.close();
+        let (log, recovery) = open_with(&disk, config(2, policy), 1).unwrap();
+        assert!(recovery.clean);
+        assert_eq!(recovery.torn, None);
+        let (first, second) = (log.shard(ShardId::new(0)), log.shard(ShardId::new(1)));
+        assert_eq!((all(&first), all(&second)), before);
+        let state = first.state();
+        assert_eq!((state.vote, state.committed), (Some(vote), Some(id)));
+        assert_eq!(state.flushed, id.index);
+    }
+}
+
+#[test]
+fn log_rolls_over_many_segments_and_deletes_the_purged_ones() {
+    let disk = SimDisk::new();
+    let (log, _) = open(&disk);
+    let handle = shard(&log);
+    for index in 1..=60 {
+        append(&log, &handle, vec![entry(index, &[index as u8; 20_000])]);
+    }
+    assert!(4 < log.stats().segments, "{:?}", log.stats());
+    let written = all(&handle);
+    handle.purge_to(entry(50, b"").id, Box::new(|result| result.unwrap()));
+    log.pump();
+    log.pump();
+    assert!(log.stats().segments <= 3);
+    assert!(!disk.exists(&segment_path(1)));
+    drop(log);
+    disk.crash(CrashLoss::Everything, &mut SeededRng::new(1));
+    let (log, recovery) = open(&disk);
+    assert!(!recovery.clean);
+    assert_eq!(all(&shard(&log)), written[50..]);
+}
+
+#[test]
+fn truncation_is_remembered_and_the_log_goes_on_after_it() {
+    let disk = SimDisk::new();
+    let (log, _) = open(&disk);
+    let handle = shard(&log);
+    append(
+        &log,
+        &handle,
+        (1..=10).map(|index| entry(index, b"old")).collect(),
+    );
+    handle.truncate_after(LogIndex::new(4), Box::new(|result| result.unwrap()));
+    append(&log, &handle, vec![entry(5, b"new")]);
+    let written = all(&handle);
+    assert_eq!(written.len(), 5);
+    assert_eq!(&written[4].payload[..], b"new");
+    log.close();
+    assert_eq!(all(&shard(&open(&disk).0)), written);
+}
+
+#[test]
+fn a_full_truncation_leaves_an_empty_log() {
+    let disk = SimDisk::new();
+    let (log, _) = open(&disk);
+    let handle = shard(&log);
+    append(&log, &handle, vec![entry(1, b"a"), entry(2, b"b")]);
+    handle.truncate_after(LogIndex::new(0), Box::new(|result| result.unwrap()));
+    assert_eq!(handle.state().last, None);
+    append(&log, &handle, vec![entry(1, b"c")]);
+    log.close();
+    assert_eq!(all(&shard(&open(&disk).0)), vec![entry(1, b"c")]);
+}
+
+#[test]
+fn a_purge_beyond_the_log_moves_it_there() {
+    let disk = SimDisk::new();
+    let (log, _) = open(&disk);
+    let handle = shard(&log);
+    append(&log, &handle, vec![entry(1, b"a")]);
+    handle.purge_to(entry(100, b"").id, Box::new(|result| result.unwrap()));
+    append(&log, &handle, vec![entry(101, b"b")]);
+    log.close();
+    let (log, _) = open(&disk);
+    assert_eq!(all(&shard(&log)), vec![entry(101, b"b")]);
+    assert_eq!(shard(&log).state().purged.unwrap().index.get(), 100);
+}
+
+#[test]
+fn appends_that_wait_together_share_one_sync() {
+    let disk = SimDisk::new();
+    let (log, _) = open(&disk);
+    let handle = shard(&log);
+    let before = disk.sync_count();
+    let done = Arc::new(AtomicUsize::new(0));
+    for index in 1..=100 {
+        let done = Arc::clone(&done);
+        handle.append(
+            vec![entry(index, b"x")],
+            Box::new(move |result| {
+                result.unwrap();
+                done.fetch_add(1, Ordering::SeqCst);
+            }),
+        );
+    }
+    assert_eq!(
+        done.load(Ordering::SeqCst),
+        0,
+        "nothing is acknowledged before the sync"
+    );
+    log.pump();
+    assert_eq!(done.load(Ordering::SeqCst), 100);
+    assert_eq!(disk.sync_count() - before, 1);
+}
+
+#[test]
+fn own_thread_flushes_what_many_threads_append() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(flux_env::RealDisk);
+    let config = LogConfig {
+        segment_bytes: 256 * 1024,
+        ..LogConfig::new(dir.path(), 4)
+    };
+    let clock = Arc::new(flux_env::RealClock::new());
+    let (log, _) = Log::open(Arc::clone(&disk), clock.clone(), config.clone(), seeds(1)).unwrap();
+    std::thread::scope(|scope| {
+        for number in 0..4 {
+            let handle = log.shard(ShardId::new(number));
+            scope.spawn(move || {
+                for index in 1..=200 {
+                    let (told, done) = std::sync::mpsc::channel();
+                    handle.append(
+                        vec![entry(index, &[number as u8; 500])],
+                        Box::new(move |result| told.send(result.is_ok()).unwrap()),
+                    );
+                    assert!(done.recv().unwrap());
+                }
+            });
+        }
+    });
+    assert!(log.stats().syncs <= 802);
+    log.close();
+    let (log, recovery) = Log::open(disk, clock, config, seeds(1)).unwrap();
+    assert!(recovery.clean);
+    for number in 0..4 {
+        assert_eq!(all(&log.shard(ShardId::new(number))).len(), 200);
+    }
+    log.close();
+}
+
+#[test]
+fn failed_sync_poisons_the_log_for_good() {
+    let disk = SimDisk::new();
+    let (log, _) = open(&disk);
+    let handle = shard(&log);
+    append(&log, &handle, vec![entry(1, b"kept")]);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let reasons = Arc::clone(&told);
+    log.on_poison(Box::new(move |reason| {
+        reasons.lock().push(reason.to_owned())
+    }));
+    disk.fail_sync_after(0);
+    let results = Arc::new(Mutex::new(Vec::new()));
+    for index in 2..=3 {
+        let results = Arc::clone(&results);
+        let note = move |result: Result<(), LogError>| results.lock().push(result.is_ok());
+        handle.append(vec![entry(index, b"lost")], Box::new(note));
+        // The disk would say yes the second time; nobody may ask it.
+        log.pump();
+    }
+    assert_eq!(*results.lock(), [false, false]);
+    assert_eq!(told.lock().len(), 1);
+    assert!(log.poison_reason().unwrap().contains("injected"));
+    drop((log, handle));
+    disk.crash(CrashLoss::Everything, &mut SeededRng::new(3));
+    assert_eq!(all(&shard(&open(&disk).0)), vec![entry(1, b"kept")]);
+}
+
+#[test]
+fn failed_inline_write_poisons_too() {
+    let disk = SimDisk::new();
+    let (log, _) = open_with(&disk, config(1, FsyncPolicy::EverySecond), 1).unwrap();
+    disk.fail_write_after(0);
+    let failed = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&failed);
+    let note = move |result: Result<(), LogError>| {
+        assert!(result.is_err());
+        seen.fetch_add(1, Ordering::SeqCst);
+    };
+    shard(&log).append(vec![entry(1, b"x")], Box::new(note));
+    assert_eq!(failed.load(Ordering::SeqCst), 1);
+    assert!(log.poison_reason().is_some());
+}
+
+#[test]
+fn full_disk_is_known_before_the_log_runs_out_and_heals() {
+    let disk = SimDisk::new();
+    let (log, _) = open(&disk);
+    let handle = shard(&log);
+    disk.set_capacity_bytes(Some(disk.used_bytes()));
+    let mut index = 0;
+    while log.space() == Space::Enough {
+        assert!(handle.make_room(10_000, false).is_ok());
+        index += 1;
+        append(&log, &handle, vec![entry(index, &[1; 10_000])]);
+    }
+    assert!(matches!(
+        handle.make_room(10, false),
+        Err(LogError::NoSpace)
+    ));
+    // What is essential goes on for at least another segment, out of the reserve.
+    for _ in 0..20 {
+        handle.make_room(10_000, true).unwrap();
+        index += 1;
+        append(&log, &handle, vec![entry(index, &[2; 10_000])]);
+    }
+    assert_eq!(log.poison_reason(), None);
+    disk.set_capacity_bytes(None);
+    log.pump();
+    assert_eq!(log.space(), Space::Enough);
+    handle.make_room(10_000, false).unwrap();
+    let written = all(&handle);
+    log.close();
+    assert_eq!(all(&shard(&open(&disk).0)), written);
+}
+
+#[test]
+fn a_record_longer_than_a_segment_gets_a_segment_of_its_own_size() {
+    let disk = SimDisk::new();
+    let (log, _) = open(&disk);
+    let handle = shard(&log);
+    handle.make_room(1_000_000, false).unwrap();
+    append(&log, &handle, vec![entry(1, &vec![5; 1_000_000])]);
+    append(&log, &handle, vec![entry(2, b"after")]);
+    let written = all(&handle);
+    log.close();
+    assert_eq!(all(&shard(&open(&disk).0)), written);
+}
+
+#[test]
+fn directories_that_are_not_ours_are_refused_and_left_alone() {
+    let disk = SimDisk::new();
+    disk.create_dir_all(Path::new(DIR)).unwrap();
+    disk.open(&Path::new(DIR).join("thesis.tex"), OpenMode::CreateNew)
+        .unwrap();
+    let error = open_with(&disk, config(1, FsyncPolicy::Always), 1).unwrap_err();
+    assert!(error.to_string().contains("thesis.tex"), "{error}");
+    assert_eq!(disk.read_dir(Path::new(DIR)).unwrap(), ["thesis.tex"]);
+}
+
+#[test]
+fn a_directory_has_one_owner_and_one_shard_count() {
+    let disk = SimDisk::new();
+    let (log, _) = open(&disk);
+    let error = open_with(&disk, config(1, FsyncPolicy::Always), 1).unwrap_err();
+    assert!(matches!(error, OpenError::InUse { .. }));
+    log.close();
+    let error = open_with(&disk, config(4, FsyncPolicy::Always), 1).unwrap_err();
+    assert!(matches!(
+        error,
+        OpenError::ShardCount {
+            found: 1,
+            asked: 4,
+            ..
+        }
+    ));
+    open(&disk);
+}
+
+#[test]
+fn missing_segments_are_damage() {
+    let disk = SimDisk::new();
+    let (log, _) = open(&disk);
+    for index in 1..=40 {
+        append(&log, &shard(&log), vec![entry(index, &[1; 20_000])]);
+    }
+    log.close();
+    for number in [1, 2] {
+        let copy = disk.duplicate();
+        copy.remove(&segment_path(number)).unwrap();
+        let error = open_with(&copy, config(1, FsyncPolicy::Always), 1).unwrap_err();
+        assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+    }
+}
+
+/// A log with `count` entries of mixed sizes on a disk of its own, not closed in order.
+fn sample(count: u64) -> (SimDisk, Vec<LogEntry>) {
+    let disk = SimDisk::new();
+    let (log, _) = open(&disk);
+    let handle = shard(&log);
+    let mut rng = SeededRng::new(count);
+    for index in 1..=count {
+        let size = rng.below(300) as usize;
+        append(&log, &handle, vec![entry(index, &vec![index as u8; size])]);
+    }
+    let entries = all(&handle);
+    drop((log, handle));
+    disk.crash(CrashLoss::Nothing, &mut rng);
+    (disk, entries)
+}
+
+#[test]
+fn cut_anywhere_the_log_opens_with_what_was_whole() {
+    let (disk, entries) = sample(300);
+    let bytes = read_segment(&disk, 1);
+    let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    for cut in (segment::SEGMENT_HEADER_BYTES + 1..end).step_by(1) {
+        let image = recovery_of(&bytes[..cut]);
+        let (count, torn) = image.unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
+        assert!(count <= entries.len());
+        let whole = torn.is_none_or(|torn| torn <= cut as u64);
+        assert!(whole);
+    }
+}
+
+/// Scans one segment's bytes as if they were the whole log; the number of entries, and where a torn
+/// tail was cut.
+fn recovery_of(bytes: &[u8]) -> Result<(usize, Option<u64>), OpenError> {
+    let disk = SimDisk::new();
+    let log_dir = Path::new(DIR).join("log");
+    disk.create_dir_all(&log_dir).unwrap();
+    let file = disk.open(&segment_path(1), OpenMode::CreateNew).unwrap();
+    file.write_all_at(bytes, 0).unwrap();
+    let image = recovery::scan(&disk, Path::new(DIR), 1, 1)?;
+    let torn = image.recovery.torn.map(|torn| torn.offset);
+    Ok((image.shards[0].entries.len(), torn))
+}
