@@ -12,8 +12,9 @@ use bytes::Bytes;
 use flux_env::Instant;
 use flux_types::{
     Answer, Command, Compare, Condition, Entry, Error, ErrorCode, Reply, Revision, SetReply,
-    Written,
+    ShardId, Written,
 };
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -82,6 +83,32 @@ impl Execute for Memory {
             }
         });
         answer
+    }
+
+    fn execute_all(
+        &self,
+        commands: Vec<Command>,
+        deadline: Instant,
+    ) -> impl Future<Output = Vec<Answer>> + Send + 'static {
+        let answers: Vec<_> = commands
+            .into_iter()
+            .map(|command| self.execute(command, deadline))
+            .collect();
+        join_all(answers)
+    }
+
+    /// Misbehaving keys have shards of their own, so that they hold up nobody else.
+    fn shard(&self, command: &Command) -> Option<ShardId> {
+        let mut shards = Vec::new();
+        command.for_each_key(&mut |key| {
+            let misbehaving = [SLOW, BUSY, LATE];
+            let position = misbehaving.iter().position(|name| name == key);
+            shards.push(position.map_or(0, |position| position + 1));
+        });
+        match shards.as_slice() {
+            [shard] => Some(ShardId::new(u32::try_from(*shard).unwrap())),
+            _ => None,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::Future;
 
 use flux_env::Instant;
-use flux_types::{Answer, Command};
+use flux_types::{Answer, Command, ShardId};
 
 /// Runs commands on whatever shards they concern.
 pub(crate) trait Execute: Clone + fmt::Debug + Send + Sync + 'static {
@@ -19,6 +19,20 @@ pub(crate) trait Execute: Clone + fmt::Debug + Send + Sync + 'static {
         command: Command,
         deadline: Instant,
     ) -> impl Future<Output = Answer> + Send + 'static;
+
+    /// Runs commands as one pipeline: each sees what those before it did, as far as they concern
+    /// one shard. One answer for each, in order, all together.
+    ///
+    /// # Cancellation
+    /// The commands may run all the same.
+    fn execute_all(
+        &self,
+        commands: Vec<Command>,
+        deadline: Instant,
+    ) -> impl Future<Output = Vec<Answer>> + Send + 'static;
+
+    /// The shard that the command concerns, if it is known to be only one.
+    fn shard(&self, command: &Command) -> Option<ShardId>;
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The password, as the metadata entry `authorization` carries it.
 
+use std::fmt;
 use std::sync::Arc;
 
 use flux_types::{Error, ErrorCode};
@@ -8,25 +9,39 @@ use tonic::{Request, Status};
 
 use super::to_status;
 
+/// Tells the password that clients must present now; empty: none. It can change while the node runs.
+#[derive(Clone)]
+pub(crate) struct Password(Arc<dyn Fn() -> Arc<str> + Send + Sync>);
+
+impl Password {
+    /// The password is what `read` says at each call.
+    pub(crate) fn new(read: impl Fn() -> Arc<str> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Password").finish_non_exhaustive()
+    }
+}
+
 /// Lets a call through if it presents the password: `Bearer PASSWORD`, or the password alone.
 #[derive(Clone)]
 pub(super) struct Authorization {
-    /// `None`: everybody passes.
-    password: Option<Arc<[u8]>>,
+    password: Password,
 }
 
 impl Authorization {
-    pub(super) fn new(password: &str) -> Self {
-        let is_set = !password.is_empty();
-        Self {
-            password: is_set.then(|| Arc::from(password.as_bytes())),
-        }
+    pub(super) const fn new(password: Password) -> Self {
+        Self { password }
     }
 
     fn check(&self, presented: Option<&[u8]>) -> Result<(), Error> {
-        let Some(password) = &self.password else {
+        let password = (self.password.0)();
+        if password.is_empty() {
             return Ok(());
-        };
+        }
         let Some(presented) = presented else {
             return Err(Error::not_done(
                 ErrorCode::Unauthenticated,
@@ -36,7 +51,7 @@ impl Authorization {
         let (scheme, rest) = presented.split_at_checked(7).unwrap_or_default();
         let is_bearer = scheme.eq_ignore_ascii_case(b"bearer ");
         let word = if is_bearer { rest } else { presented };
-        if is_same(word, password) {
+        if is_same(word, password.as_bytes()) {
             return Ok(());
         }
         Err(Error::not_done(
@@ -70,11 +85,11 @@ fn is_same(presented: &[u8], password: &[u8]) -> bool {
 mod tests {
     use flux_types::ErrorCode;
 
-    use super::{Authorization, is_same};
+    use super::{Authorization, Password, is_same};
 
     #[test]
     fn the_password_passes_bare_and_as_a_bearer_token() {
-        let authorization = Authorization::new("open sesame");
+        let authorization = Authorization::new(Password::new(|| "open sesame".into()));
         for presented in ["open sesame", "Bearer open sesame", "bearer open sesame"] {
             assert_eq!(authorization.check(Some(presented.as_bytes())), Ok(()));
         }
@@ -97,7 +112,7 @@ mod tests {
 
     #[test]
     fn without_a_password_everybody_passes() {
-        let authorization = Authorization::new("");
+        let authorization = Authorization::new(Password::new(|| "".into()));
         assert_eq!(authorization.check(None), Ok(()));
         assert_eq!(authorization.check(Some(b"anything")), Ok(()));
     }

@@ -33,6 +33,8 @@ use crate::execute::Execute;
 use crate::metrics::{CommandCount, Metrics, Protocol};
 use crate::readiness::Readiness;
 use auth::Authorization;
+
+pub(crate) use auth::Password;
 use health::HealthService;
 
 /// What the services are made of.
@@ -50,8 +52,8 @@ pub(crate) struct Parts<E> {
     pub(crate) request_timeout: Duration,
     /// Longest value, in bytes; a message may be 1 MiB longer.
     pub(crate) value_bytes_max: usize,
-    /// What clients must present; empty: nothing.
-    pub(crate) password: String,
+    /// What clients must present.
+    pub(crate) password: Password,
 }
 
 /// All services of the gRPC port. Keys and reflection ask for the password; health does not, because
@@ -61,7 +63,7 @@ pub(crate) struct Parts<E> {
 /// If the descriptors that were compiled in cannot be read, which a test excludes.
 pub(crate) fn router<E: Execute>(parts: Parts<E>) -> Router {
     let message_bytes_max = parts.value_bytes_max + FRAME_OVERHEAD_BYTES;
-    let authorization = Authorization::new(&parts.password);
+    let authorization = Authorization::new(parts.password);
     let service = KvApi {
         executor: parts.executor,
         clock: parts.clock,

@@ -25,7 +25,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
-use super::{Parts, router};
+use super::{Parts, Password, router};
 use crate::execute::memory::{BUSY, LATE, Memory, SLOW};
 use crate::http_listener::HttpListener;
 use crate::metrics::{Metrics, Protocol};
@@ -69,7 +69,7 @@ struct Server {
 const VALUE_BYTES_MAX: usize = 64 * 1024;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
-async fn start(password: &str) -> Server {
+async fn start(password: &'static str) -> Server {
     let executor = Memory::new();
     let readiness = Arc::new(Switch::default());
     readiness.is_writable.store(true, Ordering::SeqCst);
@@ -82,7 +82,7 @@ async fn start(password: &str) -> Server {
         readiness: Arc::<Switch>::clone(&readiness),
         request_timeout: REQUEST_TIMEOUT,
         value_bytes_max: VALUE_BYTES_MAX,
-        password: password.to_owned(),
+        password: Password::new(move || password.into()),
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());

@@ -5,6 +5,7 @@
 //! compares with what is registered here.
 
 mod command;
+mod log;
 
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use flux_types::{Command, Outcome, Reply};
 
 pub(crate) use command::COMMAND_NAMES;
 use command::command_row;
+pub(crate) use log::{LogState, register_log};
 
 /// What a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use flux_telemetry::Registry;
+use flux_log::{LogStats, Space};
+use flux_telemetry::{Family, Kind, Registry};
 use flux_types::{Command, Error, ErrorCode, Reply, Set};
 
-use super::{COMMAND_NAMES, CommandCount, Metrics, Protocol, command_row};
+use super::{COMMAND_NAMES, CommandCount, LogState, Metrics, Protocol, command_row, register_log};
 
 fn set() -> Command {
     Command::Set(Set::plain(Bytes::from_static(b"k"), Bytes::new()))
@@ -85,4 +86,63 @@ fn a_connection_is_open_until_its_guard_is_dropped() {
         (metrics.connections(), metrics.connections_opened()),
         (0, 2)
     );
+}
+
+/// A row of the table in `docs/metrics.md`.
+fn row(family: &Family) -> String {
+    let (kind, suffix) = match family.kind {
+        Kind::Counter => ("counter", "_total"),
+        Kind::Gauge => ("gauge", ""),
+        Kind::Histogram => ("histogram", ""),
+        Kind::Info => ("info", "_info"),
+    };
+    let labels: Vec<String> = family
+        .labels
+        .iter()
+        .map(|name| format!("`{name}`"))
+        .collect();
+    format!(
+        "| `{}{suffix}` | {kind} | {} | {} |",
+        family.name,
+        labels.join(" "),
+        family.help
+    )
+}
+
+#[test]
+fn every_family_is_in_the_document_as_it_is_exported() {
+    let registry = Registry::new();
+    drop(Metrics::new(&registry));
+    register_log(&registry, || LogState {
+        stats: LogStats::default(),
+        space: Space::Enough,
+        is_poisoned: false,
+    });
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    let missing: Vec<String> = registry
+        .families()
+        .iter()
+        .map(row)
+        .filter(|row| !document.lines().any(|line| line == row))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "add to docs/metrics.md:\n{}",
+        missing.join("\n")
+    );
+    let names: Vec<String> = registry
+        .families()
+        .into_iter()
+        .map(|family| family.name)
+        .collect();
+    for line in document.lines().filter(|line| line.starts_with("| `")) {
+        let name = line.split('`').nth(1).unwrap();
+        let name = name.trim_end_matches("_total").trim_end_matches("_info");
+        let is_known = names.iter().any(|known| known == name);
+        assert!(
+            is_known || name.starts_with("flux_gateway_"),
+            "docs/metrics.md lists {name}, which is not exported"
+        );
+    }
 }
