@@ -1,4 +1,10 @@
 //! Tests of the whole log, through its public face.
+#![expect(clippy::cast_possible_truncation, reason = "test sizes are small")]
+
+mod crash;
+mod damage;
+mod format;
+mod snapshots;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -390,22 +396,6 @@ fn a_directory_has_one_owner_and_one_shard_count() {
     open(&disk);
 }
 
-#[test]
-fn missing_segments_are_damage() {
-    let disk = SimDisk::new();
-    let (log, _) = open(&disk);
-    for index in 1..=40 {
-        append(&log, &shard(&log), vec![entry(index, &[1; 20_000])]);
-    }
-    log.close();
-    for number in [1, 2] {
-        let copy = disk.duplicate();
-        copy.remove(&segment_path(number)).unwrap();
-        let error = open_with(&copy, config(1, FsyncPolicy::Always), 1).unwrap_err();
-        assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
-    }
-}
-
 /// A log with `count` entries of mixed sizes on a disk of its own, not closed in order.
 fn sample(count: u64) -> (SimDisk, Vec<LogEntry>) {
     let disk = SimDisk::new();
@@ -422,29 +412,7 @@ fn sample(count: u64) -> (SimDisk, Vec<LogEntry>) {
     (disk, entries)
 }
 
-#[test]
-fn cut_anywhere_the_log_opens_with_what_was_whole() {
-    let (disk, entries) = sample(300);
-    let bytes = read_segment(&disk, 1);
-    let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
-    for cut in (segment::SEGMENT_HEADER_BYTES + 1..end).step_by(1) {
-        let image = recovery_of(&bytes[..cut]);
-        let (count, torn) = image.unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
-        assert!(count <= entries.len());
-        let whole = torn.is_none_or(|torn| torn <= cut as u64);
-        assert!(whole);
-    }
-}
-
-/// Scans one segment's bytes as if they were the whole log; the number of entries, and where a torn
-/// tail was cut.
-fn recovery_of(bytes: &[u8]) -> Result<(usize, Option<u64>), OpenError> {
-    let disk = SimDisk::new();
-    let log_dir = Path::new(DIR).join("log");
-    disk.create_dir_all(&log_dir).unwrap();
-    let file = disk.open(&segment_path(1), OpenMode::CreateNew).unwrap();
-    file.write_all_at(bytes, 0).unwrap();
-    let image = recovery::scan(&disk, Path::new(DIR), 1, 1)?;
-    let torn = image.recovery.torn.map(|torn| torn.offset);
-    Ok((image.shards[0].entries.len(), torn))
+/// Where the records of a segment end.
+fn end_of(bytes: &[u8]) -> usize {
+    bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1
 }

@@ -4,6 +4,9 @@
 //! Lock order: the stream's lock is taken alone; no callback runs and no sync happens under it.
 //! With `everysec` and `never` the write itself happens under it, inline in the appender's turn.
 
+mod room;
+mod work;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
@@ -20,10 +23,11 @@ use crate::record::{
     LogEntry, LogId, NODE_WIDE, RecordHeader, RecordKind, durable_field, encode, record_size,
 };
 use crate::recovery::{Image, Position, ShardImage};
-use crate::segment::{
-    NEXT_NAME, RESERVE_NAME, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart, segment_name,
-};
+use crate::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart, segment_name};
 use crate::shard_log::Flushed;
+
+pub(crate) use work::Work;
+use work::{Chunk, recycle};
 
 /// Room that records other than the asked-for one may need around it: votes, markers, a start.
 const SLACK_BYTES: u64 = 16 * 1024;
@@ -76,62 +80,6 @@ struct Prepared {
     header: Option<SegmentHeader>,
     file: Arc<dyn File>,
     capacity: u64,
-}
-
-/// Bytes that belong to one place in one segment.
-#[derive(Debug)]
-struct Chunk {
-    file: Arc<dyn File>,
-    offset: u64,
-    bytes: Vec<u8>,
-}
-
-/// What has to be done before some callbacks may be called.
-#[derive(Default)]
-pub(crate) struct Work {
-    chunks: Vec<Chunk>,
-    sync: Vec<Arc<dyn File>>,
-    sync_dir: bool,
-    callbacks: Vec<(Flushed, bool)>,
-    flushed: Vec<(usize, u64)>,
-    active: u64,
-    end: u64,
-    needed: u64,
-}
-
-impl Work {
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
-            && self.sync.is_empty()
-            && self.callbacks.is_empty()
-            && !self.sync_dir
-    }
-
-    pub(crate) const fn syncs(&self) -> bool {
-        !self.sync.is_empty()
-    }
-
-    /// Gives up the work, and returns what must be told so.
-    pub(crate) fn into_callbacks(self) -> Vec<Flushed> {
-        self.callbacks
-            .into_iter()
-            .map(|(callback, _)| callback)
-            .collect()
-    }
-
-    /// Writes and syncs. The only place where the log waits for a disk, besides inline writes.
-    pub(crate) fn perform(&self, disk: &dyn Disk, log_dir: &std::path::Path) -> io::Result<()> {
-        for chunk in &self.chunks {
-            chunk.file.write_all_at(&chunk.bytes, chunk.offset)?;
-        }
-        for file in &self.sync {
-            file.sync_data()?;
-        }
-        if self.sync_dir {
-            disk.sync_dir(log_dir)?;
-        }
-        Ok(())
-    }
 }
 
 /// A segment that can be read.
@@ -353,166 +301,6 @@ impl Stream {
         matches!(self.config.fsync, FsyncPolicy::Always)
     }
 
-    // --- preparing files -------------------------------------------------------------------
-
-    /// Prepares the next segment and the reserve if they are missing. A full disk is no error.
-    pub(crate) fn prepare(&mut self) -> io::Result<()> {
-        if self.next.is_none() {
-            self.next = self.prepare_file(NEXT_NAME, self.config.segment_bytes)?;
-            self.write_next_header()?;
-        }
-        if self.next.is_some() && self.reserve.is_none() {
-            self.reserve = self.prepare_file(RESERVE_NAME, self.config.segment_bytes)?;
-        }
-        Ok(())
-    }
-
-    fn prepare_file(&self, name: &str, capacity: u64) -> io::Result<Option<Prepared>> {
-        let path = self.config.log_dir().join(name);
-        let make = || -> io::Result<Prepared> {
-            if self.disk.exists(&path) {
-                self.disk.remove(&path)?;
-            }
-            let file = self.disk.open(&path, OpenMode::CreateNew)?;
-            file.allocate(capacity)?;
-            file.sync_all()?;
-            Ok(Prepared {
-                header: None,
-                file,
-                capacity,
-            })
-        };
-        match make() {
-            Ok(prepared) => Ok(Some(prepared)),
-            Err(error) if is_full(&error) => {
-                let _ = self.disk.remove(&path).is_ok();
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Gives the next segment its header, durably, so that a roll is only a rename.
-    fn write_next_header(&mut self) -> io::Result<()> {
-        let header = SegmentHeader {
-            number: self.active.number + 1,
-            salt: (self.draw)(),
-            node: self.identity.node,
-            cluster: self.identity.cluster,
-            created: UnixMillis::new(self.clock.unix_millis()),
-        };
-        let Some(next) = self.next.as_mut() else {
-            return Ok(());
-        };
-        next.file.write_all_at(&header.encode(), 0)?;
-        next.file.sync_data()?;
-        next.header = Some(header);
-        Ok(())
-    }
-
-    /// Makes sure that a record with `payload_bytes` can be appended without running out of space.
-    /// Essential records may use up the reserve.
-    pub(crate) fn make_room(
-        &mut self,
-        payload_bytes: usize,
-        essential: bool,
-    ) -> Result<(), LogError> {
-        if let Some(error) = self.error() {
-            return Err(error);
-        }
-        if !essential && self.space() == Space::Full {
-            return Err(LogError::NoSpace);
-        }
-        let needed = widen(record_size(payload_bytes)) + SLACK_BYTES;
-        if self.active.end + needed <= self.active.capacity {
-            return Ok(());
-        }
-        if self.next.is_none() && essential {
-            self.promote_reserve().map_err(|_| LogError::NoSpace)?;
-        }
-        let Some(next) = self.next.as_mut() else {
-            return Err(LogError::NoSpace);
-        };
-        let capacity = needed + widen(SEGMENT_HEADER_BYTES) + SLACK_BYTES;
-        if next.capacity < capacity {
-            next.file
-                .allocate(capacity)
-                .map_err(|_| LogError::NoSpace)?;
-            next.file.sync_all().map_err(|_| LogError::NoSpace)?;
-            next.capacity = capacity;
-        }
-        Ok(())
-    }
-
-    /// Lets the reserve become the next segment.
-    fn promote_reserve(&mut self) -> io::Result<()> {
-        let log_dir = self.config.log_dir();
-        if let Some(reserve) = self.reserve.take() {
-            self.disk
-                .rename(&log_dir.join(RESERVE_NAME), &log_dir.join(NEXT_NAME))?;
-            self.next = Some(reserve);
-            self.write_next_header()?;
-        }
-        Ok(())
-    }
-
-    /// Ends the active segment and begins the prepared one.
-    fn roll(&mut self) -> io::Result<()> {
-        if self.next.is_none() {
-            self.prepare()?;
-        }
-        if self.next.is_none() {
-            self.promote_reserve()?;
-        }
-        let next = self.next.take().ok_or(io::ErrorKind::StorageFull)?;
-        let header = next.header.ok_or(io::ErrorKind::StorageFull)?;
-        assert_eq!(
-            header.number,
-            self.active.number + 1,
-            "segments are numbered without gaps"
-        );
-        self.close_chunk();
-        if !self.always() && !self.earlier_durable {
-            // Two unsynced segments would be one more than recovery can tell from damage.
-            self.sync_inline()?;
-        }
-        let log_dir = self.config.log_dir();
-        self.disk.rename(
-            &log_dir.join(NEXT_NAME),
-            &log_dir.join(segment_name(header.number)),
-        )?;
-        self.queue.dirty_dir = true;
-        self.earlier_durable = self.active.number == 0;
-        let end = widen(SEGMENT_HEADER_BYTES);
-        self.active = Active {
-            number: header.number,
-            salt: header.salt,
-            file: Arc::clone(&next.file),
-            capacity: next.capacity,
-            end,
-            durable: end,
-        };
-        let readable = Readable {
-            file: next.file,
-            salt: header.salt,
-        };
-        self.readable.insert(header.number, readable);
-        self.push_start();
-        Ok(())
-    }
-
-    fn sync_inline(&mut self) -> io::Result<()> {
-        for file in self.queue.dirty.drain(..) {
-            file.sync_data()?;
-        }
-        if std::mem::take(&mut self.queue.dirty_dir) {
-            self.disk.sync_dir(&self.config.log_dir())?;
-        }
-        Ok(())
-    }
-
-    // --- appending -------------------------------------------------------------------------
-
     fn push_start(&mut self) {
         let numbered = (0_u32..).zip(&self.shards);
         let shards = numbered
@@ -689,8 +477,6 @@ impl Stream {
         UnixMillis::new(self.clock.unix_millis())
     }
 
-    // --- handing over work -----------------------------------------------------------------
-
     fn close_chunk(&mut self) {
         if let Some(chunk) = self.queue.open_chunk.take() {
             if !self
@@ -810,8 +596,6 @@ impl Stream {
             .collect()
     }
 
-    // --- reading and deleting --------------------------------------------------------------
-
     pub(crate) fn readable(&self, segment: u64) -> Option<Readable> {
         self.readable.get(&segment).cloned()
     }
@@ -857,15 +641,6 @@ fn placeholder(disk: &dyn Disk, log_dir: &std::path::Path) -> io::Result<Active>
         end: 0,
         durable: 0,
     })
-}
-
-fn recycle(spare: &mut Vec<Vec<u8>>, mut bytes: Vec<u8>) {
-    const SPARE_MAX: usize = 4;
-    const SPARE_BYTES_MAX: usize = 4 * 1024 * 1024;
-    if spare.len() < SPARE_MAX && bytes.capacity() <= SPARE_BYTES_MAX {
-        bytes.clear();
-        spare.push(bytes);
-    }
 }
 
 /// Whether an error means that the disk, or a quota on it, is full.
