@@ -251,7 +251,13 @@ fn own_thread_flushes_what_many_threads_append() {
         ..LogConfig::new(dir.path(), 4)
     };
     let clock = Arc::new(flux_env::RealClock::new());
-    let (log, _) = Log::open(Arc::clone(&disk), clock.clone(), config.clone(), seeds(1)).unwrap();
+    let (log, _) = Log::open(
+        Arc::clone(&disk),
+        Arc::<flux_env::RealClock>::clone(&clock),
+        config.clone(),
+        seeds(1),
+    )
+    .unwrap();
     std::thread::scope(|scope| {
         for number in 0..4 {
             let handle = log.shard(ShardId::new(number));
