@@ -11,6 +11,7 @@ use super::table;
 use crate::Limits;
 use crate::number::{parse_f64, parse_i64, parse_u64};
 
+pub(crate) use data::check_expire_condition;
 pub(super) use data::{
     append, clear, copy, count, decrement, decrement_by, delete, exists, expire, expire_at,
     expire_time, get, get_delete, get_expire, get_many, get_range, get_set, increment,
@@ -125,16 +126,7 @@ impl Arguments {
     /// The next argument, as a value.
     fn value(&mut self) -> Result<Bytes, Error> {
         let value = self.required()?;
-        if value.len() > self.limits.value_bytes_max {
-            return Err(Error::not_done(
-                ErrorCode::TooLarge,
-                format!(
-                    "value is {} bytes long, the limit is {}",
-                    value.len(),
-                    self.limits.value_bytes_max
-                ),
-            ));
-        }
+        check_value(&value, self.limits)?;
         Ok(value)
     }
 
@@ -184,6 +176,24 @@ pub(crate) fn check_key(key: &[u8]) -> Result<(), Error> {
             "key is {} bytes long, the limit is {}",
             key.len(),
             limits::KEY_BYTES_MAX
+        ),
+    ))
+}
+
+/// That a value is not too long.
+///
+/// # Errors
+/// It is.
+pub(crate) fn check_value(value: &[u8], limits: Limits) -> Result<(), Error> {
+    if value.len() <= limits.value_bytes_max {
+        return Ok(());
+    }
+    Err(Error::not_done(
+        ErrorCode::TooLarge,
+        format!(
+            "value is {} bytes long, the limit is {}",
+            value.len(),
+            limits.value_bytes_max
         ),
     ))
 }
