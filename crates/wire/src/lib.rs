@@ -10,7 +10,7 @@
 //! of `docs/wire.md`. [`fuzzing`] holds the entry points of the fuzz targets.
 
 pub mod flux;
-//FUZZ pub mod fuzzing;
+pub mod fuzzing;
 pub mod number;
 pub mod resp;
 pub mod sniff;

@@ -9,7 +9,7 @@ pub mod decode;
 pub mod encode;
 pub mod error;
 mod inline;
-//INTRO pub mod introspect;
+pub mod introspect;
 pub mod parse;
 pub mod spec;
 pub mod table;

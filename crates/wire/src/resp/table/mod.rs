@@ -84,15 +84,22 @@ pub fn find_in(subcommands: &'static [Spec], name: &[u8]) -> Option<&'static Spe
 }
 
 /// Finds a command while compiling.
+///
+/// # Panics
+/// Stops the compiler if there is none.
 pub(super) const fn must_find(name: &str) -> &'static Spec {
     let packed = pack(name.as_bytes()).expect("the name is short");
     let mut slot = home(packed);
     loop {
-        #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler")]
+        #[expect(
+            clippy::indexing_slicing,
+            clippy::panic,
+            reason = "evaluated by the compiler, which it stops"
+        )]
         match INDEX.slots[slot] {
             (key, Some(spec)) if key == packed => return spec,
             (_, Some(_)) => slot = (slot + 1) % SLOTS,
-            (_, None) => None.expect("the command is in the table"),
+            (_, None) => panic!("the command is not in the table"),
         }
     }
 }
@@ -122,6 +129,7 @@ const fn pack(name: &[u8]) -> Option<u128> {
 const SLOTS: usize = 256;
 
 /// Where the search for a packed name begins.
+#[expect(clippy::cast_possible_truncation, reason = "both halves are used")]
 const fn home(packed: u128) -> usize {
     let folded = (packed >> 64) as u64 ^ (packed & u64::MAX as u128) as u64;
     (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize
