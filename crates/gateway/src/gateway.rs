@@ -147,12 +147,12 @@ impl Gateway {
         for thread in threads {
             // An error is a thread that has ended without saying so, by a panic.
             let _ = thread.ended.await;
-            let _ = thread.handle.join();
+            drop(thread.handle.join());
         }
         drop(finished);
         if let Ok(limit) = limit {
             let _ = limit.ended.await;
-            let _ = limit.handle.join();
+            drop(limit.handle.join());
         }
         info!("gateway has stopped");
     }
@@ -204,7 +204,7 @@ fn refresh(
     }
     Some(async move {
         let mut running: JoinSet<()> = tasks.into_iter().map(Refresh::run).collect();
-        let _ = phase.wait_for(|phase| *phase >= Phase::Drain).await;
+        drop(phase.wait_for(|phase| *phase >= Phase::Drain).await);
         running.shutdown().await;
     })
 }

@@ -3,7 +3,8 @@
 //! Both what upstreams answer and what the gateway itself refuses end here, so that a caller needs
 //! one way to read an error. The table of codes is that of `docs/gateway.md`.
 
-use base64_of_trailer::decode as decode_trailer;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::StatusCode;
 use prost::Message;
@@ -11,6 +12,7 @@ use prost::Message;
 use crate::transcode::json_out::{JsonOut, put_json_string};
 use crate::transcode::plan::Plans;
 use crate::transcode::reader::FieldError;
+use crate::transcode::scalar::base64_decode;
 
 /// Type of the detail by which the gateway says what became of a call.
 const FAILURE_TYPE: &str = "type.googleapis.com/flux.gateway.v1.Failure";
@@ -123,13 +125,15 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     /// Encoded `google.protobuf.Any` messages.
     pub(crate) details: Vec<Bytes>,
+    /// The types of the upstream that sent them.
+    pub(crate) types: Option<Arc<Plans>>,
     /// The fields at fault.
     pub(crate) fields: Vec<FieldError>,
     /// A short constant word for programs, for what the gateway found itself.
     pub(crate) reason: Option<&'static str>,
     pub(crate) outcome: Option<Outcome>,
     /// Methods of the path, if only the method was wrong.
-    pub(crate) allow: Option<String>,
+    pub(crate) allow: Option<Box<str>>,
 }
 
 impl Failure {
@@ -139,6 +143,7 @@ impl Failure {
             http: code.http(),
             message: message.into(),
             details: Vec::new(),
+            types: None,
             fields: Vec::new(),
             reason: None,
             outcome: None,
@@ -175,7 +180,7 @@ impl Failure {
 
     /// The JSON body. Details are decoded with the upstream's types first, then with the well-known
     /// error types.
-    pub(crate) fn to_json(&self, types: &[&Plans]) -> Vec<u8> {
+    pub(crate) fn to_json(&self, error_details: &Plans) -> Vec<u8> {
         let mut out = format!("{{\"code\":{},\"message\":", self.code.number()).into_bytes();
         put_json_string(&mut out, &self.message);
         out.extend_from_slice(b",\"details\":[");
@@ -195,7 +200,7 @@ impl Failure {
             self.put_failure(&mut out);
         }
         for detail in &self.details {
-            if let Some(json) = detail_json(detail, types) {
+            if let Some(json) = detail_json(detail, self.types.as_deref(), error_details) {
                 separate(&mut out);
                 out.extend_from_slice(&json);
             }
@@ -242,7 +247,7 @@ impl Failure {
 }
 
 /// One detail as JSON; nothing for those that are not for callers or not well-formed.
-fn detail_json(any: &[u8], types: &[&Plans]) -> Option<Vec<u8>> {
+fn detail_json(any: &[u8], own: Option<&Plans>, error_details: &Plans) -> Option<Vec<u8>> {
     let parsed = prost_types::Any::decode(any).ok()?;
     let name = parsed
         .type_url
@@ -251,10 +256,9 @@ fn detail_json(any: &[u8], types: &[&Plans]) -> Option<Vec<u8>> {
     if name == DEBUG_INFO {
         return None;
     }
-    let plans = types
-        .iter()
-        .find(|plans| plans.find(name).is_some())
-        .or(types.first())?;
+    let plans = own
+        .filter(|plans| plans.find(name).is_some())
+        .unwrap_or(error_details);
     let json = JsonOut {
         plans,
         names: crate::transcode::json_out::Names::Json,
@@ -297,21 +301,18 @@ pub(crate) fn from_trailers(trailers: &http::HeaderMap) -> Option<Result<(), Fai
     let mut failure = Failure::new(code, message);
     let details = trailers
         .get("grpc-status-details-bin")
-        .and_then(|value| decode_trailer(value));
+        .and_then(decode_trailer);
     if let Some(status) = details.and_then(|bytes| RpcStatus::decode(bytes.as_slice()).ok()) {
         failure.details = status.details;
     }
     Some(Err(failure))
 }
 
-mod base64_of_trailer {
-    //! Binary metadata is base64, padded or not.
-
-    pub(super) fn decode(value: &http::HeaderValue) -> Option<Vec<u8>> {
-        let mut out = Vec::new();
-        crate::transcode::scalar::base64_decode(value.as_bytes(), &mut out).ok()?;
-        Some(out)
-    }
+/// Binary metadata is base64, padded or not.
+fn decode_trailer(value: &http::HeaderValue) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    base64_decode(value.as_bytes(), &mut out).ok()?;
+    Some(out)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use units::{Size, Timeout};
 pub use validate::Mistake;
+pub(crate) use validate::is_reserved;
 
 /// The gateway. All keys are optional but an upstream is needed to be of any use.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -66,6 +66,8 @@ pub(crate) struct RpcRoute {
     /// Whether fields may come as query parameters.
     pub(crate) takes_query: bool,
     pub(crate) variables: Vec<(Variable, FieldPath)>,
+    /// The `:verb` at the end of the path, which is no part of a variable.
+    pub(crate) verb: Option<String>,
     /// Encoded fields that every request begins with.
     pub(crate) defaults: Vec<u8>,
     /// Name and position of fields that must be given.
@@ -125,6 +127,18 @@ impl Rpc {
 }
 
 impl RpcRoute {
+    /// The segments that variables are taken from: those of the path, without the verb.
+    pub(crate) fn without_verb<'s>(&self, segments: &[&'s str]) -> Vec<&'s str> {
+        let mut segments = segments.to_vec();
+        if let (Some(verb), Some(last)) = (&self.verb, segments.last_mut()) {
+            let tail = last
+                .strip_suffix(verb.as_str())
+                .and_then(|last| last.strip_suffix(':'));
+            *last = tail.unwrap_or(last);
+        }
+        segments
+    }
+
     /// `POST /package.Service/Method`, which every rpc has.
     pub(crate) const fn direct(rpc: Rpc) -> Self {
         Self {
@@ -132,6 +146,7 @@ impl RpcRoute {
             body: BodyBinding::Message,
             takes_query: false,
             variables: Vec::new(),
+            verb: None,
             defaults: Vec::new(),
             required: Vec::new(),
             response: ResponseBinding::Message,
@@ -158,6 +173,7 @@ impl RpcRoute {
             // With `*` every field that is not in the path is in the body: http.proto says so.
             takes_query: body != "*",
             variables: variables(&rpc, template)?,
+            verb: template.verb.clone(),
             defaults: Vec::new(),
             required: Vec::new(),
             response,

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use super::framing::Framing;
 
 /// How an HTTP/2 connection with prior knowledge begins (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -26,6 +28,8 @@ pub(crate) struct Rewound {
     head: [u8; PREFACE.len()],
     /// What is left of the head.
     range: std::ops::Range<usize>,
+    /// Watches HTTP/1.1; HTTP/2 has frames of its own.
+    framing: Option<Framing>,
 }
 
 impl Rewound {
@@ -41,8 +45,10 @@ impl Rewound {
             stream,
             head: [0; PREFACE.len()],
             range: 0..0,
+            framing: None,
         };
         let protocol = timeout(time_max, rewound.read_head()).await??;
+        rewound.framing = (protocol == Protocol::Http1).then(Framing::new);
         Ok((rewound, protocol))
     }
 
@@ -70,12 +76,17 @@ impl AsyncRead for Rewound {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         if self.range.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(context, buffer);
+            ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        } else {
+            let end = self.range.end.min(self.range.start + buffer.remaining());
+            buffer.put_slice(self.head.get(self.range.start..end).unwrap_or_default());
+            self.range.start = end;
         }
-        let end = self.range.end.min(self.range.start + buffer.remaining());
-        buffer.put_slice(self.head.get(self.range.start..end).unwrap_or_default());
-        self.range.start = end;
+        if let Some(framing) = &mut self.framing {
+            framing.watch(buffer.filled_mut().get_mut(before..).unwrap_or_default());
+        }
         Poll::Ready(Ok(()))
     }
 }

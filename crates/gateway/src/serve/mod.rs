@@ -2,6 +2,8 @@
 
 pub(crate) mod body;
 
+pub(crate) mod framing;
+
 pub(crate) mod io;
 
 pub(crate) mod listen;

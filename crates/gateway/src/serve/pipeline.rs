@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flux_env::Clock;
 use http::header::{HeaderMap, HeaderName};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tracing::debug;
@@ -19,7 +19,7 @@ use tracing::debug;
 use super::reply::{self, Body};
 use super::vet::MediaType;
 use super::{body, vet};
-use crate::config::{Config, NamesConfig, UnknownFieldsConfig};
+use crate::config::{Config, NamesConfig, UnknownFieldsConfig, is_reserved};
 use crate::descriptor::catalog::{Catalog, Route};
 use crate::descriptor::route::{BodyBinding, ResponseBinding, RpcRoute, Streams};
 use crate::metrics::Metrics;
@@ -124,6 +124,7 @@ impl Pipeline {
     pub(crate) async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         let started = Instant::now();
         let entered = self.metrics.enter();
+        let is_http1 = request.version() <= Version::HTTP_11;
         let (parts, incoming) = request.into_parts();
         let head = Head {
             method: parts.method,
@@ -131,10 +132,13 @@ impl Pipeline {
             query: parts.uri.query().unwrap_or_default().to_owned(),
             headers: parts.headers,
         };
-        let response = match self.answer(&head, incoming).await {
+        let mut response = match self.answer(&head, incoming).await {
             Ok(response) => response,
-            Err(failure) => reply::failure(&failure, &[&self.catalog.error_details]),
+            Err(failure) => reply::failure(&failure, &self.catalog.error_details),
         };
+        if is_http1 {
+            reply::close_after_unread_body(&mut response);
+        }
         drop(entered);
         self.metrics.answered(response.status(), started.elapsed());
         debug!(
@@ -186,7 +190,9 @@ impl Pipeline {
             deadline: Instant::now() + timeout,
         };
         let answer = self.call(route, head, &call).await?;
-        self.render(route, &answer, &asked)
+        let mut response = self.render(route, &answer, &asked)?;
+        pass_metadata(&answer.headers, response.headers_mut());
+        Ok(response)
     }
 
     fn health(&self, method: &Method) -> Result<Response<Body>, Failure> {
@@ -234,9 +240,10 @@ impl Pipeline {
             let error = FieldError::new("this route takes no query parameters");
             return Err(Failure::bad_field(error));
         }
+        let segments = route.without_verb(segments);
         for (variable, path) in &route.variables {
             parameters.given.insert(path.top());
-            let value = variable.value(segments);
+            let value = variable.value(&segments);
             path.put(plans, None, &value, &mut message)
                 .map_err(|error| Failure::bad_field(error.within(&variable.field)))?;
         }
@@ -347,6 +354,7 @@ impl Pipeline {
         let result = client.unary(call).await;
         result.map_err(|mut failure| {
             self.metrics.upstream_failed(failure.code);
+            failure.types = Some(Arc::clone(&route.rpc.plans));
             // Nothing happened that could matter when the rpc only reads or may be repeated.
             let is_safe = matches!(head.method, Method::GET | Method::HEAD);
             if is_safe || route.rpc.is_idempotent {
@@ -478,6 +486,16 @@ fn write_field(
     Ok(())
 }
 
+/// Passes the upstream's own metadata on as response headers; what belongs to the connection, to
+/// gRPC or to the body stays behind, and so does binary metadata, which HTTP has no form for.
+fn pass_metadata(from: &HeaderMap, to: &mut HeaderMap) {
+    for (name, value) in from {
+        if !is_reserved(name.as_str()) && !name.as_str().ends_with("-bin") {
+            to.append(name, value.clone());
+        }
+    }
+}
+
 fn utf8(body: &[u8]) -> Result<&str, Failure> {
     std::str::from_utf8(body)
         .map_err(|_| Failure::new(Code::InvalidArgument, "the JSON body is not UTF-8"))
@@ -526,6 +544,6 @@ fn method_not_allowed(methods: &[Method]) -> Failure {
     let mut failure = Failure::new(Code::Unimplemented, format!("this path takes {allow}"))
         .http(StatusCode::METHOD_NOT_ALLOWED)
         .reason("METHOD_NOT_ALLOWED");
-    failure.allow = Some(allow);
+    failure.allow = Some(allow.into());
     failure
 }

@@ -1,7 +1,7 @@
 //! Responses: the JSON of an answer or of a failure, with the headers they need.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
@@ -28,12 +28,28 @@ pub(crate) fn with_type(status: StatusCode, kind: HeaderValue, body: Bytes) -> R
 }
 
 /// A failure as a `google.rpc.Status`.
-pub(crate) fn failure(failure: &Failure, types: &[&Plans]) -> Response<Body> {
-    let body = failure.to_json(types);
+pub(crate) fn failure(failure: &Failure, error_details: &Plans) -> Response<Body> {
+    let body = failure.to_json(error_details);
     let kind = HeaderValue::from_static("application/json");
     let mut response = with_type(failure.http, kind, body.into());
     if let Some(allow) = failure.allow.as_deref().and_then(|text| text.parse().ok()) {
         response.headers_mut().insert(ALLOW, allow);
     }
     response
+}
+
+/// Says that the connection ends after an answer that was given before the request was read, since
+/// what still comes of it cannot be told from a next request.
+pub(crate) fn close_after_unread_body(response: &mut Response<Body>) {
+    let is_unread = matches!(
+        response.status(),
+        StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::REQUEST_TIMEOUT
+            | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+    );
+    if is_unread {
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
 }

@@ -144,7 +144,7 @@ struct Connection {
 impl Connection {
     async fn serve(mut self, stream: TcpStream) {
         // Without it small answers wait for acknowledgements; failing to set it is no reason to stop.
-        let _ = stream.set_nodelay(true);
+        drop(stream.set_nodelay(true));
         let detected = tokio::select! {
             detected = Rewound::detect(stream, self.limits.header_read_timeout) => detected,
             // A connection on which nothing was asked yet is idle.
@@ -210,5 +210,5 @@ impl Connection {
 
 /// Returns when the shutdown has come so far, or its sender is gone.
 async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
-    let _ = phase.wait_for(|phase| *phase >= wanted).await;
+    drop(phase.wait_for(|phase| *phase >= wanted).await);
 }

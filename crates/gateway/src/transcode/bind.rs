@@ -103,13 +103,12 @@ impl FieldPath {
 }
 
 fn has_text_form(plans: &Plans, field: &FieldPlan) -> bool {
-    match field.kind {
-        Kind::Message(id) => match plans.message(id).shape {
-            Shape::Timestamp | Shape::Duration | Shape::FieldMask | Shape::Wrapper => true,
-            Shape::Object | Shape::Struct | Shape::Value | Shape::ListValue | Shape::Any => false,
-        },
-        Kind::Group(_) => false,
-        _ => true,
+    let Kind::Message(id) = field.kind else {
+        return !matches!(field.kind, Kind::Group(_));
+    };
+    match plans.message(id).shape {
+        Shape::Timestamp | Shape::Duration | Shape::FieldMask | Shape::Wrapper => true,
+        Shape::Object | Shape::Struct | Shape::Value | Shape::ListValue | Shape::Any => false,
     }
 }
 
@@ -185,7 +184,18 @@ fn put_text(
                 "a message cannot be written as a parameter",
             ));
         }
-        _ => put_number(out, kind, text)?,
+        Kind::Double
+        | Kind::Float
+        | Kind::Int32
+        | Kind::Int64
+        | Kind::Uint32
+        | Kind::Uint64
+        | Kind::Sint32
+        | Kind::Sint64
+        | Kind::Fixed32
+        | Kind::Fixed64
+        | Kind::Sfixed32
+        | Kind::Sfixed64 => put_number(out, kind, text)?,
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! JSON to protobuf wire bytes in one pass, following the ProtoJSON rules strictly.
+//! JSON to protobuf wire bytes in one pass, following the rules of protobuf's JSON mapping strictly.
 //!
 //! Hot path. What is refused and why is in `docs/gateway.md`: unknown fields (unless told
 //! otherwise), keys given twice, two members of a oneof, `null` inside lists and maps, numbers
@@ -192,10 +192,12 @@ impl JsonIn<'_> {
     }
 
     fn kind_takes_null(&self, kind: Kind) -> bool {
-        match kind {
-            Kind::Message(id) => self.plans.message(id).shape == Shape::Value,
-            Kind::Enum(id) => self.plans.enumeration(id).is_null,
-            _ => false,
+        if let Kind::Message(id) = kind {
+            self.plans.message(id).shape == Shape::Value
+        } else if let Kind::Enum(id) = kind {
+            self.plans.enumeration(id).is_null
+        } else {
+            false
         }
     }
 
@@ -563,7 +565,18 @@ fn mismatch(kind: Kind, found: Token) -> FieldError {
         Kind::Bytes => "a base64 string",
         Kind::Enum(_) => "the name or number of an enum value",
         Kind::Message(_) | Kind::Group(_) => "an object",
-        _ => "a number",
+        Kind::Double
+        | Kind::Float
+        | Kind::Int32
+        | Kind::Int64
+        | Kind::Uint32
+        | Kind::Uint64
+        | Kind::Sint32
+        | Kind::Sint64
+        | Kind::Fixed32
+        | Kind::Fixed64
+        | Kind::Sfixed32
+        | Kind::Sfixed64 => "a number",
     };
     FieldError::new(format!("expected {wanted}, found {}", found.name()))
 }

@@ -1,4 +1,4 @@
-//! Protobuf wire bytes to JSON in one pass, following the ProtoJSON rules.
+//! Protobuf wire bytes to JSON in one pass, following the rules of protobuf's JSON mapping.
 //!
 //! Hot path. Writers put fields on the wire in ascending order of number, each singular field once.
 //! As long as that holds, JSON is streamed out as the bytes are read. Protobuf also allows any
@@ -159,10 +159,13 @@ impl<'p> JsonOut<'p> {
         match field.label {
             Label::List { .. } => out.extend_from_slice(b"[]"),
             Label::Map { .. } => out.extend_from_slice(b"{}"),
-            Label::Implicit | Label::Explicit => match field.kind {
-                Kind::Message(_) | Kind::Group(_) => out.extend_from_slice(b"null"),
-                kind => self.default_scalar(kind, out),
-            },
+            Label::Implicit | Label::Explicit => {
+                if let Kind::Message(_) | Kind::Group(_) = field.kind {
+                    out.extend_from_slice(b"null");
+                } else {
+                    self.default_scalar(field.kind, out);
+                }
+            }
         }
     }
 
@@ -193,10 +196,10 @@ impl<'p> JsonOut<'p> {
     ) -> Result<(), OutError> {
         match field.label {
             Label::Implicit | Label::Explicit => {
-                self.single(field.kind, field.number, wire_type, cursor, out, depth)
+                self.single(field.kind, (field.number, wire_type), cursor, out, depth)
             }
             Label::List { .. } => self.list(field, wire_type, cursor, out, depth),
-            Label::Map { key } => self.map(field, key, wire_type, cursor, out, depth),
+            Label::Map { key } => self.map((key, field), wire_type, cursor, out, depth),
         }
     }
 
@@ -216,11 +219,11 @@ impl<'p> JsonOut<'p> {
                 while !packed.is_empty() {
                     separate(out, &mut first);
                     let each = field.kind.wire_type();
-                    self.single(field.kind, field.number, each, &mut packed, out, depth)?;
+                    self.single(field.kind, (field.number, each), &mut packed, out, depth)?;
                 }
             } else {
                 separate(out, &mut first);
-                self.single(field.kind, field.number, wire_type, cursor, out, depth)?;
+                self.single(field.kind, (field.number, wire_type), cursor, out, depth)?;
             }
             match same_field(cursor, field.number) {
                 Some(next) => wire_type = next,
@@ -233,8 +236,7 @@ impl<'p> JsonOut<'p> {
 
     fn map(
         &self,
-        field: &FieldPlan,
-        key_kind: Kind,
+        (key_kind, field): (Kind, &FieldPlan),
         mut wire_type: WireType,
         cursor: &mut Cursor<'_>,
         out: &mut Vec<u8>,
@@ -255,13 +257,16 @@ impl<'p> JsonOut<'p> {
             out.push(b':');
             match value {
                 Some((wire_type, mut value)) => {
-                    self.single(field.kind, 2, wire_type, &mut value, out, depth)?;
+                    self.single(field.kind, (2, wire_type), &mut value, out, depth)?;
                 }
                 // The writer left the value out because it is the default: prost does.
-                None => match field.kind {
-                    Kind::Message(id) => self.message(id, &[], out, depth + 1)?,
-                    kind => self.default_scalar(kind, out),
-                },
+                None => {
+                    if let Kind::Message(id) = field.kind {
+                        self.message(id, &[], out, depth + 1)?;
+                    } else {
+                        self.default_scalar(field.kind, out);
+                    }
+                }
             }
             if !keys.insert(key_text) {
                 return Err(OutError::Unordered);
@@ -295,7 +300,9 @@ impl<'p> JsonOut<'p> {
             out.push(b'"');
         }
         match key {
-            Some((wire_type, mut key)) => self.single(kind, 1, wire_type, &mut key, out, depth)?,
+            Some((wire_type, mut key)) => {
+                self.single(kind, (1, wire_type), &mut key, out, depth)?
+            }
             None => self.default_scalar(kind, out),
         }
         if !is_quoted {
@@ -308,8 +315,7 @@ impl<'p> JsonOut<'p> {
     fn single(
         &self,
         kind: Kind,
-        number: u32,
-        wire_type: WireType,
+        (number, wire_type): (u32, WireType),
         cursor: &mut Cursor<'_>,
         out: &mut Vec<u8>,
         depth: usize,
@@ -383,9 +389,13 @@ impl<'p> JsonOut<'p> {
             }
         })?;
         match last {
-            Some((wire_type, mut value)) => {
-                self.single(field.kind, field.number, wire_type, &mut value, out, depth)
-            }
+            Some((wire_type, mut value)) => self.single(
+                field.kind,
+                (field.number, wire_type),
+                &mut value,
+                out,
+                depth,
+            ),
             None => {
                 self.default_scalar(field.kind, out);
                 Ok(())

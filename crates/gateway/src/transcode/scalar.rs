@@ -135,7 +135,7 @@ pub(crate) fn base64_decode(text: &[u8], out: &mut Vec<u8>) -> Result<(), FieldE
         [head @ .., b'=', b'='] | [head @ .., b'='] => head,
         whole => whole,
     };
-    if unpadded.len() != text.len() && text.len() % 4 != 0 {
+    if unpadded.len() != text.len() && !text.len().is_multiple_of(4) {
         return Err(bad());
     }
     out.reserve(unpadded.len() / 4 * 3 + 2);

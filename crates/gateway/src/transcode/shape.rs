@@ -2,7 +2,7 @@
 //! shown only when the request asked for them.
 
 use super::json_out::{JsonOut, OutError, put_json_string};
-use super::plan::{FieldPlan, MessageId};
+use super::plan::{FieldPlan, Label, MessageId};
 use super::reorder;
 use super::wire::{Cursor, last_varint};
 
@@ -77,18 +77,16 @@ impl ResponseShape {
             .iter()
             .zip(asked)
             .filter(|(_, asked)| **asked)
-            .map(|(wanted, _)| (&wanted.key, wanted.field));
-        for (key, position) in self
-            .fields
-            .iter()
-            .map(|(key, field)| (key, *field))
-            .chain(requested)
-        {
+            .map(|(wanted, _)| (&wanted.key, wanted.field, true));
+        let always = self.fields.iter().map(|(key, field)| (key, *field, false));
+        for (key, position, is_optional) in always.chain(requested) {
             put_key(key, out, &mut first);
             match (values.get(position), plan.fields.get(position)) {
                 (Some(Some(value)), _) => out.extend_from_slice(value),
-                (_, Some(field)) => json.default_value(field, out),
-                (_, None) => out.extend_from_slice(b"null"),
+                (_, Some(field)) if !is_optional || field.label != Label::Explicit => {
+                    json.default_value(field, out);
+                }
+                _ => out.extend_from_slice(b"null"),
             }
         }
         out.push(b'}');

@@ -1,0 +1,404 @@
+//! A gRPC service on a real socket, served by tonic from descriptors compiled here with protox.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::{Buf, BufMut, Bytes};
+use parking_lot::Mutex;
+use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage, Value};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::{Code, Request, Response, Status};
+
+/// The encoded descriptor set of the sample, options included.
+pub(crate) fn descriptor_set() -> Vec<u8> {
+    let protos = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/protos");
+    let mut compiler = protox::Compiler::new([protos]).unwrap();
+    compiler.include_imports(true);
+    compiler.open_file("lab.proto").unwrap();
+    compiler.encode_file_descriptor_set()
+}
+
+/// A running sample; stops when dropped.
+#[derive(Debug)]
+pub(crate) struct Sample {
+    pub(crate) address: SocketAddr,
+    pub(crate) state: Arc<State>,
+    stop: Option<oneshot::Sender<()>>,
+    served: Option<tokio::task::JoinHandle<()>>,
+}
+
+/// What the tests look at and control.
+#[derive(Debug)]
+pub(crate) struct State {
+    jars: Mutex<HashMap<Vec<u8>, Vec<u8>>>,
+    pub(crate) calls: AtomicUsize,
+    /// Metadata of the last call.
+    pub(crate) metadata: Mutex<http::HeaderMap>,
+    /// Raw request of the last call.
+    pub(crate) last: Mutex<Bytes>,
+    /// Lets calls of `Hang` return.
+    pub(crate) release: Semaphore,
+    /// Has a permit for every call of `Hang` that has come.
+    pub(crate) hanging: Semaphore,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            jars: Mutex::default(),
+            calls: AtomicUsize::new(0),
+            metadata: Mutex::default(),
+            last: Mutex::default(),
+            release: Semaphore::new(0),
+            hanging: Semaphore::new(0),
+        }
+    }
+}
+
+impl State {
+    /// Waits until so many calls of `Hang` have come.
+    pub(crate) async fn wait_for_hanging(&self, calls: u32) {
+        self.hanging.acquire_many(calls).await.unwrap().forget();
+    }
+}
+
+/// Which reflection the sample has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reflection {
+    V1,
+    V1Alpha,
+    None,
+}
+
+impl Sample {
+    pub(crate) fn start(reflection: Reflection) -> Self {
+        Self::start_on("127.0.0.1:0".parse().unwrap(), reflection)
+    }
+
+    pub(crate) fn start_on(address: SocketAddr, reflection: Reflection) -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(address).unwrap();
+        let listener: TcpListener = socket.listen(1_024).unwrap();
+        let address = listener.local_addr().unwrap();
+        let set = descriptor_set();
+        let state = Arc::new(State::default());
+        let lab = Lab {
+            pool: DescriptorPool::decode(set.as_slice()).unwrap(),
+            state: Arc::clone(&state),
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let builder = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(&set)
+        };
+        let mut routes = tonic::service::Routes::new(lab);
+        routes = match reflection {
+            Reflection::V1 => routes.add_service(builder().build_v1().unwrap()),
+            Reflection::V1Alpha => routes.add_service(builder().build_v1alpha().unwrap()),
+            Reflection::None => routes,
+        };
+        let server = tonic::transport::Server::builder().add_routes(routes);
+        let incoming = TcpListenerStream::new(listener);
+        let served = tokio::spawn(async move {
+            let stopped = async {
+                drop(stopped.await);
+            };
+            server
+                .serve_with_incoming_shutdown(incoming, stopped)
+                .await
+                .unwrap();
+        });
+        Self {
+            address,
+            state,
+            stop: Some(stop),
+            served: Some(served),
+        }
+    }
+
+    /// Stops it gracefully and waits until its port is free.
+    pub(crate) async fn stop(mut self) -> SocketAddr {
+        self.stop.take();
+        self.served.take().unwrap().await.unwrap();
+        self.address
+    }
+}
+
+/// The service, by descriptor.
+#[derive(Clone, Debug)]
+struct Lab {
+    pool: DescriptorPool,
+    state: Arc<State>,
+}
+
+impl tonic::server::NamedService for Lab {
+    const NAME: &'static str = "lab.v1.Lab";
+}
+
+type Answer = Result<Vec<u8>, Status>;
+
+impl Lab {
+    fn decode(&self, name: &str, bytes: &[u8]) -> DynamicMessage {
+        let descriptor = self.pool.get_message_by_name(name).unwrap();
+        DynamicMessage::decode(descriptor, bytes).unwrap()
+    }
+
+    fn message(&self, name: &str, fields: &[(&str, Value)]) -> Vec<u8> {
+        let descriptor = self.pool.get_message_by_name(name).unwrap();
+        let mut message = DynamicMessage::new(descriptor);
+        for (field, value) in fields {
+            message.set_field_by_name(field, value.clone());
+        }
+        message.encode_to_vec()
+    }
+
+    async fn call(self, method: String, request: Request<Bytes>) -> Answer {
+        self.state.calls.fetch_add(1, Ordering::Relaxed);
+        *self.state.metadata.lock() = request.metadata().clone().into_headers();
+        let bytes = request.into_inner();
+        *self.state.last.lock() = bytes.clone();
+        match method.as_str() {
+            "Echo" | "Raw" => Ok(bytes.to_vec()),
+            "Fill" => self.fill(&bytes),
+            "Look" => Ok(self.look(&bytes)),
+            "Empty" => Ok(self.message("lab.v1.EmptyResponse", &[("success", Value::Bool(true))])),
+            "Fail" => Err(self.fail(&bytes)),
+            "Hang" => {
+                self.state.hanging.add_permits(1);
+                self.state.release.acquire().await.unwrap().forget();
+                Ok(self.look(&bytes))
+            }
+            _ => Err(Status::unimplemented("no such method")),
+        }
+    }
+
+    fn fill(&self, bytes: &[u8]) -> Answer {
+        let request = self.decode("lab.v1.FillRequest", bytes);
+        let jar = bytes_of(&request, "jar");
+        let mut fields = vec![
+            ("success", Value::Bool(true)),
+            ("note", Value::String("kept".to_owned())),
+        ];
+        if request
+            .get_field_by_name("return_revision")
+            .unwrap()
+            .as_bool()
+            .unwrap()
+        {
+            fields.push(("revision", Value::U64(9_007_199_254_740_993)));
+        }
+        self.state
+            .jars
+            .lock()
+            .insert(jar, bytes_of(&request, "content"));
+        Ok(self.message("lab.v1.FillResponse", &fields))
+    }
+
+    fn look(&self, bytes: &[u8]) -> Vec<u8> {
+        let request = self.decode("lab.v1.LookRequest", bytes);
+        let jars = self.state.jars.lock();
+        let Some(content) = jars.get(&bytes_of(&request, "jar")) else {
+            return Vec::new();
+        };
+        let content = Value::Bytes(content.clone().into());
+        self.message(
+            "lab.v1.LookResponse",
+            &[("content", content), ("found", Value::Bool(true))],
+        )
+    }
+
+    fn fail(&self, bytes: &[u8]) -> Status {
+        let request = self.decode("lab.v1.FailRequest", bytes);
+        let code = request.get_field_by_name("code").unwrap().as_i32().unwrap();
+        let message = request
+            .get_field_by_name("message")
+            .unwrap()
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let mut details = Vec::new();
+        for kind in request
+            .get_field_by_name("details")
+            .unwrap()
+            .as_list()
+            .unwrap()
+        {
+            let (name, value) = match kind.as_str().unwrap() {
+                "reason" => (
+                    "lab.v1.Reason",
+                    self.message(
+                        "lab.v1.Reason",
+                        &[
+                            ("outcome", Value::String("unknown".to_owned())),
+                            ("hint", Value::I64(i64::MAX)),
+                        ],
+                    ),
+                ),
+                // field_violations { field: "size" description: "too big" }
+                "bad-request" => (
+                    "google.rpc.BadRequest",
+                    b"\x0a\x0f\x0a\x04size\x12\x07too big".to_vec(),
+                ),
+                "debug" => ("google.rpc.DebugInfo", b"\x12\x06secret".to_vec()),
+                other => panic!("no detail {other}"),
+            };
+            details.push(prost_types::Any {
+                type_url: format!("type.googleapis.com/{name}"),
+                value,
+            });
+        }
+        let status = RpcStatus {
+            code,
+            message: message.clone(),
+            details,
+        };
+        Status::with_details(Code::from(code), message, status.encode_to_vec().into())
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+fn bytes_of(message: &DynamicMessage, field: &str) -> Vec<u8> {
+    message
+        .get_field_by_name(field)
+        .unwrap()
+        .as_bytes()
+        .unwrap()
+        .to_vec()
+}
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+impl tower_service::Service<http::Request<tonic::body::Body>> for Lab {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        let lab = self.clone();
+        let method = request
+            .uri()
+            .path()
+            .rsplit('/')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        Box::pin(async move {
+            let mut grpc = tonic::server::Grpc::new(RawCodec);
+            Ok(if method == "Count" {
+                grpc.server_streaming(Count(lab), request).await
+            } else {
+                grpc.unary(Unary { lab, method }, request).await
+            })
+        })
+    }
+}
+
+struct Unary {
+    lab: Lab,
+    method: String,
+}
+
+impl tonic::server::UnaryService<Bytes> for Unary {
+    type Response = Vec<u8>;
+    type Future = BoxFuture<Result<Response<Vec<u8>>, Status>>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let (lab, method) = (self.lab.clone(), self.method.clone());
+        Box::pin(async move {
+            let mut response = Response::new(lab.call(method, request).await?);
+            response
+                .metadata_mut()
+                .insert("x-lab", "yes".parse().unwrap());
+            Ok(response)
+        })
+    }
+}
+
+struct Count(Lab);
+
+impl tonic::server::ServerStreamingService<Bytes> for Count {
+    type Response = Vec<u8>;
+    type ResponseStream = BoxStream;
+    type Future = BoxFuture<Result<Response<BoxStream>, Status>>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let lab = self.0.clone();
+        Box::pin(async move {
+            let request = lab.decode("lab.v1.CountRequest", request.get_ref());
+            let number = |name: &str| request.get_field_by_name(name).unwrap().as_i32().unwrap();
+            let (from, count, fail_after) = (number("from"), number("count"), number("fail_after"));
+            let mut items: Vec<Answer> = (from..from + count)
+                .map(|small| Ok(lab.message("lab.v1.Everything", &[("small", Value::I32(small))])))
+                .collect();
+            if let (Ok(at), true) = (usize::try_from(fail_after), fail_after > 0) {
+                items.truncate(at);
+                items.push(Err(Status::data_loss("lost count")));
+            }
+            let stream: BoxStream = Box::pin(tokio_stream::iter(items));
+            Ok(Response::new(stream))
+        })
+    }
+}
+
+type BoxStream = Pin<Box<dyn tokio_stream::Stream<Item = Answer> + Send>>;
+
+#[derive(Clone, Copy, Debug)]
+struct RawCodec;
+
+impl Codec for RawCodec {
+    type Encode = Vec<u8>;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for RawCodec {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put_slice(&item);
+        Ok(())
+    }
+}
+
+impl Decoder for RawCodec {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+    }
+}
