@@ -1,0 +1,45 @@
+//! The bytes of a batch: what a proposer proposes, the log keeps, and every replica applies.
+//!
+//! A batch is a header and facts in groups; the facts of one group take effect together. The
+//! layout is documented byte by byte in `docs/batch-format.md`, and pinned by a golden file.
+//! Checksums are the log's business: what arrives here has been read whole. Even so, parsing
+//! trusts no length, accepts one encoding of each batch only, and cannot panic.
+
+mod view;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use view::{BatchError, BatchView, FactRef, Facts, Groups};
+pub use writer::BatchWriter;
+pub(crate) use writer::Span;
+
+use flux_types::limits::{COMMAND_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+
+/// The version this room writes, and the only one so far.
+pub const VERSION: u8 = 1;
+/// Bytes of the header.
+pub const HEADER_BYTES: usize = 32;
+/// Most bytes of one batch. A proposer closes its batch long before. Any one command that a
+/// connection can bring fits, even if each of its keys must first be said to have expired.
+pub const BATCH_BYTES_MAX: usize = 2 * COMMAND_BYTES_MAX + 128 * 1024 * 1024;
+
+const FACT_HEAD_BYTES: usize = 8;
+const KIND_MASK: u8 = 0x0f;
+const HAS_DEADLINE: u8 = 0x40;
+const MORE: u8 = 0x80;
+
+const KIND_PUT: u8 = 1;
+const KIND_DELETE: u8 = 2;
+const KIND_SET_DEADLINE: u8 = 3;
+const KIND_PATCH: u8 = 4;
+const KIND_CLEAR: u8 = 5;
+
+const CAUSE_DELETED: u32 = 0;
+const CAUSE_EXPIRED: u32 = 1;
+const CAUSE_EVICTED: u32 = 2;
+
+const _: () = assert!(BATCH_BYTES_MAX < u32::MAX as usize);
+const _: () = assert!(KEY_BYTES_MAX < 1 << 24);
+const _: () = assert!(VALUE_BYTES_MAX <= u32::MAX as usize);

@@ -1,0 +1,86 @@
+//! The error texts of commands: Redis's own, word for word, since clients match on them.
+
+use flux_types::{Error, ErrorCode};
+
+pub(crate) fn not_an_integer() -> Error {
+    Error::not_done(
+        ErrorCode::NotAnInteger,
+        "value is not an integer or out of range",
+    )
+}
+
+pub(crate) fn would_overflow() -> Error {
+    Error::not_done(ErrorCode::Overflow, "increment or decrement would overflow")
+}
+
+pub(crate) fn not_a_float() -> Error {
+    Error::not_done(ErrorCode::NotAFloat, "value is not a valid float")
+}
+
+pub(crate) fn not_finite() -> Error {
+    Error::not_done(
+        ErrorCode::Overflow,
+        "increment would produce NaN or Infinity",
+    )
+}
+
+pub(crate) fn no_such_key() -> Error {
+    Error::not_done(ErrorCode::NoSuchKey, "no such key")
+}
+
+pub(crate) fn too_long() -> Error {
+    Error::not_done(
+        ErrorCode::TooLarge,
+        "string exceeds maximum allowed size (proto-max-bulk-len)",
+    )
+}
+
+pub(crate) fn key_too_long() -> Error {
+    Error::not_done(ErrorCode::TooLarge, "key exceeds maximum allowed size")
+}
+
+pub(crate) fn batch_too_large() -> Error {
+    Error::not_done(
+        ErrorCode::TooLarge,
+        "command does not fit in one batch; use fewer or smaller arguments",
+    )
+}
+
+pub(crate) fn same_object() -> Error {
+    Error::not_done(
+        ErrorCode::Invalid,
+        "source and destination objects are the same",
+    )
+}
+
+pub(crate) fn out_of_memory() -> Error {
+    Error::not_done(
+        ErrorCode::OutOfMemory,
+        "command not allowed when used memory > 'maxmemory'.",
+    )
+}
+
+pub(crate) fn invalid_expiry(command: &'static str) -> Error {
+    Error::not_done(
+        ErrorCode::Invalid,
+        format!("invalid expire time in '{command}' command"),
+    )
+}
+
+pub(crate) fn incompatible_conditions() -> Error {
+    Error::not_done(
+        ErrorCode::Invalid,
+        "NX and XX, GT or LT options at the same time are not compatible",
+    )
+}
+
+pub(crate) fn not_a_read() -> Error {
+    Error::not_done(
+        ErrorCode::Internal,
+        "a command that changes data was read past the proposer",
+    )
+}
+
+pub(crate) fn nested_transaction() -> Error {
+    Error::not_done(ErrorCode::Internal, "a transaction inside a transaction")
+}

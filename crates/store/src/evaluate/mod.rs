@@ -1,0 +1,471 @@
+//! Deciding on the leader: commands in, replies and one batch of facts out.
+//!
+//! An [`Evaluation`] is a batch in the making. Each command sees applied state with everything the
+//! batch has made so far laid over it, so two INCR in one batch count twice and of two SET NX one
+//! wins. All of a batch happens at one time. Whoever meets a key whose deadline has passed says so
+//! with a fact first: a write over an expired key is *expired*, then *put*.
+//!
+//! Facts of one command are one group; so are those of a whole transaction.
+
+mod keys;
+mod overlay;
+mod reads;
+mod strings;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use flux_types::limits::KEY_BYTES_MAX;
+use flux_types::{
+    Answer, Command, DeleteCause, Error, Expiry, Reply, Revision, Term, Transaction, UnixMillis,
+    Watch,
+};
+
+use crate::batch::{BATCH_BYTES_MAX, BatchWriter, FactRef};
+use crate::error;
+use crate::hash::KeyHash;
+use crate::raw::Entry;
+use crate::store::{Lookup, Store};
+use overlay::{Body, Known, Live, Overlay};
+
+/// One batch being evaluated.
+#[derive(Debug)]
+pub struct Evaluation<'a> {
+    store: &'a Store,
+    at: UnixMillis,
+    writer: BatchWriter,
+    overlay: Overlay,
+    /// Whether the command in hand is the sweeper's.
+    sweeping: bool,
+    expired_active: u64,
+    expired_lazy: u64,
+    refused_memory: u64,
+}
+
+/// A key with its hash.
+#[derive(Clone, Copy)]
+pub(crate) struct Hashed<'k> {
+    pub(crate) hash: KeyHash,
+    pub(crate) key: &'k [u8],
+}
+
+/// What a new deadline amounts to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    /// The key goes on with this deadline, or none.
+    Deadline(Option<UnixMillis>),
+    /// The deadline has passed already: the key goes.
+    Past,
+}
+
+type Outcome = Result<Reply, Error>;
+
+impl<'a> Evaluation<'a> {
+    pub(crate) fn new(store: &'a Store, at: UnixMillis, term: Term) -> Self {
+        Self {
+            store,
+            at,
+            writer: BatchWriter::new(term, at, store.revision().next()),
+            overlay: Overlay::default(),
+            sweeping: false,
+            expired_active: 0,
+            expired_lazy: 0,
+            refused_memory: 0,
+        }
+    }
+
+    /// Evaluates one command. A command that fails leaves no facts, except that a key it met may
+    /// have been said to be expired.
+    pub fn command(&mut self, command: &Command) -> Answer {
+        // The sweeper's deletions need not take effect together; small groups lock less.
+        let grouped = !matches!(command, Command::SweepExpired { .. });
+        if grouped {
+            self.writer.begin_group();
+        }
+        let reply = self.reply(command);
+        if grouped {
+            self.writer.end_group();
+        }
+        Answer {
+            reply,
+            revision: self.writer.last_revision(),
+        }
+    }
+
+    /// Asks the processor for what a command will touch: to be called some commands ahead of
+    /// [`Self::command`].
+    pub fn prefetch(&self, command: &Command) {
+        command.for_each_key(&mut |key| self.store.prefetch(self.store.hash(key)));
+    }
+
+    /// The time of the batch.
+    #[must_use]
+    pub const fn at(&self) -> UnixMillis {
+        self.at
+    }
+
+    /// Bytes of the batch so far, its header included.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.writer.bytes()
+    }
+
+    /// Facts so far.
+    #[must_use]
+    pub const fn facts(&self) -> usize {
+        self.writer.fact_count() as usize
+    }
+
+    /// The finished batch, or `None` if nothing changes.
+    #[must_use]
+    pub fn finish(self) -> Option<Bytes> {
+        for (counter, count) in [
+            (&self.store.counters.expired_active, self.expired_active),
+            (&self.store.counters.expired_lazy, self.expired_lazy),
+            (&self.store.counters.refused_memory, self.refused_memory),
+        ] {
+            if count != 0 {
+                counter.fetch_add(count, Ordering::Relaxed);
+            }
+        }
+        self.writer.finish()
+    }
+
+    fn reply(&mut self, command: &Command) -> Reply {
+        let outcome = match self.admit(command) {
+            Ok(()) => self.dispatch(command),
+            Err(error) => Err(error),
+        };
+        outcome.unwrap_or_else(Reply::Error)
+    }
+
+    /// Refuses what is too large for any batch, and writes that may grow while memory is full.
+    fn admit(&mut self, command: &Command) -> Result<(), Error> {
+        if let Command::Transaction(transaction) = command {
+            // Each of its commands is admitted by itself, but if memory is short it does not
+            // begin at all.
+            if self.is_full() && transaction.commands.iter().any(may_grow) {
+                self.refused_memory += 1;
+                return Err(error::out_of_memory());
+            }
+            return Ok(());
+        }
+        if BATCH_BYTES_MAX - self.writer.bytes().min(BATCH_BYTES_MAX) < self.bytes_at_most(command)
+        {
+            return Err(error::batch_too_large());
+        }
+        if may_grow(command) && self.is_full() {
+            self.refused_memory += 1;
+            return Err(error::out_of_memory());
+        }
+        let mut key_is_too_long = false;
+        command.for_each_key(&mut |key| key_is_too_long |= key.len() > KEY_BYTES_MAX);
+        if key_is_too_long {
+            return Err(error::key_too_long());
+        }
+        Ok(())
+    }
+
+    /// A bound on the facts of one command: each key said to be expired, and then written.
+    fn bytes_at_most(&self, command: &Command) -> usize {
+        const FACT_BYTES: usize = 32;
+        if let Command::Set(set) = command {
+            return 2 * (set.key.len() + FACT_BYTES) + set.value.len();
+        }
+        let mut bytes = FACT_BYTES;
+        command.for_each_key(&mut |key| bytes += 2 * (key.len() + FACT_BYTES));
+        bytes
+            + match command {
+                Command::SetMany { pairs, .. } => pairs.iter().map(|(_, value)| value.len()).sum(),
+                Command::CompareAndSet { value, .. }
+                | Command::Append { value, .. }
+                | Command::SetRange { value, .. } => value.len(),
+                Command::IncrementFloat { .. } => 8 * 1024,
+                Command::Rename { .. } | Command::Copy { .. } => self.store.config.value_bytes_max,
+                _ => 0,
+            }
+    }
+
+    /// Whether entries, tables and this batch are beyond the limit.
+    fn is_full(&self) -> bool {
+        let Some(limit) = self.store.config.memory_bytes_max else {
+            return false;
+        };
+        let stored = if self.overlay.cleared {
+            0
+        } else {
+            self.store.memory_bytes()
+        };
+        limit < stored.saturating_add_signed(self.overlay.bytes())
+    }
+
+    fn dispatch(&mut self, command: &Command) -> Outcome {
+        match command {
+            Command::Set(set) => self.set(set),
+            Command::CompareAndSet {
+                key,
+                expected,
+                value,
+                expiry,
+            } => self.compare_and_set(key, expected, value, *expiry),
+            Command::CompareAndDelete { key, expected } => self.compare_and_delete(key, expected),
+            Command::GetDelete { key } => Ok(self.get_delete(key)),
+            Command::GetExpire { key, expiry } => self.get_expire(key, *expiry),
+            Command::SetMany {
+                pairs,
+                if_none_exists,
+            } => self.set_many(pairs, *if_none_exists),
+            Command::Append { key, value } => self.append(key, value),
+            Command::SetRange { key, offset, value } => self.set_range(key, *offset, value),
+            Command::Increment { key, by } => self.increment(key, *by),
+            Command::IncrementFloat { key, by } => self.increment_float(key, *by),
+            Command::Delete { keys } => Ok(self.delete_all(keys)),
+            Command::Expire {
+                key,
+                expiry,
+                condition,
+            } => self.expire(key, *expiry, *condition),
+            Command::Persist { key } => Ok(self.persist(key)),
+            Command::Rename {
+                source,
+                target,
+                if_absent,
+            } => self.rename(source, target, *if_absent),
+            Command::Copy {
+                source,
+                target,
+                replace,
+            } => self.copy(source, target, *replace),
+            Command::Clear => Ok(self.clear()),
+            Command::Transaction(transaction) => self.transaction(transaction),
+            Command::SweepExpired { keys } => Ok(self.sweep(keys)),
+            Command::Get { .. }
+            | Command::GetEntry { .. }
+            | Command::GetMany { .. }
+            | Command::Length { .. }
+            | Command::GetRange { .. }
+            | Command::Exists { .. }
+            | Command::Touch { .. }
+            | Command::Type { .. }
+            | Command::Ttl { .. }
+            | Command::RandomKey
+            | Command::Scan(_)
+            | Command::Keys { .. }
+            | Command::Count => Ok(self.read(command)),
+        }
+    }
+
+    fn transaction(&mut self, transaction: &Transaction) -> Outcome {
+        for watch in &transaction.watches {
+            if self.has_changed(watch) {
+                return Ok(Reply::Aborted);
+            }
+        }
+        let mut replies = Vec::with_capacity(transaction.commands.len());
+        for command in &transaction.commands {
+            replies.push(match command {
+                Command::Transaction(_) => Reply::Error(error::nested_transaction()),
+                command => self.reply(command),
+            });
+        }
+        Ok(Reply::Array(replies))
+    }
+
+    /// Whether a watched key is not as it was. As in Redis from 6.0.9 on, a key that has expired
+    /// since counts as changed; one that was watched when it had already expired does not, as long
+    /// as nobody wrote it.
+    fn has_changed(&mut self, watch: &Watch) -> bool {
+        let hashed = self.hashed(&watch.key);
+        let Known::Untouched = self.overlay.find(hashed.hash, hashed.key, &self.writer) else {
+            return self.find(hashed).map(|live| live.revision) != watch.revision;
+        };
+        let (store, at) = (self.store, self.at);
+        store.get_hashed(hashed.hash, hashed.key, UnixMillis::ZERO, |found| {
+            let Lookup::Live(entry) = found else {
+                return watch.revision.is_some();
+            };
+            let is_past = |now| crate::store::is_past(entry.deadline, now);
+            match watch.revision {
+                None => !is_past(at),
+                Some(revision) if revision == entry.revision => {
+                    is_past(at) && !is_past(watch.since)
+                }
+                Some(_) => true,
+            }
+        })
+    }
+
+    fn hashed<'k>(&self, key: &'k [u8]) -> Hashed<'k> {
+        Hashed {
+            hash: self.store.hash(key),
+            key,
+        }
+    }
+
+    /// The key as the batch sees it. A key that is past its deadline is said to be expired first.
+    fn find(&mut self, at: Hashed<'_>) -> Option<Live> {
+        if let Known::Is(live) = self.overlay.find(at.hash, at.key, &self.writer) {
+            return live;
+        }
+        let found = self.stored(at)?;
+        if !crate::store::is_past(found.deadline, self.at) {
+            return Some(found);
+        }
+        self.note_expired(1);
+        self.push_delete(at, found, DeleteCause::Expired);
+        None
+    }
+
+    const fn note_expired(&mut self, count: u64) {
+        if self.sweeping {
+            self.expired_active += count;
+        } else {
+            self.expired_lazy += count;
+        }
+    }
+
+    /// The key as the store has it, expired or not.
+    fn stored(&self, at: Hashed<'_>) -> Option<Live> {
+        self.store
+            .get_hashed(at.hash, at.key, UnixMillis::ZERO, |found| match found {
+                Lookup::Live(entry) => Some(Live {
+                    revision: entry.revision,
+                    deadline: entry.deadline,
+                    len: entry.value.len(),
+                    body: Body::Stored,
+                }),
+                Lookup::Absent | Lookup::Expired => None,
+            })
+    }
+
+    fn with_value<R>(&mut self, at: Hashed<'_>, live: &Live, found: impl FnOnce(&[u8]) -> R) -> R {
+        self.overlay
+            .with_value(live, (at.hash, at.key), (self.store, &self.writer), found)
+    }
+
+    fn value(&mut self, at: Hashed<'_>, live: &Live) -> Bytes {
+        self.with_value(at, live, Bytes::copy_from_slice)
+    }
+
+    /// The key has this value from here on.
+    fn push_put(
+        &mut self,
+        at: Hashed<'_>,
+        was: Option<Live>,
+        value: &[u8],
+        deadline: Option<UnixMillis>,
+    ) -> Revision {
+        let (revision, key, span) = self.writer.push_spanned(FactRef::Put {
+            key: at.key,
+            value,
+            deadline,
+        });
+        let live = Live {
+            revision,
+            deadline,
+            len: value.len(),
+            body: Body::Span(span),
+        };
+        self.overlay
+            .set((at.hash, key), Some(live), was, &self.writer);
+        revision
+    }
+
+    fn push_delete(&mut self, at: Hashed<'_>, was: Live, cause: DeleteCause) {
+        let (_, key, _) = self
+            .writer
+            .push_spanned(FactRef::Delete { key: at.key, cause });
+        self.overlay
+            .set((at.hash, key), None, Some(was), &self.writer);
+    }
+
+    fn push_deadline(&mut self, at: Hashed<'_>, was: Live, deadline: Option<UnixMillis>) {
+        let (revision, key, _) = self.writer.push_spanned(FactRef::SetDeadline {
+            key: at.key,
+            deadline,
+        });
+        let live = Live {
+            revision,
+            deadline,
+            ..was
+        };
+        self.overlay
+            .set((at.hash, key), Some(live), Some(was), &self.writer);
+    }
+
+    fn push_patch(&mut self, at: Hashed<'_>, was: Live, offset: usize, bytes: &[u8]) {
+        let (revision, key, span) = self.writer.push_spanned(FactRef::Patch {
+            key: at.key,
+            offset: u32::try_from(offset).unwrap_or(u32::MAX),
+            bytes,
+        });
+        let live = Live {
+            revision,
+            len: was.len.max(offset + bytes.len()),
+            body: self.overlay.patch(was.body, offset, span, &self.writer),
+            ..was
+        };
+        self.overlay
+            .set((at.hash, key), Some(live), Some(was), &self.writer);
+    }
+
+    /// What an expiry option amounts to at the time of this batch. `must_be_positive`: SET and
+    /// GETEX refuse zero and less, where EXPIRE deletes.
+    fn when(
+        &self,
+        expiry: Expiry,
+        present: Option<UnixMillis>,
+        command: &'static str,
+        must_be_positive: bool,
+    ) -> Result<When, Error> {
+        let (millis, is_relative) = match expiry {
+            Expiry::Keep => return Ok(When::Deadline(present)),
+            Expiry::Clear => return Ok(When::Deadline(None)),
+            Expiry::In(millis) => (millis, true),
+            Expiry::At(millis) => (millis, false),
+        };
+        if must_be_positive && millis <= 0 {
+            return Err(error::invalid_expiry(command));
+        }
+        let absolute = if is_relative {
+            let now = i64::try_from(self.at.get()).unwrap_or(i64::MAX);
+            now.checked_add(millis)
+                .ok_or_else(|| error::invalid_expiry(command))?
+        } else {
+            millis
+        };
+        match u64::try_from(absolute) {
+            Ok(deadline) if self.at.get() < deadline => {
+                Ok(When::Deadline(Some(UnixMillis::new(deadline))))
+            }
+            _ => Ok(When::Past),
+        }
+    }
+
+    fn check_len(&self, len: usize) -> Result<(), Error> {
+        if self.store.config.value_bytes_max < len {
+            return Err(error::too_long());
+        }
+        Ok(())
+    }
+}
+
+/// Whether Redis would refuse the command when memory is full.
+const fn may_grow(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Set(_)
+            | Command::CompareAndSet { .. }
+            | Command::SetMany { .. }
+            | Command::Append { .. }
+            | Command::SetRange { .. }
+            | Command::Increment { .. }
+            | Command::IncrementFloat { .. }
+            | Command::Copy { .. }
+    )
+}
+
+const _: () = assert!(Entry::bytes_for(0, 0, true) < BATCH_BYTES_MAX);
