@@ -374,10 +374,10 @@ mod tests {
                     w.reply(&Answer::error(error.clone()).reply);
                 }
             },
-            &expect![[r"
-                -ERR syntax error\r\n-ERR unknown command 'a  b'\r\n-UNCERTAIN the write may have happened\r\n-CLUSTERDOWN\r\n
-                -ERR syntax error\r\n-ERR unknown command 'a  b'\r\n-UNCERTAIN the write may have happened\r\n-CLUSTERDOWN\r\n
-            "]],
+            &expect![[r#"
+                -ERR syntax error\r\n-ERR unknown command \'a  b\'\r\n-UNCERTAIN the write may have happened\r\n-CLUSTERDOWN\r\n
+                -ERR syntax error\r\n-ERR unknown command \'a  b\'\r\n-UNCERTAIN the write may have happened\r\n-CLUSTERDOWN\r\n
+            "#]],
         );
     }
 

@@ -69,8 +69,8 @@ fn run(
     argv: Vec<Bytes>,
     limits: Limits,
 ) -> Result<(&'static Spec, Request), Error> {
-    let spec = match (spec.action, argv.get(1)) {
-        (Action::Container, Some(name)) => table::find_in(spec.subcommands, name)
+    let spec = match argv.get(1) {
+        Some(name) if !spec.subcommands.is_empty() => table::find_in(spec.subcommands, name)
             .ok_or_else(|| error::unknown_subcommand(spec.name, name))?,
         _ => spec,
     };

@@ -1,0 +1,4 @@
+//! Promises to others: golden vectors, the documents, and the fuzz corpora.
+
+mod corpus;
+mod golden;
