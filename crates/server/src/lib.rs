@@ -1,7 +1,9 @@
 //! A KV node: listeners, sessions, command execution, gRPC services, admin HTTP, shutdown.
 
 mod admin;
+mod clients;
 mod execute;
+mod flux_session;
 mod grpc;
 mod http_listener;
 mod metrics;

@@ -66,11 +66,11 @@ impl Execute for Memory {
         command: Command,
         deadline: Instant,
     ) -> impl Future<Output = Answer> + Send + 'static {
-        self.state.lock().deadlines.push(deadline);
         let mut key = None;
         command.for_each_key(&mut |named| key = Some(named.clone()));
         let (state, mut gate) = (Arc::clone(&self.state), self.gate.subscribe());
         let answer: Pin<Box<dyn Future<Output = Answer> + Send>> = Box::pin(async move {
+            state.lock().deadlines.push(deadline);
             match key.as_deref() {
                 Some(BUSY) => Answer::error(Error::not_done(ErrorCode::Busy, "the queue is full")),
                 Some(LATE) => Answer::error(Error::unknown(ErrorCode::Timeout, "too late")),

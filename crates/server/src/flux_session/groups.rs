@@ -14,6 +14,10 @@ use flux_types::{Command, ShardId};
 /// uses many gets groups of its own rather than a long search.
 const SEARCH_MAX: usize = 16;
 
+/// Most reads in a group without a write: their replies are made all together, and values can be
+/// large.
+const READS_MAX: usize = 32;
+
 /// A command with what its reply needs.
 #[derive(Debug)]
 pub(super) struct Asked<T> {
@@ -52,7 +56,7 @@ pub(super) fn groups<T>(
         // The latest group of the shard: with a write in it everything follows, without one only
         // reads do.
         match recent.next() {
-            Some(group) if group.has_write || !is_write => {
+            Some(group) if group.has_write || (!is_write && group.commands.len() < READS_MAX) => {
                 group.tickets.push(one.ticket);
                 group.commands.push(one.command);
             }
@@ -144,6 +148,13 @@ mod tests {
             grouped(commands),
             [vec![0, 2], vec![1], vec![3], vec![4], vec![5]]
         );
+    }
+
+    #[test]
+    fn reads_come_in_groups_of_a_few() {
+        let commands = (0..150).map(|_| (read("a"), 5)).collect();
+        let sizes: Vec<usize> = grouped(commands).iter().map(Vec::len).collect();
+        assert_eq!(sizes, [32, 32, 32, 32, 22]);
     }
 
     #[test]
