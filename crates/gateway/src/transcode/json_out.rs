@@ -18,6 +18,9 @@ use super::wire::{Cursor, Malformed, WireType, low32, unzigzag};
 /// Nesting of messages that is followed; protobuf's own readers stop at 100.
 const DEPTH_MAX: usize = 100;
 
+/// Longest JSON of a default that is no enum value: `false`.
+const DEFAULT_JSON_MAX: usize = 5;
+
 /// Why a message could not be written as JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OutError {
@@ -118,8 +121,14 @@ impl<'p> JsonOut<'p> {
             if field.oneof.is_some_and(|oneof| !oneofs.insert(oneof)) {
                 return Err(OutError::Unordered);
             }
+            let (before, was_first) = (out.len(), first);
             self.name(field, out, &mut first);
+            let value_start = out.len();
             self.value(field, wire_type, &mut cursor, out, depth)?;
+            if !self.emit_defaults && self.is_default(field, out.get(value_start..)) {
+                out.truncate(before);
+                first = was_first;
+            }
             next = at + 1;
         }
         self.defaults(plan.fields.get(next..), out, &mut first);
@@ -152,6 +161,18 @@ impl<'p> JsonOut<'p> {
         };
         put_json_string(out, name);
         out.push(b':');
+    }
+
+    /// Whether the JSON is that of a default which a writer spelled out without having to.
+    fn is_default(&self, field: &FieldPlan, json: Option<&[u8]>) -> bool {
+        let has_presence = field.label == Label::Explicit;
+        let is_short = json.is_some_and(|json| json.len() <= DEFAULT_JSON_MAX);
+        if has_presence || (!is_short && !matches!(field.kind, Kind::Enum(_))) {
+            return false;
+        }
+        let mut default = Vec::with_capacity(DEFAULT_JSON_MAX);
+        self.default_value(field, &mut default);
+        json == Some(default.as_slice())
     }
 
     /// Appends what a field holds when it is absent; a message is `null` then.

@@ -62,6 +62,12 @@ impl<'a> Cursor<'a> {
         self.rest.is_empty()
     }
 
+    /// Bytes that are left.
+    #[cfg(test)]
+    pub(crate) const fn left(&self) -> usize {
+        self.rest.len()
+    }
+
     /// Reads a varint of at most ten bytes.
     pub(crate) fn varint(&mut self) -> Result<u64, Malformed> {
         let mut value = 0_u64;
