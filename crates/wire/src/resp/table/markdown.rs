@@ -19,7 +19,8 @@ pub fn markdown() -> String {
 const HEAD: &str = "# Commands\n\n\
 Written from the command table in `crates/wire` by its tests; do not edit. \
 `UPDATE_EXPECT=1 cargo test --profile ci -p flux-wire` writes it anew.\n\n\
-Every command is understood over RESP2 and RESP3, and over FLUX in a `COMMAND` frame. \
+Every command is understood over RESP2 and RESP3, and, unless it changes what a connection is, \
+over FLUX in a `COMMAND` operation ([wire.md](wire.md)). \
 Names are read in any case. *Since* is the version of Redis that introduced the command; \
 its replies and errors are those of Redis 7.2.\n";
 
