@@ -15,6 +15,7 @@ pub use view::{BatchError, BatchView, FactRef, Facts, Groups};
 pub use writer::BatchWriter;
 pub(crate) use writer::Span;
 
+use flux_types::Term;
 use flux_types::limits::{COMMAND_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
 /// The version this room writes, and the only one so far.
@@ -43,3 +44,15 @@ const CAUSE_EVICTED: u32 = 2;
 const _: () = assert!(BATCH_BYTES_MAX < u32::MAX as usize);
 const _: () = assert!(KEY_BYTES_MAX < 1 << 24);
 const _: () = assert!(VALUE_BYTES_MAX <= u32::MAX as usize);
+
+/// Opens the batch of an entry with this term in its log id, if the batch counts. `None`: it is
+/// void, because its header names another term than its log id, so that it was evaluated on a state
+/// that may not be the one before it. Whoever reads entries (apply, recovery, the change stream,
+/// backup, dump) asks here and nowhere else.
+///
+/// # Errors
+/// See [`BatchView::parse`].
+pub fn effective(log_term: Term, bytes: &[u8]) -> Result<Option<BatchView<'_>>, BatchError> {
+    let batch = BatchView::parse(bytes)?;
+    Ok((batch.term() == log_term).then_some(batch))
+}
