@@ -158,6 +158,11 @@ impl ShardLog {
         });
     }
 
+    /// Syncs whatever is appended so far, of all shards, under every policy.
+    pub fn sync(&self, synced: Flushed) {
+        self.shared.append(synced, true, |_| Ok(()));
+    }
+
     /// Makes sure that a record with this payload can be appended. Essential ones (deletes, the
     /// group's own) may use the reserve when the disk is full.
     ///
