@@ -1,0 +1,213 @@
+//! Who belongs to a shard: learners and voters, changed one step at a time by its leader.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use flux_env::Instant;
+use flux_types::NodeId;
+use openraft::ChangeMembers;
+use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::impls::EmptyNode;
+
+use crate::core_task::spawn_core;
+use crate::error::MembershipError;
+use crate::gate::SoleForgotten;
+use crate::replica::{Leadership, Replica};
+use crate::shard::Shard;
+use crate::type_config::TypeConfig;
+
+/// Most voters of a shard.
+pub const VOTERS_MAX: usize = 7;
+/// Pause before a change that openraft was not ready for is tried again.
+const RETRY: std::time::Duration = std::time::Duration::from_millis(20);
+
+type Change = ChangeMembers<u64, EmptyNode>;
+type WriteError = RaftError<TypeConfig, ClientWriteError<TypeConfig>>;
+
+impl Shard {
+    /// Lets a node follow the shard without a vote. Returns when that is committed, not when it
+    /// has caught up: see [`crate::ShardStatus::replication`].
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    ///
+    /// # Cancellation
+    /// Safe to drop; the change goes on.
+    pub async fn add_learner(
+        &self,
+        node: NodeId,
+        deadline: Instant,
+    ) -> Result<(), MembershipError> {
+        let change = Change::AddNodes([(node.get(), EmptyNode::new())].into());
+        self.change(change, deadline).await
+    }
+
+    /// Makes exactly these nodes the voters. New ones must be learners already; old ones become
+    /// learners. Goes through a joint configuration; one that was left behind is finished.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    ///
+    /// # Cancellation
+    /// Safe to drop; the change goes on.
+    pub async fn change_voters(
+        &self,
+        voters: BTreeSet<NodeId>,
+        deadline: Instant,
+    ) -> Result<(), MembershipError> {
+        let count = voters.len();
+        if count % 2 == 0 || count > VOTERS_MAX {
+            return Err(MembershipError::VoterCount(count));
+        }
+        let voters = voters.into_iter().map(NodeId::get).collect();
+        self.change(Change::ReplaceAllVoters(voters), deadline)
+            .await
+    }
+
+    /// Ends the replication to a learner.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    ///
+    /// # Cancellation
+    /// Safe to drop; the change goes on.
+    pub async fn remove_learner(
+        &self,
+        node: NodeId,
+        deadline: Instant,
+    ) -> Result<(), MembershipError> {
+        self.change(Change::RemoveNodes([node.get()].into()), deadline)
+            .await
+    }
+
+    /// Hands leadership to another voter. While it does, this replica proposes nothing, and from
+    /// the moment the target is asked its lease stays closed for the rest of the term.
+    ///
+    /// # Errors
+    /// [`MembershipError::NotLeader`] if this replica does not lead,
+    /// [`MembershipError::Timeout`] if the target has not taken over by the deadline; it still may.
+    ///
+    /// # Cancellation
+    /// Safe to drop; the transfer may go on.
+    pub async fn transfer_leadership(
+        &self,
+        target: NodeId,
+        deadline: Instant,
+    ) -> Result<(), MembershipError> {
+        let replica = self.replica();
+        let Leadership::Leads(term) = replica.leadership() else {
+            return Err(MembershipError::NotLeader {
+                leader: self.status().leader,
+            });
+        };
+        let _paused = Paused::new(Arc::clone(replica));
+        let left = deadline.saturating_since(replica.clock.now());
+        let handing_over = async {
+            // What is in the log must be applied here and known to be there, or the target would
+            // have to wait for it while nobody serves.
+            loop {
+                let status = self.status();
+                let there = status.replication.iter().find(|(node, _)| *node == target);
+                let is_matched = there.is_some_and(|(_, index)| *index == status.last);
+                if is_matched && status.applied == status.last {
+                    break;
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+            replica.gate.hand_over(term);
+            let asked = replica.raft.trigger().transfer_leader(target.get()).await;
+            asked.map_err(|fatal| MembershipError::Interrupted(fatal.to_string()))?;
+            while self.status().leader != Some(target) {
+                tokio::time::sleep(RETRY).await;
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(left, handing_over).await {
+            Ok(result) => result,
+            Err(_) => Err(MembershipError::Timeout),
+        }
+    }
+
+    async fn change(&self, change: Change, deadline: Instant) -> Result<(), MembershipError> {
+        let replica = Arc::clone(self.replica());
+        let left = deadline.saturating_since(replica.clock.now());
+        // In a task of its own: the gate must know of the change until its fate is known, however
+        // long the caller waits.
+        let task = spawn_core("membership", apply(replica, change, deadline));
+        match tokio::time::timeout(left, task).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(error)) => Err(MembershipError::Interrupted(error.to_string())),
+            Err(_) => Err(MembershipError::Timeout),
+        }
+    }
+}
+
+/// While it lives, the proposer proposes nothing.
+struct Paused(Arc<Replica>);
+
+impl Paused {
+    fn new(replica: Arc<Replica>) -> Self {
+        replica.pauses.fetch_add(1, Ordering::AcqRel);
+        Self(replica)
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.0.pauses.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Makes one change, trying again while openraft is not ready for it.
+async fn apply(
+    replica: Arc<Replica>,
+    change: Change,
+    deadline: Instant,
+) -> Result<(), MembershipError> {
+    let _forgotten = SoleForgotten::new(Arc::clone(&replica));
+    loop {
+        let result = replica.raft.change_membership(change.clone(), true).await;
+        let error = match result {
+            Ok(_) => return Ok(()),
+            Err(error) => translate(error),
+        };
+        let is_late = deadline <= replica.clock.now();
+        if error != MembershipError::InProgress || is_late {
+            return Err(error);
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+fn translate(error: WriteError) -> MembershipError {
+    let error = match error {
+        RaftError::APIError(error) => error,
+        RaftError::Fatal(fatal) => return MembershipError::Interrupted(fatal.to_string()),
+    };
+    match error {
+        ClientWriteError::ForwardToLeader(forward) => MembershipError::NotLeader {
+            leader: forward.leader_id.map(NodeId::new),
+        },
+        ClientWriteError::LogEntryDiscarded(discarded) => {
+            MembershipError::Interrupted(discarded.to_string())
+        }
+        ClientWriteError::PreconditionFailed(failed) => {
+            MembershipError::Interrupted(failed.to_string())
+        }
+        ClientWriteError::ChangeMembershipError(error) => match error {
+            ChangeMembershipError::InProgress(_)
+            | ChangeMembershipError::UncommittedLeaderLog(_) => MembershipError::InProgress,
+            ChangeMembershipError::LearnerNotFound(missing) => {
+                MembershipError::NotALearner(NodeId::new(missing.node_id))
+            }
+            ChangeMembershipError::EmptyMembership(_) => MembershipError::VoterCount(0),
+            ChangeMembershipError::UnsupportedMembershipTransition(error) => {
+                MembershipError::Interrupted(error.to_string())
+            }
+            ChangeMembershipError::NodeMetadataChanged(error) => {
+                MembershipError::Interrupted(error.to_string())
+            }
+        },
+    }
+}

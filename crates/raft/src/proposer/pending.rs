@@ -1,0 +1,185 @@
+//! One submission on its way through batches, and what can be said of its commands at each point.
+//!
+//! A submission longer than a batch goes through several. Its answers are then of three kinds:
+//! settled (their batch is applied), provisional (evaluated in the batch in flight: if that batch
+//! is not appended they are forgotten, if its fate is unknown so is theirs), and not yet asked.
+
+use flux_env::Instant;
+use flux_types::{Answer, Command, Error, ErrorCode, Outcome};
+use tokio::sync::oneshot;
+
+use crate::queue::Submission;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Pending {
+    commands: Vec<Command>,
+    answers: Vec<Answer>,
+    /// How many of the answers are final.
+    settled: usize,
+    deadline: Instant,
+    reply: oneshot::Sender<Vec<Answer>>,
+}
+
+impl From<Submission> for Pending {
+    fn from(submission: Submission) -> Self {
+        Self {
+            answers: Vec::with_capacity(submission.commands.len()),
+            commands: submission.commands,
+            settled: 0,
+            deadline: submission.deadline,
+            reply: submission.reply,
+        }
+    }
+}
+
+impl Pending {
+    /// The next command without an answer.
+    pub(super) fn next(&self) -> Option<&Command> {
+        self.commands.get(self.answers.len())
+    }
+
+    /// How many commands have no answer yet.
+    pub(super) fn unasked(&self) -> usize {
+        self.commands.len() - self.answers.len()
+    }
+
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// The provisional answer of the command [`Pending::next`] named.
+    pub(super) fn answer(&mut self, answer: Answer) {
+        assert!(self.answers.len() < self.commands.len(), "one answer each");
+        self.answers.push(answer);
+    }
+
+    /// The batch of the provisional answers is applied.
+    pub(super) fn settle(&mut self) {
+        self.settled = self.answers.len();
+    }
+
+    /// The batch of the provisional answers was not appended: those commands are asked again.
+    /// Answers how many.
+    pub(super) fn rewind(&mut self) -> usize {
+        let forgotten = self.answers.len() - self.settled;
+        self.answers.truncate(self.settled);
+        forgotten
+    }
+
+    /// Replaces provisional answers: whether their batch happened is not known.
+    pub(super) fn lose(&mut self, code: ErrorCode, message: &'static str) {
+        for (command, answer) in self
+            .commands
+            .iter()
+            .zip(&mut self.answers)
+            .skip(self.settled)
+        {
+            *answer = Answer::error(uncertain(command, code, message));
+        }
+        self.settle();
+    }
+
+    /// Replaces provisional answers: their batch was dropped and will not be proposed.
+    pub(super) fn void(&mut self, code: ErrorCode, message: &'static str) {
+        for answer in self.answers.iter_mut().skip(self.settled) {
+            *answer = Answer::error(Error::not_done(code, message));
+        }
+        self.settle();
+    }
+
+    /// Answers every command that has no answer with an error, nothing of them having been done.
+    pub(super) fn refuse(&mut self, code: ErrorCode, message: &'static str) {
+        while self.answers.len() < self.commands.len() {
+            self.answers
+                .push(Answer::error(Error::not_done(code, message)));
+        }
+    }
+
+    /// Sends the answers, which must be complete and final.
+    pub(super) fn send(self) {
+        assert_eq!(self.answers.len(), self.commands.len(), "one answer each");
+        assert_eq!(self.settled, self.answers.len(), "all of them final");
+        // The connection may be gone; what was asked is done all the same.
+        drop(self.reply.send(self.answers));
+    }
+
+    /// Refuses what has no answer yet and sends the rest as it is.
+    pub(super) fn refuse_and_send(mut self, code: ErrorCode, message: &'static str) {
+        self.refuse(code, message);
+        self.settle();
+        self.send();
+    }
+}
+
+/// The error of a command whose batch may or may not have happened. A read changes nothing, so
+/// nothing of it can have happened.
+fn uncertain(command: &Command, code: ErrorCode, message: &'static str) -> Error {
+    let mut error = Error::not_done(code, message);
+    if command.is_write() {
+        error.outcome = Outcome::Unknown;
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use flux_types::{Reply, Revision, Set};
+
+    use super::*;
+
+    fn pending(commands: Vec<Command>) -> (Pending, oneshot::Receiver<Vec<Answer>>) {
+        let (reply, answers) = oneshot::channel();
+        let deadline = Instant::from_nanos(1);
+        let submission = Submission {
+            commands,
+            deadline,
+            reply,
+        };
+        (Pending::from(submission), answers)
+    }
+
+    fn set() -> Command {
+        let value = Bytes::from_static(b"x");
+        Command::Set(Set::plain(value.clone(), value))
+    }
+
+    fn ok() -> Answer {
+        Answer {
+            reply: Reply::Ok,
+            revision: Revision::new(1),
+        }
+    }
+
+    #[test]
+    fn a_lost_batch_makes_its_writes_unknown_and_leaves_settled_answers_alone() {
+        let (mut pending, mut answers) = pending(vec![set(), set(), Command::Count, set()]);
+        pending.answer(ok());
+        pending.settle();
+        pending.answer(ok());
+        pending.answer(ok());
+        pending.lose(ErrorCode::Timeout, "late");
+        pending.refuse_and_send(ErrorCode::Unavailable, "gone");
+        let answers = answers.try_recv().expect("sent");
+        let outcomes: Vec<_> = answers
+            .iter()
+            .map(|answer| match &answer.reply {
+                Reply::Error(error) => Some(error.outcome),
+                _ => None,
+            })
+            .collect();
+        let (unknown, not_done) = (Some(Outcome::Unknown), Some(Outcome::NotDone));
+        assert_eq!(outcomes, [None, unknown, not_done, not_done]);
+    }
+
+    #[test]
+    fn a_batch_that_was_not_appended_is_asked_again() {
+        let (mut pending, _answers) = pending(vec![set(), set(), set()]);
+        pending.answer(ok());
+        pending.settle();
+        pending.answer(ok());
+        assert_eq!(pending.rewind(), 1);
+        assert_eq!(pending.unasked(), 2);
+    }
+}

@@ -1,0 +1,239 @@
+//! One shard's replica on this node: what its tasks share.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use flux_env::{Clock, Instant};
+use flux_log::{Log, ShardLog};
+use flux_store::Store;
+use flux_types::{Error, ErrorCode, LogIndex, NodeId, ShardId, Term, UnixMillis};
+use openraft::alias::WatchReceiverOf;
+use openraft::async_runtime::WatchReceiver;
+use openraft::metrics::{RaftDataMetrics, RaftServerMetrics};
+use openraft::{Instant as _, ReadPolicy, ServerState};
+use tokio::sync::{Notify, watch};
+
+use crate::codec::{from_raft_id, from_raft_vote};
+use crate::config::ShardConfig;
+use crate::gate::{Grant, LeaseGate};
+use crate::progress::Progress;
+use crate::queue::Queue;
+use crate::snapshot::Snapshots;
+use crate::status::{Counters, Failure, Role, ShardStatus};
+use crate::type_config::{Raft, TypeConfig};
+
+type Watched<T> = WatchReceiverOf<TypeConfig, T>;
+
+/// See the module.
+pub(crate) struct Replica {
+    pub(crate) id: ShardId,
+    pub(crate) node: NodeId,
+    pub(crate) config: ShardConfig,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) node_log: Log,
+    pub(crate) log: ShardLog,
+    pub(crate) raft: Raft,
+    pub(crate) server_metrics: Watched<RaftServerMetrics<TypeConfig>>,
+    pub(crate) data_metrics: Watched<RaftDataMetrics<TypeConfig>>,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) gate: LeaseGate,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) queue: Queue,
+    pub(crate) counters: Arc<Counters>,
+    /// How many ask that nothing be proposed for now.
+    pub(crate) pauses: AtomicUsize,
+    /// Told when a snapshot is wanted.
+    pub(crate) snapshot_wanted: Arc<Notify>,
+    /// Set once, when this replica cannot go on.
+    pub(crate) failure: watch::Sender<Option<Failure>>,
+    /// Counts changes of role, term, leader and membership, as far as the watcher has seen them.
+    pub(crate) leadership_changes: watch::Sender<u64>,
+}
+
+impl fmt::Debug for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replica")
+            .field("id", &self.id)
+            .field("node", &self.node)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether this replica may evaluate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leadership {
+    /// It leads this term and its own no-op of it is applied (rule 1).
+    Leads(Term),
+    /// Another node leads.
+    Follows(NodeId),
+    /// Nobody is known to lead, or this replica has only just begun to.
+    Unknown,
+    /// It can do nothing any more.
+    Failed,
+}
+
+impl Replica {
+    /// Whether this replica may evaluate now.
+    pub(crate) fn leadership(&self) -> Leadership {
+        if self.failure.borrow().is_some() {
+            return Leadership::Failed;
+        }
+        let metrics = self.server_metrics.borrow_watched();
+        let vote = from_raft_vote(&metrics.vote);
+        let is_leader =
+            metrics.state == ServerState::Leader && vote.committed && vote.node == self.node;
+        if is_leader {
+            if self.progress.applied_term() == vote.term && self.progress.is_whole() {
+                return Leadership::Leads(vote.term);
+            }
+            return Leadership::Unknown;
+        }
+        match metrics.current_leader {
+            Some(leader) if leader != self.node.get() => Leadership::Follows(NodeId::new(leader)),
+            Some(_) | None => Leadership::Unknown,
+        }
+    }
+
+    /// The time of the next batch: the wall clock, never before the last batch (rule 6).
+    pub(crate) fn batch_time(&self) -> UnixMillis {
+        UnixMillis::new(self.clock.unix_millis()).max(self.store.last_batch_at())
+    }
+
+    /// The clock that decides what has expired, for reads outside a batch: never before the last
+    /// batch, so that what one reader saw expired stays so.
+    pub(crate) fn now(&self) -> UnixMillis {
+        self.batch_time()
+    }
+
+    /// Notes that this replica cannot go on. The first reason stays.
+    pub(crate) fn fail(&self, failure: Failure) {
+        self.gate.close();
+        self.failure.send_if_modified(|current| {
+            let is_first = current.is_none();
+            if is_first {
+                *current = Some(failure);
+            }
+            is_first
+        });
+    }
+
+    /// What the lease gate may stand on now.
+    pub(crate) fn grant(&self) -> Grant {
+        let Leadership::Leads(term) = self.leadership() else {
+            return Grant::None;
+        };
+        if self.is_sole_voter() {
+            return Grant::Sole(term);
+        }
+        // Sampled first, so that what passes until the acknowledgement's age is known only makes
+        // the deadline earlier.
+        let now = self.clock.now();
+        let acked = self.data_metrics.borrow_watched().last_quorum_acked.clone();
+        let Some(acked) = acked else {
+            return Grant::None;
+        };
+        let left = self
+            .config
+            .timings
+            .read_lease()
+            .checked_sub(acked.elapsed())
+            .unwrap_or(Duration::ZERO);
+        Grant::Until(term, now + left)
+    }
+
+    /// Whether this replica is the only voter of the effective membership.
+    pub(crate) fn is_sole_voter(&self) -> bool {
+        let metrics = self.server_metrics.borrow_watched();
+        let mut voters = metrics.membership_config.voter_ids();
+        voters.next() == Some(self.node.get()) && voters.next().is_none()
+    }
+
+    /// Returns once a read of the store sees every write acknowledged before the call.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Timeout`] at the deadline; [`ErrorCode::NotLeader`] or
+    /// [`ErrorCode::Unavailable`] if this replica cannot tell.
+    pub(crate) async fn read_barrier(&self, deadline: Instant) -> Result<(), Error> {
+        let left = deadline.saturating_since(self.clock.now());
+        // One round serves everyone who asks while it runs: openraft coalesces them.
+        let round = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        match tokio::time::timeout(left, round).await {
+            // Returns after the read index is applied here.
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(shard = %self.id, %error, "read barrier failed");
+                return Err(match self.leadership() {
+                    Leadership::Follows(_) => {
+                        Error::not_done(ErrorCode::NotLeader, "another node leads this shard")
+                    }
+                    Leadership::Leads(_) | Leadership::Unknown | Leadership::Failed => {
+                        Error::not_done(ErrorCode::Unavailable, "the shard has no leader now")
+                    }
+                });
+            }
+            Err(_) => {
+                return Err(Error::not_done(
+                    ErrorCode::Timeout,
+                    "the deadline passed before a quorum confirmed the leader",
+                ));
+            }
+        }
+        if self.progress.is_whole() {
+            Ok(())
+        } else {
+            Err(Error::not_done(
+                ErrorCode::Unavailable,
+                "the shard has not finished its recovery",
+            ))
+        }
+    }
+
+    /// A picture of this replica.
+    pub(crate) fn status(&self) -> ShardStatus {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched().clone();
+        let vote = from_raft_vote(&metrics.vote);
+        let index = |id: &Option<_>| {
+            id.as_ref()
+                .map_or(LogIndex::new(0), |id| from_raft_id(id).index)
+        };
+        let membership = metrics.membership_config.membership();
+        let role = match metrics.state {
+            ServerState::Leader => Role::Leader,
+            ServerState::Candidate => Role::Candidate,
+            ServerState::Learner => Role::Learner,
+            ServerState::Follower | ServerState::Shutdown => Role::Follower,
+        };
+        ShardStatus {
+            id: self.id,
+            node: self.node,
+            role,
+            term: vote.term,
+            leader: metrics.current_leader.map(NodeId::new),
+            last: LogIndex::new(metrics.last_log_index.map_or(0, |index| index + 1)),
+            committed: index(&metrics.local_committed),
+            applied: self.progress.applied_index(),
+            snapshot: index(&metrics.snapshot),
+            purged: index(&metrics.purged),
+            flushed: self.log.state().flushed,
+            voters: membership.voter_ids().map(NodeId::new).collect(),
+            learners: membership.learner_ids().map(NodeId::new).collect(),
+            replication: metrics
+                .replication
+                .iter()
+                .flatten()
+                .map(|(node, id)| (NodeId::new(*node), index(id)))
+                .collect(),
+            is_writable: matches!(self.leadership(), Leadership::Leads(_)),
+            queue_operations: self.queue.operations(),
+            batches: self.counters.batches.load(Ordering::Relaxed),
+            operations: self.counters.operations.load(Ordering::Relaxed),
+            snapshots: self.counters.snapshots.load(Ordering::Relaxed),
+            swept_keys: self.counters.swept_keys.load(Ordering::Relaxed),
+            failure: self.failure.borrow().clone(),
+        }
+    }
+}

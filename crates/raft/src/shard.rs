@@ -1,0 +1,467 @@
+//! The handle of one shard's replica: how the rest of the node reads, writes and governs it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use flux_env::{Clock, Instant};
+use flux_log::{Log, LogId};
+use flux_store::Store;
+use flux_types::{Answer, Error, ErrorCode, LogIndex, NodeId, ShardId, UnixMillis};
+use openraft::impls::EmptyNode;
+use openraft::{Config, SnapshotPolicy, StepDownPolicy};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+use crate::config::{ShardConfig, Timings};
+use crate::core_task::spawn_core;
+use crate::error::{SnapshotError, StartError};
+use crate::expiry::{self, SweepAlarm};
+use crate::gate::LeaseGate;
+use crate::log_store::LogStore;
+use crate::network::adapter::Connector;
+use crate::network::{Network, PeerHandler};
+use crate::progress::Progress;
+use crate::proposer::Proposer;
+use crate::queue::{Queue, Refused, Submission};
+use crate::recovery;
+use crate::replica::{Leadership, Replica};
+use crate::snapshot::{self, Snapshots};
+use crate::state_machine::StateMachine;
+use crate::status::{Counters, Failure, ShardStatus};
+use crate::type_config::Raft;
+use crate::watcher;
+
+/// What a shard is made of.
+#[derive(Debug)]
+pub struct ShardParts {
+    /// Which shard.
+    pub id: ShardId,
+    /// Which node.
+    pub node: NodeId,
+    /// Its store: empty, and given to nobody else who writes.
+    pub store: Arc<Store>,
+    /// The node's log, opened.
+    pub log: Log,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The way to other nodes.
+    pub network: Arc<dyn Network>,
+    /// What to do if the log holds nothing of this shard yet.
+    pub formation: Formation,
+    /// Settings.
+    pub config: ShardConfig,
+}
+
+/// What a replica does at its very first start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Formation {
+    /// It founds the shard, as its only voter. Right on exactly one node of a cluster.
+    Found,
+    /// It waits until a leader adds it.
+    Join,
+}
+
+/// A replica of a shard. Cheap to clone, usable from any thread.
+#[derive(Clone)]
+pub struct Shard {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    replica: Arc<Replica>,
+    machine: StateMachine,
+    peer_handler: PeerHandler,
+    proposer: Mutex<Option<JoinHandle<()>>>,
+    /// Tasks that may be ended at any point.
+    helpers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shard")
+            .field("id", &self.inner.replica.id)
+            .field("node", &self.inner.replica.node)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shard {
+    /// Recovers the shard from its latest snapshot and the log after it, and starts its tasks on
+    /// the current runtime, where they stay. Returns before the shard can write: see
+    /// [`Shard::wait_writable`]. Several shards may start at once.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running.
+    ///
+    /// # Cancellation
+    /// Not safe to drop: tasks may be left running.
+    pub async fn start(parts: ShardParts) -> Result<Self, StartError> {
+        let id = parts.id;
+        let shared = Shared::default();
+        let machine = shared.machine(&parts);
+        let recovering = machine.clone();
+        tokio::task::spawn_blocking(move || recovery::recover(id, &recovering))
+            .await
+            .map_err(|error| engine(id, &error))??;
+        let had_vote = machine.log.state().vote.is_some();
+        let raft = shared.raft(&parts, machine.clone()).await?;
+        let replica = shared.replica(parts, raft);
+        let poisoned = Arc::downgrade(&replica);
+        replica.node_log.on_poison(Box::new(move |reason| {
+            if let Some(replica) = poisoned.upgrade() {
+                replica.fail(Failure::LogPoisoned(reason.to_owned()));
+            }
+        }));
+        let shard = Self::spawn(replica, machine, &shared.alarm, had_vote);
+        Ok(shard)
+    }
+
+    /// Starts the tasks of a replica whose consensus engine runs.
+    fn spawn(
+        replica: Arc<Replica>,
+        machine: StateMachine,
+        alarm: &Arc<SweepAlarm>,
+        had_vote: bool,
+    ) -> Self {
+        // A sole voter has nobody whose lease it could break.
+        let refuse_votes_until = if had_vote && !replica.is_sole_voter() {
+            replica.clock.now() + replica.config.timings.vote_refusal()
+        } else {
+            Instant::from_nanos(0)
+        };
+        let proposer = Proposer::new(Arc::clone(&replica));
+        let snapshots = snapshot::run(Arc::clone(&replica), machine.clone());
+        let sweeps = expiry::run(Arc::clone(&replica), Arc::clone(alarm));
+        let watch = watcher::run(Arc::clone(&replica), Arc::clone(alarm));
+        Self {
+            inner: Arc::new(Inner {
+                peer_handler: PeerHandler::new(Arc::clone(&replica), refuse_votes_until),
+                proposer: Mutex::new(Some(spawn_core("proposer", proposer.run()))),
+                helpers: Mutex::new(vec![
+                    spawn_core("snapshots", snapshots),
+                    spawn_core("expiry", sweeps),
+                    spawn_core("watcher", watch),
+                ]),
+                replica,
+                machine,
+            }),
+        }
+    }
+
+    /// Hands commands to the proposer, from any thread. Each submission is answered once, when all
+    /// its commands are committed and applied, or refused. If the shard has stopped, that answer
+    /// comes at once.
+    ///
+    /// # Errors
+    /// The submission itself, if the queue is full: answer *busy*.
+    pub fn submit(&self, submission: Submission) -> Result<(), Submission> {
+        match self.inner.replica.queue.push(submission) {
+            Ok(()) => Ok(()),
+            Err(Refused::Busy(submission)) => Err(submission),
+            Err(Refused::Closed(submission)) => {
+                let error = Error::not_done(ErrorCode::ShuttingDown, "the shard is shutting down");
+                let answers = vec![Answer::error(error); submission.commands.len()];
+                drop(submission.reply.send(answers));
+                Ok(())
+            }
+        }
+    }
+
+    /// The clock that decides what has expired, for reads of the store. Take it before the read.
+    #[must_use]
+    pub fn now(&self) -> UnixMillis {
+        self.inner.replica.now()
+    }
+
+    /// Whether what was read from the store *before* `now` was sampled may be answered without
+    /// asking anyone.
+    #[must_use]
+    pub fn lease_is_open(&self, now: Instant) -> bool {
+        self.inner.replica.gate.is_open(now)
+    }
+
+    /// Returns once a read of the store sees every write acknowledged before the call. Calls made
+    /// together share one round.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Timeout`] at the deadline; [`ErrorCode::NotLeader`] or
+    /// [`ErrorCode::Unavailable`] if this replica cannot tell.
+    ///
+    /// # Cancellation
+    /// Safe to drop.
+    pub async fn read_barrier(&self, deadline: Instant) -> Result<(), Error> {
+        self.inner.replica.read_barrier(deadline).await
+    }
+
+    /// The shard's number.
+    #[must_use]
+    pub fn id(&self) -> ShardId {
+        self.inner.replica.id
+    }
+
+    /// The store, for reads.
+    #[must_use]
+    pub fn store(&self) -> &Arc<Store> {
+        &self.inner.replica.store
+    }
+
+    /// A picture of this replica.
+    #[must_use]
+    pub fn status(&self) -> ShardStatus {
+        self.inner.replica.status()
+    }
+
+    /// Whether this replica leads and has applied all it must before it evaluates.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        matches!(self.inner.replica.leadership(), Leadership::Leads(_))
+    }
+
+    /// Waits until [`Shard::is_writable`].
+    ///
+    /// # Errors
+    /// [`ErrorCode::Timeout`] at the deadline, [`ErrorCode::Unavailable`] if it never will be.
+    ///
+    /// # Cancellation
+    /// Safe to drop.
+    pub async fn wait_writable(&self, deadline: Instant) -> Result<(), Error> {
+        let replica = &self.inner.replica;
+        let mut changes = replica.leadership_changes.subscribe();
+        let left = deadline.saturating_since(replica.clock.now());
+        let writable = async {
+            loop {
+                changes.borrow_and_update();
+                match replica.leadership() {
+                    Leadership::Leads(_) => return Ok(()),
+                    Leadership::Failed => {
+                        let message = "the shard has failed";
+                        return Err(Error::not_done(ErrorCode::Unavailable, message));
+                    }
+                    Leadership::Follows(_) | Leadership::Unknown => {}
+                }
+                if changes.changed().await.is_err() {
+                    let message = "the shard is shutting down";
+                    return Err(Error::not_done(ErrorCode::ShuttingDown, message));
+                }
+            }
+        };
+        match tokio::time::timeout(left, writable).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::not_done(
+                ErrorCode::Timeout,
+                "the shard could not write in time",
+            )),
+        }
+    }
+
+    /// Waits until this replica cannot go on. The process should then end.
+    ///
+    /// # Cancellation
+    /// Safe to drop.
+    pub async fn failed(&self) -> Failure {
+        let mut failure = self.inner.replica.failure.subscribe();
+        loop {
+            if let Some(failure) = failure.borrow_and_update().clone() {
+                return failure;
+            }
+            if failure.changed().await.is_err() {
+                // The sender lives in the replica, which this handle keeps alive.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Takes a snapshot now; answers the last entry it stands for. The log before it is purged,
+    /// but for a tail.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    ///
+    /// # Cancellation
+    /// Safe to drop: a snapshot that is not finished never counts.
+    pub async fn snapshot(&self) -> Result<LogId, SnapshotError> {
+        let info = snapshot::take(&self.inner.machine).await?;
+        snapshot::adopt(&self.inner.replica).await;
+        Ok(info.start)
+    }
+
+    /// What answers other replicas of this shard.
+    #[must_use]
+    pub fn peer_handler(&self) -> PeerHandler {
+        self.inner.peer_handler.clone()
+    }
+
+    /// Waits until this index is applied here.
+    ///
+    /// # Cancellation
+    /// Safe to drop.
+    pub async fn wait_applied(&self, index: LogIndex) {
+        self.inner.replica.progress.wait_applied(index).await;
+    }
+
+    /// Closes the gate, finishes the batch in flight, refuses what waits behind it and ends all
+    /// tasks. The log is the node's to close.
+    ///
+    /// # Cancellation
+    /// Not safe to drop: call it again then.
+    pub async fn shutdown(&self) {
+        let replica = &self.inner.replica;
+        replica.gate.close();
+        replica.queue.close();
+        let proposer = self.inner.proposer.lock().take();
+        if let Some(proposer) = proposer
+            && let Err(error) = proposer.await
+        {
+            tracing::error!(shard = %replica.id, %error, "the proposer did not end in order");
+        }
+        let helpers = std::mem::take(&mut *self.inner.helpers.lock());
+        for helper in &helpers {
+            helper.abort();
+        }
+        for helper in helpers {
+            // Ended by abort, which is how it was meant.
+            drop(helper.await);
+        }
+        if let Err(error) = replica.raft.shutdown().await {
+            tracing::error!(shard = %replica.id, %error, "the consensus engine did not end in order");
+        }
+    }
+
+    pub(crate) fn replica(&self) -> &Arc<Replica> {
+        &self.inner.replica
+    }
+}
+
+/// What the tasks of a replica share before there is a replica.
+#[derive(Default)]
+struct Shared {
+    progress: Arc<Progress>,
+    alarm: Arc<SweepAlarm>,
+    counters: Arc<Counters>,
+    snapshots: Arc<Snapshots>,
+    snapshot_wanted: Arc<Notify>,
+}
+
+impl Shared {
+    fn machine(&self, parts: &ShardParts) -> StateMachine {
+        StateMachine {
+            store: Arc::clone(&parts.store),
+            log: parts.log.shard(parts.id),
+            progress: Arc::clone(&self.progress),
+            alarm: Arc::clone(&self.alarm),
+            counters: Arc::clone(&self.counters),
+            snapshot_wanted: Arc::clone(&self.snapshot_wanted),
+            snapshots: Arc::clone(&self.snapshots),
+        }
+    }
+
+    /// Starts openraft on what was recovered; founds the shard if this is its first start.
+    async fn raft(&self, parts: &ShardParts, machine: StateMachine) -> Result<Raft, StartError> {
+        let log_store = LogStore {
+            log: machine.log.clone(),
+            clock: Arc::clone(&parts.clock),
+            counters: Arc::clone(&self.counters),
+            snapshot_wanted: Arc::clone(&self.snapshot_wanted),
+            snapshot_log_bytes: parts.config.snapshot_log_bytes,
+            committed: None,
+        };
+        let connector = Connector {
+            shard: parts.id,
+            node: parts.node,
+            network: Arc::clone(&parts.network),
+            timings: parts.config.timings,
+        };
+        let config = raft_config(parts)?;
+        let raft = Raft::new(parts.node.get(), config, connector, log_store, machine)
+            .await
+            .map_err(|error| engine(parts.id, &error))?;
+        let is_founded = raft
+            .is_initialized()
+            .await
+            .map_err(|error| engine(parts.id, &error))?;
+        if !is_founded && parts.formation == Formation::Found {
+            let members = BTreeMap::from([(parts.node.get(), EmptyNode::new())]);
+            raft.initialize(members)
+                .await
+                .map_err(|error| engine(parts.id, &error))?;
+        }
+        Ok(raft)
+    }
+
+    fn replica(&self, parts: ShardParts, raft: Raft) -> Arc<Replica> {
+        Arc::new(Replica {
+            id: parts.id,
+            node: parts.node,
+            clock: parts.clock,
+            store: parts.store,
+            log: parts.log.shard(parts.id),
+            node_log: parts.log,
+            server_metrics: raft.server_metrics(),
+            data_metrics: raft.data_metrics(),
+            raft,
+            progress: Arc::clone(&self.progress),
+            gate: LeaseGate::default(),
+            snapshots: Arc::clone(&self.snapshots),
+            pauses: AtomicUsize::new(0),
+            queue: Queue::new(parts.config.queue_operations_max),
+            counters: Arc::clone(&self.counters),
+            snapshot_wanted: Arc::clone(&self.snapshot_wanted),
+            failure: watch::Sender::new(None),
+            leadership_changes: watch::Sender::new(0),
+            config: parts.config,
+        })
+    }
+}
+
+fn engine(shard: ShardId, error: &dyn fmt::Display) -> StartError {
+    StartError::Engine {
+        shard,
+        reason: error.to_string(),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// openraft's settings; the reasons are in `docs/design/`.
+fn raft_config(parts: &ShardParts) -> Result<Arc<Config>, StartError> {
+    let Timings {
+        election_min,
+        election_max,
+        heartbeat,
+        heartbeat_min,
+        ..
+    } = parts.config.timings;
+    let config = Config {
+        cluster_name: format!("shard {}", parts.id),
+        election_timeout_min: millis(election_min),
+        election_timeout_max: millis(election_max),
+        heartbeat_interval: millis(heartbeat),
+        heartbeat_min_interval: Some(millis(heartbeat_min)),
+        // A campaign that cannot win must not disturb a leader that works.
+        enable_pre_vote: Some(true),
+        // The store is in memory: a leader that came back without an election could be behind
+        // what it had acknowledged.
+        enable_leader_restore: Some(false),
+        // The lease gate must close before leadership goes anywhere, so it never goes by itself.
+        removed_leader_step_down: StepDownPolicy::Never,
+        // Snapshots are taken by bytes, here (`crate::snapshot`).
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: parts.config.log_entries_kept,
+        replication_lag_threshold: u64::MAX,
+        max_payload_entries: 64,
+        api_channel_size: Some(1024),
+        notification_channel_size: Some(4096),
+        backoff: "50ms 100ms 200ms ..2s".to_owned(),
+        ..Config::default()
+    };
+    let config = config
+        .validate()
+        .map_err(|error| engine(parts.id, &error))?;
+    Ok(Arc::new(config))
+}

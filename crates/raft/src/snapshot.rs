@@ -1,0 +1,315 @@
+//! Snapshots: the store on disk, taken while writes go on, and loaded back.
+//!
+//! A snapshot is fuzzy. Its walk begins when entry S was the last applied and ends when E was the
+//! last applied or being applied; each key in it is as it was at some moment between. Replaying the
+//! log from S on repairs that, because facts are absolute, and at E the state is whole. Hence the
+//! rules: the file gets its final name only after E is applied and flushed here, the log after S is
+//! kept with it, and whoever loads it serves nothing until E is applied again.
+//!
+//! The walk runs on a blocking thread and takes the store's locks for one block at a time, so the
+//! shard's runtime never waits for it. openraft learns of a snapshot only when it is finished
+//! ([`adopt`]); one that fails is logged and tried again, and the one before stays.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flux_log::{LogError, ShardLog, SnapshotFooter, SnapshotReader, SnapshotWriter, Vote};
+use flux_store::Store;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::codec::{SnapshotExtra, to_raft_id};
+use crate::error::SnapshotError;
+use crate::log_store::to_io;
+use crate::network::{SnapshotInfo, SnapshotTransfer};
+use crate::replica::Replica;
+use crate::state_machine::StateMachine;
+use crate::type_config::{SnapshotMeta, TypeConfig};
+
+/// About how large a block of a snapshot is, in bytes: what the walk copies under one lock.
+const BLOCK_BYTES: usize = 64 * 1024;
+/// Pause after a snapshot that failed.
+const RETRY: Duration = Duration::from_secs(5);
+
+type RaftSnapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
+
+/// A snapshot on disk, opened, as openraft hands it around. The open file stays readable when a
+/// newer snapshot takes its place.
+#[derive(Clone, Debug)]
+pub(crate) struct SnapshotData {
+    info: SnapshotInfo,
+    /// Taken by whoever reads it: to load it or to send it.
+    reader: Arc<Mutex<Option<SnapshotReader>>>,
+}
+
+/// What is known of a shard's snapshots, and whose turn it is with them.
+///
+/// Lock order: `turn`, then `files`, then `latest`.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshots {
+    /// Held while a snapshot is taken: one at a time.
+    turn: tokio::sync::Mutex<()>,
+    /// Held while a snapshot gets its name or is opened by it: naming one removes the one before.
+    files: Mutex<()>,
+    latest: Mutex<Option<SnapshotInfo>>,
+}
+
+impl Snapshots {
+    /// What the latest snapshot on disk stands for.
+    pub(crate) fn latest_info(&self) -> Option<SnapshotInfo> {
+        self.latest.lock().clone()
+    }
+
+    /// Opens the latest snapshot on disk. Blocks on the disk.
+    pub(crate) fn open(&self, log: &ShardLog) -> io::Result<Option<RaftSnapshot>> {
+        let _files = self.files.lock();
+        let reader = log.latest_snapshot().map_err(to_io)?;
+        let snapshot = reader.map(for_raft).transpose()?;
+        *self.latest.lock() = snapshot.as_ref().map(|found| found.snapshot.info.clone());
+        Ok(snapshot)
+    }
+
+    /// Gives a snapshot its name. Blocks on the disk.
+    fn publish(
+        &self,
+        info: &SnapshotInfo,
+        finish: impl FnOnce() -> Result<SnapshotReader, LogError>,
+    ) -> Result<SnapshotReader, LogError> {
+        let _files = self.files.lock();
+        let reader = finish()?;
+        *self.latest.lock() = Some(info.clone());
+        Ok(reader)
+    }
+}
+
+/// Takes snapshots when they are wanted, until it is dropped.
+pub(crate) async fn run(replica: Arc<Replica>, machine: StateMachine) {
+    loop {
+        replica.snapshot_wanted.notified().await;
+        match take(&machine).await {
+            Ok(info) => {
+                tracing::info!(shard = %replica.id, index = %info.start.index, "snapshot taken");
+                adopt(&replica).await;
+            }
+            Err(error @ (SnapshotError::Empty | SnapshotError::Cancelled)) => {
+                tracing::debug!(shard = %replica.id, %error, "no snapshot taken");
+            }
+            Err(error) => {
+                tracing::warn!(shard = %replica.id, %error, "failed to take a snapshot");
+                tokio::time::sleep(RETRY).await;
+                replica.snapshot_wanted.notify_one();
+            }
+        }
+    }
+}
+
+/// Tells openraft of the latest snapshot, so that it purges what lies before and sends it to
+/// replicas that need it.
+pub(crate) async fn adopt(replica: &Replica) {
+    if let Err(fatal) = replica.raft.trigger().snapshot().await {
+        tracing::debug!(shard = %replica.id, error = %fatal, "the engine takes no snapshot");
+    }
+}
+
+/// Takes a snapshot of the store while it changes.
+pub(crate) async fn take(machine: &StateMachine) -> Result<SnapshotInfo, SnapshotError> {
+    let _turn = machine.snapshots.turn.lock().await;
+    let counted = machine.counters.log_bytes.swap(0, Ordering::Relaxed);
+    let taken = walk_and_finish(machine).await;
+    match &taken {
+        Ok(_) => {
+            machine.counters.snapshots.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(_) => {
+            machine
+                .counters
+                .log_bytes
+                .fetch_add(counted, Ordering::Relaxed);
+        }
+    }
+    taken
+}
+
+async fn walk_and_finish(machine: &StateMachine) -> Result<SnapshotInfo, SnapshotError> {
+    let walking = machine.clone();
+    let walked = tokio::task::spawn_blocking(move || walk(&walking)).await;
+    let (writer, info) = walked.map_err(|_| SnapshotError::Cancelled)??;
+    // E is in the store, so it is committed; it must also be applied and flushed here, or the
+    // file could speak of entries that this log forgets in a power cut (rule 4).
+    machine.progress.wait_applied(info.end.index).await;
+    let (done, synced) = oneshot::channel();
+    machine
+        .log
+        .sync(Box::new(move |result| drop(done.send(result))));
+    match synced.await {
+        Ok(result) => result?,
+        Err(_) => return Err(SnapshotError::Cancelled),
+    }
+    let footer = SnapshotFooter::new(info.end, info.meta.clone());
+    let (snapshots, named) = (Arc::clone(&machine.snapshots), info.clone());
+    let publish = move || snapshots.publish(&named, || writer.finish(footer));
+    tokio::task::spawn_blocking(publish)
+        .await
+        .map_err(|_| SnapshotError::Cancelled)??;
+    Ok(info)
+}
+
+/// Writes every key to a file without its final name.
+fn walk(machine: &StateMachine) -> Result<(SnapshotWriter, SnapshotInfo), SnapshotError> {
+    // S first, then the walk: every batch up to S is in the store before the first key is read.
+    let (start, membership) = machine.progress.applied();
+    let start = start.ok_or(SnapshotError::Empty)?;
+    let extra = SnapshotExtra {
+        revision: machine.store.revision(),
+        last_batch_at: machine.store.last_batch_at(),
+        membership,
+    };
+    let mut writer = machine.log.begin_snapshot(start)?;
+    let mut walk = machine.store.walk();
+    while let Some(block) = walk
+        .next_block(BLOCK_BYTES)
+        .map_err(|_| SnapshotError::Replaced)?
+    {
+        writer.block(&block)?;
+    }
+    // E last: what was being applied when the walk ended may be in it, in part.
+    let end = machine.progress.applying().unwrap_or(start);
+    let info = SnapshotInfo {
+        start,
+        end,
+        meta: extra.encode(),
+    };
+    Ok((writer, info))
+}
+
+/// What openraft needs to know of a snapshot that it does not read.
+pub(crate) fn named(info: SnapshotInfo) -> io::Result<RaftSnapshot> {
+    Ok(RaftSnapshot {
+        meta: meta_of(&info)?,
+        snapshot: SnapshotData {
+            info,
+            reader: Arc::default(),
+        },
+    })
+}
+
+fn meta_of(info: &SnapshotInfo) -> io::Result<SnapshotMeta> {
+    Ok(SnapshotMeta {
+        last_log_id: Some(to_raft_id(info.start)),
+        last_membership: SnapshotExtra::decode(&info.meta)?.membership,
+    })
+}
+
+fn for_raft(reader: SnapshotReader) -> io::Result<RaftSnapshot> {
+    let info = SnapshotInfo {
+        start: reader.header().begin,
+        end: reader.footer().end,
+        meta: reader.footer().meta.clone(),
+    };
+    Ok(RaftSnapshot {
+        meta: meta_of(&info)?,
+        snapshot: SnapshotData {
+            info,
+            reader: Arc::new(Mutex::new(Some(reader))),
+        },
+    })
+}
+
+impl SnapshotData {
+    pub(crate) fn info(&self) -> &SnapshotInfo {
+        &self.info
+    }
+
+    /// One that is not there.
+    #[cfg(test)]
+    pub(crate) fn absent() -> Self {
+        Self {
+            info: SnapshotInfo {
+                start: flux_log::LogId::default(),
+                end: flux_log::LogId::default(),
+                meta: Bytes::new(),
+            },
+            reader: Arc::default(),
+        }
+    }
+
+    fn take_reader(&self) -> io::Result<SnapshotReader> {
+        let reader = self.reader.lock().take();
+        reader.ok_or_else(|| io::Error::other("the snapshot was read already"))
+    }
+}
+
+/// Loads a snapshot beside the store and swaps it in. Blocks on the disk.
+pub(crate) fn load(data: &SnapshotData, store: &Store) -> io::Result<()> {
+    let mut reader = data.take_reader()?;
+    let extra = SnapshotExtra::decode(&data.info.meta)?;
+    let mut loader = store.loader();
+    while let Some(block) = reader.next_block().map_err(to_io)? {
+        loader
+            .load_block(&block)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    }
+    store.install(loader, extra.revision, extra.last_batch_at);
+    Ok(())
+}
+
+/// A snapshot ready to be sent, and its size.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) snapshot: SnapshotTransfer,
+    pub(crate) bytes: usize,
+}
+
+/// A snapshot as it is sent.
+pub(crate) fn transfer(vote: Vote, data: &SnapshotData) -> io::Result<Outgoing> {
+    let reader = data.take_reader()?;
+    Ok(Outgoing {
+        bytes: usize::try_from(reader.footer().bytes).unwrap_or(usize::MAX),
+        snapshot: SnapshotTransfer {
+            vote,
+            info: data.info.clone(),
+            blocks: Box::new(Blocks(reader)),
+        },
+    })
+}
+
+#[derive(Debug)]
+struct Blocks(SnapshotReader);
+
+impl Iterator for Blocks {
+    type Item = io::Result<Bytes>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let block = self.0.next_block().map_err(to_io).transpose()?;
+        Some(block.map(Bytes::from))
+    }
+}
+
+/// Keeps a snapshot that another replica sends. Blocks on the disk.
+pub(crate) fn receive(
+    snapshots: &Snapshots,
+    log: &ShardLog,
+    transfer: SnapshotTransfer,
+) -> io::Result<RaftSnapshot> {
+    let SnapshotTransfer { info, blocks, .. } = transfer;
+    SnapshotExtra::decode(&info.meta)?;
+    let mut writer = log.begin_snapshot(info.start).map_err(to_io)?;
+    for block in blocks {
+        writer.block(&block?).map_err(to_io)?;
+    }
+    let footer = SnapshotFooter::new(info.end, info.meta.clone());
+    let reader = snapshots
+        .publish(&info, || writer.finish_installed(footer))
+        .map_err(to_io)?;
+    // Noted with its end: until that is in the log too, only this note says that the file counts.
+    let (noted, result) = oneshot::channel();
+    log.mark_installed(info.end, Box::new(move |done| drop(noted.send(done))));
+    match result.blocking_recv() {
+        Ok(done) => done.map_err(to_io)?,
+        Err(_) => return Err(io::Error::other("the log was closed")),
+    }
+    for_raft(reader)
+}

@@ -1,0 +1,180 @@
+//! openraft's state machine over the shard's store.
+//!
+//! Apply is thin: it parses a batch, asks whether it is effective (rule 2) and hands it to the
+//! store. It never looks at a clock and never fails but on bytes that no writer of ours wrote.
+//! Snapshots are taken elsewhere ([`crate::snapshot`]): when openraft asks for one it gets what is
+//! already on disk, so that neither a full disk nor a slow one is ever an error inside openraft.
+//!
+//! Hot path: one call per entry.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use flux_log::{LogId, ShardLog};
+use flux_store::Store;
+use flux_store::batch::effective;
+use futures_util::{Stream, TryStreamExt};
+use openraft::entry::{EntryPayload, RaftEntry as _};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use tokio::sync::Notify;
+
+use crate::codec::{from_raft_id, to_raft_id};
+use crate::expiry::SweepAlarm;
+use crate::progress::Progress;
+use crate::snapshot::{self, SnapshotData, Snapshots};
+use crate::status::Counters;
+use crate::type_config::{Applied, Payload, RaftLogId, SnapshotMeta, StoredMembership, TypeConfig};
+
+type RaftSnapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
+
+/// Bytes of batches applied in a row before other tasks of the runtime get a turn.
+const APPLY_BYTES_PER_TURN: usize = 1024 * 1024;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(crate) struct StateMachine {
+    pub(crate) store: Arc<Store>,
+    pub(crate) log: ShardLog,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) alarm: Arc<SweepAlarm>,
+    pub(crate) counters: Arc<Counters>,
+    /// Told when openraft needs a snapshot that does not exist yet.
+    pub(crate) snapshot_wanted: Arc<Notify>,
+    pub(crate) snapshots: Arc<Snapshots>,
+}
+
+impl StateMachine {
+    /// Applies one entry: the only way into the store but a snapshot.
+    pub(crate) fn apply_entry(&self, id: LogId, payload: &Payload) -> io::Result<Applied> {
+        self.progress.begin(id);
+        let mut membership = None;
+        let mut applied = Applied::Effective;
+        match payload {
+            EntryPayload::Blank => {}
+            EntryPayload::Normal(batch) => match effective(id.term, &batch.bytes) {
+                Ok(Some(view)) => self.store.apply(&view),
+                Ok(None) => {
+                    tracing::info!(term = %id.term, index = %id.index, "skipped a void batch");
+                    applied = Applied::Void;
+                }
+                Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+            },
+            EntryPayload::Membership(new) => {
+                membership = Some(StoredMembership::new(Some(to_raft_id(id)), new.clone()));
+            }
+        }
+        self.progress.finish(id, membership);
+        Ok(applied)
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = LatestSnapshot;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<RaftLogId>, StoredMembership)> {
+        let (applied, membership) = self.progress.applied();
+        Ok((applied.map(to_raft_id), membership))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + Send,
+    {
+        let mut bytes_in_turn = 0;
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let id = from_raft_id(&entry.log_id());
+            let applied = self.apply_entry(id, &entry.payload)?;
+            if let Some(responder) = responder {
+                responder.send(applied);
+            }
+            if let EntryPayload::Normal(batch) = &entry.payload {
+                bytes_in_turn += batch.bytes.len();
+            }
+            if bytes_in_turn >= APPLY_BYTES_PER_TURN {
+                bytes_in_turn = 0;
+                tokio::task::yield_now().await;
+            }
+        }
+        self.alarm.applied(&self.store);
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<LatestSnapshot> {
+        // Whoever needs one is served once it is on disk; then openraft is told again.
+        if !force && self.snapshots.latest_info().is_none() {
+            self.snapshot_wanted.notify_one();
+            return None;
+        }
+        Some(LatestSnapshot {
+            machine: self.clone(),
+            must_build: force,
+        })
+    }
+
+    async fn get_snapshot_builder(&mut self) -> LatestSnapshot {
+        LatestSnapshot {
+            machine: self.clone(),
+            must_build: true,
+        }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> io::Result<()> {
+        let machine = self.clone();
+        let meta = meta.clone();
+        tokio::task::spawn_blocking(move || machine.install(&meta, &snapshot)).await?
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<RaftSnapshot>> {
+        let (snapshots, log) = (Arc::clone(&self.snapshots), self.log.clone());
+        tokio::task::spawn_blocking(move || snapshots.open(&log)).await?
+    }
+}
+
+impl StateMachine {
+    /// Loads a snapshot beside the store and swaps it in.
+    pub(crate) fn install(&self, meta: &SnapshotMeta, data: &SnapshotData) -> io::Result<()> {
+        let info = data.info();
+        let start = meta.last_log_id.as_ref().map(from_raft_id);
+        if start != Some(info.start) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a snapshot's contents are of another entry than its metadata",
+            ));
+        }
+        snapshot::load(data, &self.store)?;
+        self.progress
+            .install(info.start, info.end.index, meta.last_membership.clone());
+        self.counters.log_bytes.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Answers openraft's wish for a snapshot with the one on disk.
+#[derive(Debug)]
+pub(crate) struct LatestSnapshot {
+    machine: StateMachine,
+    /// There must be one of what is applied now: build it first.
+    must_build: bool,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for LatestSnapshot {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> io::Result<RaftSnapshot> {
+        if self.must_build {
+            snapshot::take(&self.machine)
+                .await
+                .map_err(|error| io::Error::other(error.to_string()))?;
+        }
+        // openraft keeps the metadata of what was built and asks again for the contents.
+        let latest = self.machine.snapshots.latest_info();
+        let none = || io::Error::new(io::ErrorKind::NotFound, "no snapshot on disk");
+        snapshot::named(latest.ok_or_else(none)?)
+    }
+}
