@@ -4,6 +4,7 @@ mod admin;
 mod clients;
 mod execute;
 mod flux_session;
+mod groups;
 mod grpc;
 mod http_listener;
 mod metrics;

@@ -13,8 +13,8 @@ use flux_wire::resp;
 
 use super::Session;
 use super::flights::Flight;
-use super::groups::Asked;
 use crate::execute::Execute;
+use crate::groups::Asked;
 use crate::metrics::CommandCount;
 
 impl<E: Execute> Session<E> {

@@ -1,9 +1,9 @@
 //! A FLUX session: frames in, commands run apart from each other, replies out as they come.
 //!
 //! The protocol is described in `docs/wire.md` and coded in `flux_wire::flux`. A session reads what
-//! has arrived, puts the commands of that turn into [`groups`], and sends each reply when its group
+//! has arrived, puts the commands of that turn into [`crate::groups`], and sends each reply when its group
 //! is done, in whatever order that is. All requests in flight are concurrent; a client that needs
-//! an order waits for the reply, or relies on what [`groups`] promises for one write of its own.
+//! an order waits for the reply, or relies on what [`crate::groups`] promises for one write of its own.
 //!
 //! Bounds: at most [`FLUX_IN_FLIGHT_MAX`] requests are in flight; beyond that, and while the peer
 //! does not take its replies, nothing is read. Groups are polled, and so begun, only while unsent
@@ -13,12 +13,11 @@
 //! A frame that breaks the protocol ends the session with GOAWAY, after the replies of what came
 //! before it. A request that cannot be understood is answered, and the session goes on.
 //!
-//! Read in this order: [`pipe`] holds the bytes, [`flights`] what is under way, [`groups`] what is
-//! executed together, [`frames`] what each frame means.
+//! Read in this order: [`pipe`] holds the bytes, [`flights`] what is under way,
+//! [`frames`] what each frame means.
 
 mod flights;
 mod frames;
-mod groups;
 mod pipe;
 #[cfg(test)]
 mod tests;
@@ -41,10 +40,10 @@ use futures_util::stream::{FuturesUnordered, Stream};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::flights::Flights;
-use self::groups::{Asked, groups};
 use self::pipe::{Pipe, Received};
 use crate::clients::{Client, Ending};
 use crate::execute::Execute;
+use crate::groups::{Asked, groups};
 use crate::metrics::{Metrics, Protocol};
 
 /// Unsent bytes beyond which no group is begun and nothing is read.

@@ -4,6 +4,7 @@
 //! back; every error leaves with its outcome (`flux_proto::status`). No state is held here.
 
 mod auth;
+mod batch;
 mod deadline;
 mod health;
 mod kv;

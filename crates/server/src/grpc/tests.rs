@@ -338,6 +338,37 @@ async fn a_batch_has_one_result_for_each_operation() {
     assert_eq!(refused.code(), Code::InvalidArgument);
 }
 
+#[tokio::test]
+async fn a_batch_of_reads_stops_when_the_response_is_full() {
+    use kv::operation_result::Result as Done;
+    let server = start("").await;
+    let mut client = server.kv().await;
+    client
+        .set(set(b"k", vec![b'x'; VALUE_BYTES_MAX]))
+        .await
+        .unwrap();
+    let read = kv::Operation {
+        operation: Some(kv::operation::Operation::Get(get(b"k"))),
+    };
+    let operations = vec![read; 1000];
+    let answer = client.batch(kv::BatchRequest { operations }).await.unwrap();
+    let results = answer.into_inner().results;
+    assert_eq!(results.len(), 1000);
+    let is_value = |result: &kv::OperationResult| match result.result.as_ref().unwrap() {
+        Done::Get(found) => found.value.len() == VALUE_BYTES_MAX,
+        Done::Error(failed) => {
+            assert_eq!(status::flux_error(failed).unwrap().code, "too-large");
+            false
+        }
+        other => panic!("{other:?}"),
+    };
+    let values = results.iter().take_while(|result| is_value(result)).count();
+    assert!(values > 10, "{values} values in 1 MiB");
+    assert!(!results[values..].iter().any(is_value));
+    let read = server.executor.deadlines().len();
+    assert!(read < 100, "{read} were run");
+}
+
 async fn scanned(
     client: &mut KvClient<Channel>,
     request: kv::ScanRequest,

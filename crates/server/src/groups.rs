@@ -1,4 +1,5 @@
-//! What one turn of a FLUX session has read, put into groups that are executed apart.
+//! What one turn of a FLUX session, or one gRPC batch, asks, put into groups that are executed
+//! apart.
 //!
 //! A reply leaves when its group is done, so nothing may share a group that should not wait for the
 //! other: commands of different shards, reads before the first write of their shard and writes.
@@ -20,28 +21,28 @@ const READS_MAX: usize = 32;
 
 /// A command with what its reply needs.
 #[derive(Debug)]
-pub(super) struct Asked<T> {
+pub(crate) struct Asked<T> {
     /// Goes into the reply.
-    pub(super) ticket: T,
+    pub(crate) ticket: T,
     /// What to execute.
-    pub(super) command: Command,
+    pub(crate) command: Command,
     /// When the client stops waiting.
-    pub(super) deadline: Instant,
+    pub(crate) deadline: Instant,
 }
 
 /// Commands that are executed together, in order.
 #[derive(Debug)]
-pub(super) struct Group<T> {
+pub(crate) struct Group<T> {
     shard: Option<ShardId>,
     has_write: bool,
-    pub(super) deadline: Instant,
-    pub(super) tickets: Vec<T>,
-    pub(super) commands: Vec<Command>,
+    pub(crate) deadline: Instant,
+    pub(crate) tickets: Vec<T>,
+    pub(crate) commands: Vec<Command>,
 }
 
 /// Groups what was read in one turn. `shard` tells the one shard that a command concerns; a command
 /// of several is executed alone.
-pub(super) fn groups<T>(
+pub(crate) fn groups<T>(
     asked: Vec<Asked<T>>,
     shard: impl Fn(&Command) -> Option<ShardId>,
 ) -> Vec<Group<T>> {
