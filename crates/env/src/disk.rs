@@ -106,6 +106,15 @@ pub trait File: fmt::Debug + Send + Sync {
     /// As the disk says.
     fn size_bytes(&self) -> io::Result<u64>;
 
+    /// Where, from `offset` on, the first byte may be that is not zero; `None` if the file system
+    /// knows that there are only zeros up to the end. Saves reading what was never written.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        Ok(Some(offset))
+    }
+
     /// Cuts or extends the file with zeros.
     ///
     /// # Errors

@@ -227,6 +227,16 @@ impl File for RealFile {
         Ok(self.0.metadata()?.len())
     }
 
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        match rustix::fs::seek(&self.0, rustix::fs::SeekFrom::Data(offset)) {
+            Ok(data) => Ok(Some(data)),
+            Err(rustix::io::Errno::NXIO) => Ok(None),
+            // A file system that does not tell.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(Some(offset)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn set_size(&self, size_bytes: u64) -> io::Result<()> {
         self.0.set_len(size_bytes)
     }

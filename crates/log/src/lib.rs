@@ -9,6 +9,7 @@
 //! [`writer`] the thread around it, [`shard_log`] the handle a shard holds, [`snapshot`] the files that
 //! replace the log before them, [`offline`] what `flux log` shows without a node.
 
+mod blocks;
 pub mod config;
 pub mod error;
 mod fields;

@@ -9,11 +9,12 @@ use std::path::Path;
 use flux_env::{Disk, OpenMode};
 use flux_types::ShardId;
 
+use crate::blocks::is_zero;
 use crate::error::OpenError;
 use crate::fields::{narrow, widen};
 use crate::identity::Identity;
 use crate::record::{NODE_WIDE, RECORD_ALIGNMENT, Record, RecordError, RecordKind, decode};
-use crate::recovery::{is_zero, scan};
+use crate::recovery::scan;
 use crate::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, segment_name, segment_number};
 use crate::snapshot::{SnapshotReader, parse_snapshot_name};
 

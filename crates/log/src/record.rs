@@ -183,6 +183,12 @@ pub const fn record_size(payload_bytes: usize) -> usize {
     (RECORD_HEADER_BYTES + payload_bytes).next_multiple_of(RECORD_ALIGNMENT)
 }
 
+/// Size of the record at the front of `bytes`, if its length is to be believed.
+pub(crate) fn size_at(bytes: &[u8]) -> usize {
+    let length = Fields::new(bytes).u32().unwrap_or(0);
+    record_size(narrow(u64::from(length)))
+}
+
 /// Appends a record to `out` and returns its checksum.
 ///
 /// # Panics

@@ -8,18 +8,18 @@
 //! claims that the bad place was durable, the bad place is torn; in every other case it is damage.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use flux_env::{Disk, File, OpenMode};
 use flux_types::{LogIndex, ShardId, Term};
 
+use crate::blocks::Blocks;
 use crate::error::OpenError;
 use crate::fields::{narrow, widen};
 use crate::record::{
     LogId, NODE_WIDE, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, Record, RecordError, RecordKind, Vote,
-    decode,
+    decode, size_at,
 };
 use crate::segment::{
     FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentHeaderError, SegmentStart,
@@ -249,19 +249,16 @@ pub(crate) fn scan(
         written_under: None,
     };
     let mut previous = None;
+    let mut buffer = Vec::new();
     for number in &numbers {
         if previous.is_some_and(|previous| previous + 1 != *number) {
             let missing = previous.map_or(0, |previous| previous + 1);
             return Err(scan.damaged(missing, 0, "the segment is missing".to_owned(), Vec::new()));
         }
         previous = Some(*number);
-        let bytes = load(
-            disk,
-            &log_dir.join(segment_name(*number)),
-            &mut scan,
-            *number,
-        )?;
-        if let Some((offset, what)) = scan.segment(*number, &bytes)? {
+        let path = log_dir.join(segment_name(*number));
+        let mut blocks = open_segment(disk, &path, &mut scan, *number, buffer)?;
+        if let Some((offset, what)) = scan.segment(*number, &mut blocks)? {
             let later: Vec<u64> = numbers
                 .iter()
                 .copied()
@@ -272,31 +269,28 @@ pub(crate) fn scan(
                 offset,
                 what,
             };
-            scan.judge(disk, &bytes, &bad, &later)?;
+            scan.judge(disk, &blocks.rest(offset)?, &bad, &later)?;
             break;
         }
+        buffer = blocks.into_buffer();
     }
     scan.finish()
 }
 
-/// Opens a segment, checks its header, and returns its bytes.
-fn load(
+/// Opens a segment and checks its header.
+fn open_segment(
     disk: &dyn Disk,
     path: &Path,
     scan: &mut Scan<'_>,
     number: u64,
-) -> Result<Vec<u8>, OpenError> {
-    let open = || -> io::Result<(Arc<dyn File>, Vec<u8>)> {
-        let file = disk.open(path, OpenMode::ReadWrite)?;
-        let mut bytes = vec![0; narrow(file.size_bytes()?)];
-        let count = file.read_at(&mut bytes, 0)?;
-        bytes.truncate(count);
-        Ok((file, bytes))
-    };
-    let (file, bytes) = open().map_err(|source| OpenError::io("read", path, source))?;
-    match SegmentHeader::decode(&bytes) {
+    buffer: Vec<u8>,
+) -> Result<Blocks, OpenError> {
+    let file = disk.open(path, OpenMode::ReadWrite);
+    let file = file.map_err(|source| OpenError::io("read", path, source))?;
+    let mut blocks = Blocks::new(path, file, buffer)?;
+    match SegmentHeader::decode(blocks.at(0, SEGMENT_HEADER_BYTES)?) {
         Ok(header) if header.number == number => {
-            let capacity = widen(bytes.len());
+            let (file, capacity) = (Arc::clone(blocks.file()), blocks.size());
             scan.image.segments.insert(
                 number,
                 OpenSegment {
@@ -305,7 +299,7 @@ fn load(
                     capacity,
                 },
             );
-            Ok(bytes)
+            Ok(blocks)
         }
         Ok(header) => {
             let what = format!(
@@ -346,28 +340,36 @@ impl Scan<'_> {
 
     /// Takes in a segment's records. Returns where and why it stopped before the file's end, if a
     /// tail of zeros does not explain it.
-    fn segment(&mut self, number: u64, bytes: &[u8]) -> Result<Option<(u64, String)>, OpenError> {
+    fn segment(
+        &mut self,
+        number: u64,
+        blocks: &mut Blocks,
+    ) -> Result<Option<(u64, String)>, OpenError> {
         let salt = self.salt(number);
-        let mut offset = SEGMENT_HEADER_BYTES;
-        self.image.end = widen(offset);
+        let mut offset = widen(SEGMENT_HEADER_BYTES);
+        self.image.end = offset;
         loop {
-            let rest = bytes.get(offset..).unwrap_or_default();
+            let size = size_at(blocks.at(offset, RECORD_HEADER_BYTES)?);
+            // A length that leads out of the file is not worth reading for.
+            let fits = offset + widen(size) <= blocks.size();
+            let rest = blocks.at(offset, if fits { size } else { 0 })?;
             let record = match decode(rest, salt) {
                 Ok(record) => record,
                 Err(RecordError::Kind(kind)) => {
                     let what = format!("record kind {kind} is not known");
-                    return Err(self.damaged(number, widen(offset), what, Vec::new()));
+                    return Err(self.damaged(number, offset, what, Vec::new()));
                 }
                 Err(error) => {
-                    let quiet = is_zero(rest) && SEGMENT_HEADER_BYTES < offset;
-                    return Ok((!quiet).then(|| (widen(offset), error.to_string())));
+                    let first = offset == widen(SEGMENT_HEADER_BYTES);
+                    let quiet = !first && blocks.is_zero_from(offset)?;
+                    return Ok((!quiet).then(|| (offset, error.to_string())));
                 }
             };
-            if let Err(what) = self.record(&record, number, widen(offset)) {
-                return Ok(Some((widen(offset), what)));
+            if let Err(what) = self.record(&record, number, offset) {
+                return Ok(Some((offset, what)));
             }
-            offset += record.size();
-            self.image.end = widen(offset);
+            offset += widen(record.size());
+            self.image.end = offset;
             self.image.recovery.records += 1;
             self.image.recovery.bytes += widen(record.size());
         }
@@ -443,11 +445,12 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// Decides what a bad place is. Damage is an error; a torn tail is noted as a cut.
+    /// Decides what a bad place is, given the bytes from it on. Damage is an error; a torn tail is
+    /// noted as a cut.
     fn judge(
         &mut self,
         disk: &dyn Disk,
-        bytes: &[u8],
+        after: &[u8],
         bad: &BadPlace,
         later: &[u64],
     ) -> Result<(), OpenError> {
@@ -457,7 +460,6 @@ impl Scan<'_> {
             ref what,
         } = *bad;
         let salt = self.salt(segment);
-        let after = bytes.get(narrow(offset)..).unwrap_or_default();
         // The bad place itself may hold a valid record that does not follow from those before it.
         let here = decode(after, salt).is_ok();
         let mut survivors: Vec<Survivor> =
@@ -468,12 +470,9 @@ impl Scan<'_> {
         claimed |= first && survivors.iter().any(|record| record.earlier_durable);
         for number in later {
             let path = self.dir.join("log").join(segment_name(*number));
-            let more = load(disk, &path, self, *number)?;
-            let found = resynchronize(
-                more.get(SEGMENT_HEADER_BYTES..).unwrap_or_default(),
-                self.salt(*number),
-                0,
-            );
+            let blocks = open_segment(disk, &path, self, *number, Vec::new())?;
+            let more = blocks.rest(widen(SEGMENT_HEADER_BYTES))?;
+            let found = resynchronize(&more, self.salt(*number), 0);
             claimed |= found.iter().any(|record| record.earlier_durable);
             survivors.extend(found);
         }
@@ -581,9 +580,4 @@ pub(crate) fn resynchronize(bytes: &[u8], salt: u64, from: usize) -> Vec<Survivo
         }
     }
     found
-}
-
-/// Whether all bytes are zero.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|byte| *byte == 0)
 }
