@@ -171,9 +171,7 @@ mod tests {
 
     #[test]
     fn every_byte_comes_by_once_whatever_the_steps() {
-        let bytes: Vec<u8> = (0..BLOCK_BYTES * 3 + 77)
-            .map(|at| (at % 251) as u8)
-            .collect();
+        let bytes: Vec<u8> = (0..251).cycle().take(BLOCK_BYTES * 3 + 77).collect();
         for step in [1000, 65_536, BLOCK_BYTES, BLOCK_BYTES + 9, BLOCK_BYTES * 2] {
             let mut blocks = blocks_of(&bytes);
             let mut at = 0;

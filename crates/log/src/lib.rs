@@ -15,6 +15,7 @@ pub mod error;
 mod fields;
 pub mod identity;
 pub mod offline;
+mod positions;
 pub mod record;
 pub mod recovery;
 pub mod segment;

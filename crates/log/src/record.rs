@@ -277,7 +277,7 @@ fn decode_checked(
     })
 }
 
-/// The `durable` field for an offset in a segment.
+/// An offset in a segment in units of [`RECORD_ALIGNMENT`], as the `durable` field holds it.
 ///
 /// # Panics
 /// If the offset is beyond 32 GiB, which no segment reaches.

@@ -7,16 +7,17 @@
 //! known to be durable when it was written. If the machine has booted since, and no later record
 //! claims that the bad place was durable, the bad place is torn; in every other case it is damage.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use flux_env::{Disk, File, OpenMode};
-use flux_types::{LogIndex, ShardId, Term};
+use flux_types::{LogIndex, ShardId};
 
 use crate::blocks::Blocks;
 use crate::error::OpenError;
 use crate::fields::{narrow, widen};
+use crate::positions::{Position, Positions};
 use crate::record::{
     LogId, NODE_WIDE, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, Record, RecordError, RecordKind, Vote,
     decode, size_at,
@@ -25,14 +26,6 @@ use crate::segment::{
     FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentHeaderError, SegmentStart,
     ShardStart, segment_name, segment_number,
 };
-
-/// Where an entry lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Position {
-    pub(crate) term: Term,
-    pub(crate) segment: u64,
-    pub(crate) offset: u64,
-}
 
 /// What the log says of one shard.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +37,7 @@ pub(crate) struct ShardImage {
     pub(crate) committed: Option<LogId>,
     pub(crate) installed: Option<LogId>,
     /// Positions of the entries up to `last`, without gaps, the oldest first.
-    pub(crate) entries: VecDeque<Position>,
+    pub(crate) entries: Positions,
 }
 
 impl ShardImage {
@@ -56,7 +49,7 @@ impl ShardImage {
 
     pub(crate) fn position(&self, index: LogIndex) -> Option<Position> {
         let at = index.get().checked_sub(self.first_index())?;
-        self.entries.get(narrow(at)).copied()
+        self.entries.get(narrow(at))
     }
 
     /// The id of the entry at an index, if it is there.
@@ -86,9 +79,8 @@ impl ShardImage {
             self.entries.clear();
             self.last = Some(id);
         }
-        while !self.entries.is_empty() && self.first_index() <= id.index.get() {
-            self.entries.pop_front();
-        }
+        let purged = (id.index.get() + 1).saturating_sub(self.first_index());
+        self.entries.drop_front(purged);
         if self.purged.is_none_or(|purged| purged.index < id.index) {
             self.purged = Some(id);
         }

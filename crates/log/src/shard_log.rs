@@ -7,12 +7,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flux_types::{LogIndex, ShardId, Term};
+use flux_types::{LogIndex, ShardId};
 
 use crate::error::LogError;
 use crate::fields::{narrow, widen};
-use crate::record::{LogEntry, LogId, RECORD_HEADER_BYTES, RecordKind, Vote, decode, record_size};
-use crate::recovery::Position;
+use crate::positions::Position;
+use crate::record::{
+    LogEntry, LogId, RECORD_HEADER_BYTES, Record, RecordKind, Vote, decode, size_at,
+};
 use crate::stream::Readable;
 use crate::writer::Shared;
 
@@ -20,8 +22,12 @@ use crate::writer::Shared;
 /// thread, including the caller's before the call returns.
 pub type Flushed = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 
-/// Bytes read from disk at once when old entries are read.
+/// Most bytes read from disk at once when old entries are read, unless one entry is longer.
 const READ_BLOCK_BYTES: usize = 256 * 1024;
+/// Bytes read behind the beginning of the last entry wanted, whose size is not known.
+const READ_BEHIND_BYTES: u64 = 4096;
+/// A record of at least this size is read into memory of its own, which then is its payload's.
+const OWN_BLOCK_BYTES: usize = 64 * 1024;
 
 /// What a shard's log holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -172,8 +178,8 @@ impl ShardLog {
         self.shared.make_room(payload_bytes, essential)
     }
 
-    /// Entries from index `from` to before `until`, as many as fit `bytes_max`, but at least one if
-    /// there is one. From memory if they are recent, else from disk.
+    /// Entries from index `from` to before `until`, no more than fit `bytes_max`, but at least one if
+    /// there is one. From memory if they are recent, else from disk; never from both in one call.
     ///
     /// # Errors
     /// If the disk does not give back what was written.
@@ -201,14 +207,22 @@ impl ShardLog {
                 let tail = state.tail.iter().skip(skip).take(count).cloned();
                 return Ok(take_bytes(tail, bytes_max));
             }
-            // An upper bound on how many records fit; each has a header.
-            let count = widen(bytes_max / RECORD_HEADER_BYTES + 1);
-            for index in from.get()..until.min(tail_from).min(from.get().saturating_add(count)) {
-                let index = LogIndex::new(index);
-                let Some(position) = state.image.position(index) else {
+            let Some(skipped) = from.get().checked_sub(state.image.first_index()) else {
+                return Ok(Vec::new());
+            };
+            let indexes = from.get()..until.min(tail_from);
+            let positions = state.image.entries.iter_from(narrow(skipped));
+            let mut begin = 0;
+            for (index, position) in indexes.zip(positions) {
+                // Records lie between their offsets, with those of other shards among them.
+                let same = wanted
+                    .last()
+                    .is_some_and(|(_, last)| last.segment == position.segment);
+                begin = if same { begin } else { position.offset };
+                if widen(bytes_max) < position.offset - begin {
                     break;
-                };
-                wanted.push((index, position));
+                }
+                wanted.push((LogIndex::new(index), position));
             }
         }
         self.read(&wanted, bytes_max)
@@ -221,19 +235,21 @@ impl ShardLog {
     ) -> Result<Vec<LogEntry>, LogError> {
         let mut entries = Vec::new();
         let mut bytes = 0;
-        let mut reader: Option<BlockReader> = None;
-        for (index, position) in wanted {
-            let mut block = match reader.take() {
-                Some(block) if block.segment == position.segment => block,
-                _ => self.shared.block_reader(position.segment)?,
+        for run in wanted.chunk_by(|(_, a), (_, b)| a.segment == b.segment) {
+            let (Some((_, first)), Some((_, last))) = (run.first(), run.last()) else {
+                continue;
             };
-            let entry = block.entry(position.offset, *index)?;
-            reader = Some(block);
-            bytes += entry.payload.len();
-            if bytes_max < bytes && !entries.is_empty() {
-                break;
+            let mut reader = self.shared.block_reader(first.segment)?;
+            reader.until = last.offset + READ_BEHIND_BYTES;
+            for (index, position) in run {
+                let size = reader.size(position.offset)?;
+                if bytes_max < bytes + size && !entries.is_empty() {
+                    return Ok(entries);
+                }
+                let entry = reader.entry(position.offset, size, *index)?;
+                bytes += entry.payload.len();
+                entries.push(entry);
             }
-            entries.push(entry);
         }
         Ok(entries)
     }
@@ -255,8 +271,10 @@ fn take_bytes(entries: impl Iterator<Item = LogEntry>, bytes_max: usize) -> Vec<
 /// Reads the records of one segment in blocks.
 #[derive(Debug)]
 pub(crate) struct BlockReader {
-    pub(crate) segment: u64,
+    segment: u64,
     readable: Readable,
+    /// Where in the segment reading ahead ends.
+    until: u64,
     block: Vec<u8>,
     block_offset: u64,
 }
@@ -266,51 +284,98 @@ impl BlockReader {
         Self {
             segment,
             readable,
+            until: 0,
             block: Vec::new(),
             block_offset: 0,
         }
     }
 
-    /// The bytes from `offset` on, at least `size` of them unless the file ends.
-    fn bytes(&mut self, offset: u64, size: usize) -> Result<&[u8], LogError> {
-        let inside = offset.checked_sub(self.block_offset).map(narrow);
-        let held = inside.is_some_and(|at| at + size <= self.block.len());
-        if !held {
-            self.block.resize(size.max(READ_BLOCK_BYTES), 0);
-            let read = self.readable.file.read_at(&mut self.block, offset);
-            let count = read.map_err(|error| LogError::Read {
-                reason: error.to_string(),
-            })?;
-            self.block.truncate(count);
-            self.block_offset = offset;
-        }
-        let at = narrow(offset - self.block_offset);
-        Ok(self.block.get(at..).unwrap_or_default())
-    }
-
-    fn entry(&mut self, offset: u64, index: LogIndex) -> Result<LogEntry, LogError> {
-        let damaged = LogError::Damaged {
+    const fn damaged(&self, offset: u64) -> LogError {
+        LogError::Damaged {
             segment: self.segment,
             offset,
-        };
-        let salt = self.readable.salt;
-        let head = self.bytes(offset, RECORD_HEADER_BYTES)?;
-        let length: [u8; 4] = head
-            .get(..4)
-            .and_then(|b| b.try_into().ok())
-            .ok_or_else(|| damaged.clone())?;
-        let size = record_size(narrow(u64::from(u32::from_le_bytes(length))));
-        let record = decode(self.bytes(offset, size)?, salt).map_err(|_| damaged.clone())?;
-        if record.header.kind != RecordKind::Entry || record.header.index != index.get() {
-            return Err(damaged);
         }
-        Ok(LogEntry {
-            id: LogId {
-                term: Term::new(record.header.term.get()),
-                index,
-            },
-            timestamp: record.header.timestamp,
-            payload: Bytes::copy_from_slice(record.payload),
-        })
+    }
+
+    /// The bytes from `offset` on, if the block holds `size` of them.
+    fn held(&self, offset: u64, size: usize) -> Option<&[u8]> {
+        let from = narrow(offset.checked_sub(self.block_offset)?);
+        self.block.get(from..).filter(|bytes| size <= bytes.len())
+    }
+
+    fn read(&self, block: &mut Vec<u8>, offset: u64, size: usize) -> Result<(), LogError> {
+        block.resize(size, 0);
+        let read = self.readable.file.read_at(block, offset);
+        let count = read.map_err(|error| LogError::Read {
+            reason: error.to_string(),
+        })?;
+        block.truncate(count);
+        Ok(())
+    }
+
+    /// Size of the record at `offset`, by its length field.
+    fn size(&self, offset: u64) -> Result<usize, LogError> {
+        if let Some(head) = self.held(offset, RECORD_HEADER_BYTES) {
+            return Ok(size_at(head));
+        }
+        let mut head = Vec::new();
+        self.read(&mut head, offset, RECORD_HEADER_BYTES)?;
+        Ok(size_at(&head))
+    }
+
+    /// The entry at `offset`, in a record of `size`.
+    fn entry(&mut self, offset: u64, size: usize, index: LogIndex) -> Result<LogEntry, LogError> {
+        if self.held(offset, size).is_none() {
+            if OWN_BLOCK_BYTES <= size {
+                return self.long_entry(offset, size, index);
+            }
+            let ahead = narrow(self.until.saturating_sub(offset)).min(READ_BLOCK_BYTES);
+            let mut block = std::mem::take(&mut self.block);
+            self.read(&mut block, offset, ahead.max(size))?;
+            (self.block, self.block_offset) = (block, offset);
+        }
+        let bytes = self
+            .held(offset, size)
+            .ok_or_else(|| self.damaged(offset))?;
+        let record = self.check(bytes, offset, index)?;
+        Ok(log_entry(&record, Bytes::copy_from_slice(record.payload)))
+    }
+
+    /// An entry whose payload keeps the memory that the record was read into.
+    fn long_entry(&self, offset: u64, size: usize, index: LogIndex) -> Result<LogEntry, LogError> {
+        let file_size = self.readable.file.size_bytes();
+        let file_size = file_size.map_err(|error| LogError::Read {
+            reason: error.to_string(),
+        })?;
+        if file_size < offset + widen(size) {
+            // A damaged length is not worth memory.
+            return Err(self.damaged(offset));
+        }
+        let mut bytes = Vec::new();
+        self.read(&mut bytes, offset, size)?;
+        let bytes = Bytes::from(bytes);
+        let record = self.check(&bytes, offset, index)?;
+        Ok(log_entry(&record, bytes.slice_ref(record.payload)))
+    }
+
+    fn check<'a>(
+        &self,
+        bytes: &'a [u8],
+        offset: u64,
+        index: LogIndex,
+    ) -> Result<Record<'a>, LogError> {
+        decode(bytes, self.readable.salt)
+            .ok()
+            .filter(|record| record.header.kind == RecordKind::Entry)
+            .filter(|record| record.header.index == index.get())
+            .ok_or_else(|| self.damaged(offset))
+    }
+}
+
+fn log_entry(record: &Record<'_>, payload: Bytes) -> LogEntry {
+    LogEntry {
+        id: record.header.log_id(),
+        timestamp: record.header.timestamp,
+        payload,
     }
 }

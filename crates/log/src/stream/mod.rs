@@ -19,10 +19,11 @@ use crate::config::{FsyncPolicy, LogConfig};
 use crate::error::{LogError, OpenError};
 use crate::fields::widen;
 use crate::identity::Identity;
+use crate::positions::Position;
 use crate::record::{
     LogEntry, LogId, NODE_WIDE, RecordHeader, RecordKind, durable_field, encode, record_size,
 };
-use crate::recovery::{Image, Position, ShardImage};
+use crate::recovery::{Image, ShardImage};
 use crate::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart, segment_name};
 use crate::shard_log::Flushed;
 

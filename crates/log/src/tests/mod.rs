@@ -4,6 +4,7 @@
 mod crash;
 mod damage;
 mod format;
+mod reading;
 mod snapshots;
 
 use std::path::{Path, PathBuf};
