@@ -126,9 +126,16 @@ pub struct ValueDecoder {
 }
 
 impl ValueDecoder {
-    /// A decoder that refuses strings longer than `bulk_bytes_max`.
+    /// A decoder that refuses strings longer than `bulk_bytes_max`, of which more than
+    /// [`limits::COMMAND_BYTES_MAX`] is not heard.
     #[must_use]
     pub const fn new(bulk_bytes_max: usize) -> Self {
+        // The bound keeps the sums of lengths far from overflow.
+        let bulk_bytes_max = if bulk_bytes_max < limits::COMMAND_BYTES_MAX {
+            bulk_bytes_max
+        } else {
+            limits::COMMAND_BYTES_MAX
+        };
         Self {
             bulk_bytes_max,
             open: Vec::new(),

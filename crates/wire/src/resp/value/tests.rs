@@ -159,6 +159,15 @@ fn a_header_allocates_nothing() {
 }
 
 #[test]
+fn a_length_near_the_end_of_all_numbers_is_refused() {
+    let mut buffer = BytesMut::from(&b"$9223372036854775807\r\n"[..]);
+    assert_eq!(
+        ValueDecoder::new(usize::MAX).next(&mut buffer),
+        Err(ValueError::InvalidLength)
+    );
+}
+
+#[test]
 fn an_endless_line_is_refused() {
     let line = vec![b'+'; LINE_BYTES_MAX + 2];
     let mut buffer = BytesMut::from(line.as_slice());
