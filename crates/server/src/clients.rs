@@ -18,7 +18,7 @@ use parking_lot::{Mutex, RwLock};
 
 /// All sessions of a node.
 #[derive(Debug, Default)]
-pub struct Clients {
+pub(crate) struct Clients {
     entries: RwLock<BTreeMap<u64, Arc<Client>>>,
     last_id: AtomicU64,
     /// Set once the node drains: a session that comes late is asked to end at once.
@@ -27,7 +27,7 @@ pub struct Clients {
 
 /// How a session was asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub(crate) enum Ending {
     /// It was not.
     None,
     /// When it has answered everything it was asked.
@@ -38,15 +38,15 @@ pub enum Ending {
 
 /// One session, as others see it.
 #[derive(Debug)]
-pub struct Client {
+pub(crate) struct Client {
     /// Its number, never used again.
-    pub id: u64,
+    pub(crate) id: u64,
     /// The peer, if it is a socket.
-    pub peer: Option<SocketAddr>,
+    pub(crate) peer: Option<SocketAddr>,
     /// Our end.
-    pub local: Option<SocketAddr>,
+    pub(crate) local: Option<SocketAddr>,
     /// Milliseconds of the node's clock when it connected.
-    pub since_millis: u64,
+    pub(crate) since_millis: u64,
     ending: AtomicU8,
     waker: AtomicWaker,
     /// Milliseconds of the node's clock at the last command.
@@ -66,22 +66,22 @@ pub struct Client {
 
 /// What a client says of itself.
 #[derive(Clone, Debug, Default)]
-pub struct Labels {
+pub(crate) struct Labels {
     /// CLIENT SETNAME.
-    pub name: String,
+    pub(crate) name: String,
     /// CLIENT SETINFO LIB-NAME.
-    pub library: String,
+    pub(crate) library: String,
     /// CLIENT SETINFO LIB-VER.
-    pub library_version: String,
+    pub(crate) library_version: String,
     /// CLIENT NO-EVICT ON.
-    pub no_evict: bool,
+    pub(crate) no_evict: bool,
     /// CLIENT NO-TOUCH ON.
-    pub no_touch: bool,
+    pub(crate) no_touch: bool,
 }
 
 impl Clients {
     /// Registers a session.
-    pub fn register(
+    pub(crate) fn register(
         &self,
         peer: Option<SocketAddr>,
         local: Option<SocketAddr>,
@@ -111,30 +111,30 @@ impl Clients {
     }
 
     /// Forgets a session that has ended.
-    pub fn remove(&self, id: u64) {
+    pub(crate) fn remove(&self, id: u64) {
         self.entries.write().remove(&id);
     }
 
     /// A session by its number.
     #[must_use]
-    pub fn get(&self, id: u64) -> Option<Arc<Client>> {
+    pub(crate) fn get(&self, id: u64) -> Option<Arc<Client>> {
         self.entries.read().get(&id).cloned()
     }
 
     /// All sessions, oldest first.
     #[must_use]
-    pub fn all(&self) -> Vec<Arc<Client>> {
+    pub(crate) fn all(&self) -> Vec<Arc<Client>> {
         self.entries.read().values().cloned().collect()
     }
 
     /// Number of sessions.
     #[must_use]
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.entries.read().len()
     }
 
     /// Asks all sessions, present and future, to end when they have answered.
-    pub fn drain(&self) {
+    pub(crate) fn drain(&self) {
         // First the flag: whoever registers after it asks itself.
         self.is_draining.store(true, Ordering::SeqCst);
         for client in self.entries.read().values() {
@@ -149,7 +149,7 @@ const KILL: u8 = 2;
 
 impl Client {
     /// Asks the session to end.
-    pub fn end(&self, ending: Ending) {
+    pub(crate) fn end(&self, ending: Ending) {
         let ending = match ending {
             Ending::None => return,
             Ending::Drain => DRAIN,
@@ -161,7 +161,7 @@ impl Client {
 
     /// How the session was asked to end.
     #[must_use]
-    pub fn ending(&self) -> Ending {
+    pub(crate) fn ending(&self) -> Ending {
         match self.ending.load(Ordering::SeqCst) {
             NONE => Ending::None,
             DRAIN => Ending::Drain,
@@ -170,7 +170,7 @@ impl Client {
     }
 
     /// Wakes this task when the session is asked to end. Look at [`Client::ending`] after it.
-    pub fn register_waker(&self, waker: &std::task::Waker) {
+    pub(crate) fn register_waker(&self, waker: &std::task::Waker) {
         self.waker.register(waker);
     }
 
@@ -178,7 +178,7 @@ impl Client {
     ///
     /// # Cancellation
     /// As the future's.
-    pub async fn unless_ended<F: Future>(&self, future: F) -> Option<F::Output> {
+    pub(crate) async fn unless_ended<F: Future>(&self, future: F) -> Option<F::Output> {
         let mut future = std::pin::pin!(future);
         poll_fn(|context| {
             self.register_waker(context.waker());
@@ -191,52 +191,52 @@ impl Client {
     }
 
     /// Notes a command.
-    pub fn note_command(&self, name: &'static str, now_millis: u64) {
+    pub(crate) fn note_command(&self, name: &'static str, now_millis: u64) {
         self.active_millis.store(now_millis, Ordering::Relaxed);
         *self.command.lock() = name;
     }
 
     /// Milliseconds of the node's clock at the last command.
     #[must_use]
-    pub fn active_millis(&self) -> u64 {
+    pub(crate) fn active_millis(&self) -> u64 {
         self.active_millis.load(Ordering::Relaxed)
     }
 
     /// Notes the protocol: 2 or 3, or 0 for FLUX.
-    pub fn set_protocol(&self, version: u8) {
+    pub(crate) fn set_protocol(&self, version: u8) {
         self.protocol.store(version, Ordering::Relaxed);
     }
 
     /// Notes how many commands MULTI has queued; none outside of MULTI.
-    pub fn set_queued(&self, count: Option<usize>) {
+    pub(crate) fn set_queued(&self, count: Option<usize>) {
         let queued = count.map_or(0, |count| count + 1);
         self.queued.store(queued, Ordering::Relaxed);
     }
 
     /// Notes how many keys are watched.
-    pub fn set_watched(&self, count: usize) {
+    pub(crate) fn set_watched(&self, count: usize) {
         self.watched.store(count, Ordering::Relaxed);
     }
 
     /// Notes how many reply bytes the peer has not taken yet.
-    pub fn set_unsent(&self, bytes: usize) {
+    pub(crate) fn set_unsent(&self, bytes: usize) {
         self.unsent.store(bytes, Ordering::Relaxed);
     }
 
     /// What the client says of itself.
     #[must_use]
-    pub fn labels(&self) -> Labels {
+    pub(crate) fn labels(&self) -> Labels {
         self.labels.lock().clone()
     }
 
     /// Changes what the client says of itself.
-    pub fn change_labels(&self, change: impl FnOnce(&mut Labels)) {
+    pub(crate) fn change_labels(&self, change: impl FnOnce(&mut Labels)) {
         change(&mut self.labels.lock());
     }
 
     /// The line of `CLIENT LIST`, without its end, in the fields of Redis 7.2.
     #[must_use]
-    pub fn describe(&self, now_millis: u64) -> String {
+    pub(crate) fn describe(&self, now_millis: u64) -> String {
         let labels = self.labels();
         let address =
             |address: Option<SocketAddr>| address.map_or_else(String::new, |a| a.to_string());

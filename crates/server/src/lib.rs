@@ -1,11 +1,32 @@
 //! A KV node: listeners, sessions, command execution, gRPC services, admin HTTP, shutdown.
+//!
+//! Read in this order: [`config`] says what can be set, [`Node`] builds and ends everything,
+//! `cores` are the threads it runs on, `listen` accepts, `session` speaks RESP, `flux_session`
+//! FLUX, `grpc` and `admin` HTTP; all of them execute commands through [`exec`].
 
 mod admin;
 mod clients;
+pub mod config;
+mod context;
+mod cores;
+mod desk;
+pub mod error;
+mod exec;
 mod execute;
 mod flux_session;
 mod groups;
 mod grpc;
 mod http_listener;
+mod listen;
 mod metrics;
+mod node;
+mod ports;
 mod readiness;
+mod session;
+mod units;
+
+pub use config::{Config, Fsync, Mistake};
+pub use error::{NodeFailure, StartError};
+pub use exec::Executor;
+pub use node::Node;
+pub use ports::Addresses;

@@ -1,0 +1,277 @@
+//! Execution: from a command to its answer, whatever protocol brought it.
+//!
+//! A command's keys have slots, slots have shards. Writes and everything that must be of one
+//! moment go through the shard's proposer; reads are answered from the store while the shard's
+//! lease gate is open ([`turn`]). Commands over keys of several shards are [`split`] and their
+//! answers [`join`]ed. Shards of other threads are reached over a [`lane`].
+//!
+//! RESP sessions plan into a [`Turn`] themselves, because they put direct reads into bytes without
+//! a reply in between; gRPC, FLUX and the admin port use [`Executor::execute`].
+
+mod join;
+mod lane;
+mod split;
+mod turn;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use flux_cluster::SlotMap;
+use flux_env::{Clock, Instant};
+use flux_raft::{Shard, Submission};
+use flux_store::Read;
+use flux_types::{Answer, Command, ShardId};
+use tokio::sync::oneshot;
+
+use crate::execute::Execute;
+
+use self::join::join;
+pub(crate) use self::lane::Lane;
+pub(crate) use self::split::{Join, Split, owner, split};
+pub(crate) use self::turn::{Reads, Turn};
+
+/// The shards of a node and the map to them. One for the whole node.
+#[derive(Debug)]
+pub(crate) struct Home {
+    map: SlotMap,
+    shards: Vec<Shard>,
+    clock: Arc<dyn Clock>,
+    request_timeout: Duration,
+    /// Counts up; decides which shard RANDOMKEY asks first.
+    lots: AtomicU64,
+}
+
+impl Home {
+    /// # Panics
+    /// If the map has another number of shards.
+    pub(crate) fn new(
+        map: SlotMap,
+        shards: Vec<Shard>,
+        clock: Arc<dyn Clock>,
+        request_timeout: Duration,
+    ) -> Arc<Self> {
+        assert_eq!(
+            map.shard_count() as usize,
+            shards.len(),
+            "one handle per shard"
+        );
+        Arc::new(Self {
+            map,
+            shards,
+            clock,
+            request_timeout,
+            lots: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn map(&self) -> &SlotMap {
+        &self.map
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    pub(crate) fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    pub(crate) fn shard(&self, shard: ShardId) -> Option<&Shard> {
+        self.shards.get(shard.get() as usize)
+    }
+
+    pub(crate) fn lot(&self) -> u64 {
+        self.lots.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// Executes commands. Cheap to clone; each thread that carries sessions has its own, which knows
+/// its ways to the shards.
+#[derive(Clone)]
+pub struct Executor {
+    home: Arc<Home>,
+    /// One for each shard; none where the shard lives on this thread.
+    lanes: Arc<[Option<Arc<Lane>>]>,
+}
+
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Executor")
+            .field("shards", &self.home.shards.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where the answer of one command will come from.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// It is here.
+    Ready(Answer),
+    /// Read directly; if that does not stand, the shard's next answer.
+    Direct(ShardId, Answer),
+    /// The shard's next answer.
+    Shard(ShardId),
+    /// Several shards' next answers, joined.
+    Joined(Vec<Place>, Join),
+}
+
+impl Executor {
+    pub(crate) fn new(home: Arc<Home>, lanes: Vec<Option<Arc<Lane>>>) -> Self {
+        Self {
+            home,
+            lanes: lanes.into(),
+        }
+    }
+
+    /// The deadline of a request that brings none, or the one it brings.
+    #[must_use]
+    pub fn deadline(&self, timeout: Option<Duration>) -> Instant {
+        self.home.clock.now() + timeout.unwrap_or(self.home.request_timeout)
+    }
+
+    /// Executes one command.
+    ///
+    /// # Cancellation
+    /// Not safe to drop for a write: it may be done or not.
+    pub async fn execute(&self, command: Command, deadline: Instant) -> Answer {
+        let mut answers = self.execute_all(vec![command], deadline).await;
+        answers.pop().unwrap_or_else(turn::lost)
+    }
+
+    /// Executes commands as one pipeline: each sees what those before it did, as far as they are
+    /// of one shard. One answer for each, in order.
+    ///
+    /// # Cancellation
+    /// Not safe to drop if there is a write: it may be done or not.
+    pub async fn execute_all(&self, commands: Vec<Command>, deadline: Instant) -> Vec<Answer> {
+        let mut turn = Turn::default();
+        let places: Vec<Place> = commands
+            .into_iter()
+            .map(|command| self.plan(command, &mut turn))
+            .collect();
+        let reads = turn.run(self, deadline).await;
+        places
+            .into_iter()
+            .map(|place| settle(place, reads, &mut turn))
+            .collect()
+    }
+
+    pub(crate) fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// Plans a command into a turn.
+    pub(crate) fn plan(&self, command: Command, turn: &mut Turn) -> Place {
+        match split(command, &self.home.map, self.home.lot()) {
+            Split::One(shard, command) => self.plan_part(shard, command, turn),
+            Split::Many(parts, join) => self.plan_parts(parts, join, turn),
+            Split::Refused(error) => Place::Ready(Answer::error(error)),
+        }
+    }
+
+    /// Plans the parts of a command that concerns several shards.
+    pub(crate) fn plan_parts(
+        &self,
+        parts: Vec<(ShardId, Command)>,
+        join: Join,
+        turn: &mut Turn,
+    ) -> Place {
+        let places = parts
+            .into_iter()
+            .map(|(shard, command)| self.plan_part(shard, command, turn))
+            .collect();
+        Place::Joined(places, join)
+    }
+
+    /// Plans a command that concerns one shard.
+    pub(crate) fn plan_part(&self, shard: ShardId, command: Command, turn: &mut Turn) -> Place {
+        if !command.is_write()
+            && let Some(now) = turn.direct_now(&self.home, shard)
+            && let Some(handle) = self.home.shard(shard)
+        {
+            let revision = handle.store().revision();
+            match handle.store().read(&command, now) {
+                Read::Reply(reply) => {
+                    turn.keep(&self.home, shard, command);
+                    return Place::Direct(shard, Answer { reply, revision });
+                }
+                // Rule 6: only the proposer may say that a key has expired.
+                Read::Expired => {}
+            }
+        }
+        turn.ask(&self.home, shard, command);
+        Place::Shard(shard)
+    }
+
+    /// Sends commands to a shard's proposer, over the lane if it lives on another thread.
+    pub(crate) fn submit(
+        &self,
+        shard: ShardId,
+        commands: Vec<Command>,
+        deadline: Instant,
+    ) -> oneshot::Receiver<Vec<Answer>> {
+        let (reply, answers) = oneshot::channel();
+        let submission = Submission {
+            commands,
+            deadline,
+            reply,
+        };
+        let index = shard.get() as usize;
+        let refused = match (self.lanes.get(index), self.home.shards.get(index)) {
+            (Some(Some(lane)), _) => lane.submit(submission).err(),
+            (_, Some(shard)) => shard.submit(submission).err(),
+            // No such shard; the answer is lost, which is what the caller will see.
+            (_, None) => None,
+        };
+        if let Some(Submission {
+            commands, reply, ..
+        }) = refused
+        {
+            // The receiver is in our hand, so this cannot fail.
+            drop(reply.send(vec![turn::busy(); commands.len()]));
+        }
+        answers
+    }
+}
+
+/// The answer of a place, once its turn has run.
+pub(crate) fn settle(place: Place, reads: Reads, turn: &mut Turn) -> Answer {
+    match place {
+        Place::Ready(answer) => answer,
+        Place::Direct(_, answer) if reads == Reads::Stand => answer,
+        Place::Direct(shard, _) | Place::Shard(shard) => turn.answer(shard),
+        Place::Joined(places, how) => {
+            let answers = places
+                .into_iter()
+                .map(|place| settle(place, reads, turn))
+                .collect();
+            join(how, answers)
+        }
+    }
+}
+
+impl Execute for Executor {
+    fn execute(
+        &self,
+        command: Command,
+        deadline: Instant,
+    ) -> impl Future<Output = Answer> + Send + 'static {
+        let executor = self.clone();
+        async move { Self::execute(&executor, command, deadline).await }
+    }
+
+    fn execute_all(
+        &self,
+        commands: Vec<Command>,
+        deadline: Instant,
+    ) -> impl Future<Output = Vec<Answer>> + Send + 'static {
+        let executor = self.clone();
+        async move { Self::execute_all(&executor, commands, deadline).await }
+    }
+
+    fn shard(&self, command: &Command) -> Option<ShardId> {
+        owner(command, &self.home.map)
+    }
+}

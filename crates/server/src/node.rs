@@ -1,0 +1,612 @@
+//! A node: built, running, ended.
+//!
+//! Start: settings are judged, ports bound, the log opened (which takes the data folder), shards
+//! recovered on their cores, and only then is anyone let in. Until every shard can write, `/readyz`
+//! and the health service say so, and commands wait for their deadline.
+//!
+//! End: no new connection; sessions answer what they have and close; what is left after the drain
+//! is closed; shards finish their batch; the log is synced and closed; threads end. A node that is
+//! dropped instead leaves its log as a killed process would.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use flux_cluster::SlotMap;
+use flux_env::{Clock, Disk, Instant, RealClock, RealDisk, Rng, SeededRng};
+use flux_log::{FsyncPolicy, Log, LogConfig, OpenError, Seeds};
+use flux_raft::{Formation, NoNetwork, Shard, ShardConfig, ShardParts};
+use flux_store::{Dropped, Store, StoreConfig};
+use flux_telemetry::Registry;
+use flux_types::{ClusterId, Error, NodeId, ShardId};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::clients::{Clients, Ending};
+use crate::config::{Config, Fsync};
+use crate::context::{Context, Lookups, Pause, Switches};
+use crate::cores::Cores;
+use crate::error::{NodeFailure, StartError};
+use crate::exec::{Executor, Home, Lane};
+use crate::http_listener::HttpListener;
+use crate::listen::{Acceptor, end_idle};
+use crate::metrics::{LogState, Metrics, Protocol, register_log};
+use crate::ports::{Addresses, Listeners};
+use crate::readiness::{Readiness, ShardReadiness};
+use crate::{admin, grpc};
+
+/// Fewest stripes of a shard's store, and the number that all shards share.
+const STRIPES_MIN: u32 = 16;
+const STRIPES_TOTAL: u32 = 256;
+/// How long sessions get to end after they were killed.
+const KILL_GRACE: Duration = Duration::from_secs(1);
+/// How often the end of the last session is looked for.
+const DRAIN_CHECK: Duration = Duration::from_millis(5);
+/// How long the shards get to finish their batch.
+const SHARD_GRACE: Duration = Duration::from_secs(10);
+
+/// A running node. See the module.
+pub struct Node {
+    context: Arc<Context>,
+    cores: Arc<Cores>,
+    /// For everything that accepts: cancelled first.
+    stop_accepting: CancellationToken,
+    /// Listeners and what else runs on the caller's runtime.
+    tasks: Vec<JoinHandle<()>>,
+    failure: watch::Receiver<Option<NodeFailure>>,
+    executor: Executor,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("addresses", &self.context.addresses)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Starts a node. It listens when this returns, and can write when [`Node::wait_ready`] does.
+    ///
+    /// gRPC and the admin port run on the caller's runtime; connections and shards on threads of
+    /// the node's own.
+    ///
+    /// # Errors
+    /// See [`StartError`]. What can be known to be wrong before anything is created, is.
+    ///
+    /// # Cancellation
+    /// Safe to drop; the node is then gone.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_with(config, &Registry::new()).await
+    }
+
+    /// As [`Node::start`], with metrics in a registry that the process shares.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    ///
+    /// # Cancellation
+    /// As [`Node::start`].
+    pub async fn start_with(config: Config, registry: &Registry) -> Result<Self, StartError> {
+        config.validate().map_err(StartError::Config)?;
+        let listeners = Listeners::bind(&config)?;
+        let addresses = listeners.addresses()?;
+        let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
+        let started_at = clock.now();
+        let log = {
+            let (config, clock) = (config.clone(), Arc::clone(&clock));
+            blocking(move || open_log(&config, clock)).await??
+        };
+        // From here on a failure must leave the folder as an orderly end does.
+        let closing = CloseOnDrop(Some(log.clone()));
+        let cores = Arc::new(start_cores(&config)?);
+        let shards = start_shards(&config, &log, &clock, &cores).await?;
+        closing.disarm();
+        let map = SlotMap::even(log.identity().shard_count)
+            .expect("the log has checked the number of shards");
+        register_log(registry, {
+            let log = log.clone();
+            move || LogState {
+                stats: log.stats(),
+                space: log.space(),
+                is_poisoned: log.poison_reason().is_some(),
+            }
+        });
+        let home = Home::new(map, shards, Arc::clone(&clock), config.request_timeout);
+        let context = Arc::new(Context {
+            switches: Switches::new(&config),
+            config,
+            addresses,
+            identity: log.identity(),
+            clock,
+            home,
+            log,
+            clients: Clients::default(),
+            metrics: Metrics::new(registry),
+            pause: Pause::default(),
+            lookups: Lookups::default(),
+            started_at,
+            is_draining: AtomicBool::new(false),
+        });
+        Self::run(context, cores, listeners)
+    }
+
+    /// Starts to accept.
+    fn run(
+        context: Arc<Context>,
+        cores: Arc<Cores>,
+        listeners: Listeners,
+    ) -> Result<Self, StartError> {
+        let stop_accepting = CancellationToken::new();
+        let executors: Vec<Executor> = (0..cores.count())
+            .map(|core| executor_of_core(&context.home, &cores, core))
+            .collect();
+        let executor = executor_of_caller(&context.home);
+        let acceptor = Acceptor {
+            context: Arc::clone(&context),
+            cores: Arc::clone(&cores),
+            executors,
+        };
+        {
+            // The listener's socket belongs to the runtime of the first core.
+            let handle = cores.handle(0);
+            let _entered = handle.enter();
+            let listener = listener(listeners.resp)?;
+            handle.spawn(acceptor.run(listener, stop_accepting.clone()));
+            handle.spawn(end_idle(Arc::clone(&context), stop_accepting.clone()));
+        }
+        let permits = Arc::new(Semaphore::new(
+            context.config.connections_max.min(Semaphore::MAX_PERMITS),
+        ));
+        let readiness: Arc<dyn Readiness> = Arc::clone(&context) as _;
+        let grpc = grpc::router(grpc::Parts {
+            executor: executor.clone(),
+            clock: Arc::clone(&context.clock),
+            metrics: context.metrics.clone(),
+            readiness: Arc::clone(&readiness),
+            request_timeout: context.config.request_timeout,
+            value_bytes_max: usize::try_from(context.config.value_size_max).unwrap_or(usize::MAX),
+            password: {
+                let context = Arc::clone(&context);
+                grpc::Password::new(move || context.switches.password())
+            },
+        });
+        let admin = admin::router(context.metrics.clone(), readiness);
+        let mut tasks = Vec::new();
+        for (socket, router, protocol) in [
+            (listeners.grpc, grpc, Protocol::Grpc),
+            (listeners.admin, admin, Protocol::Admin),
+        ] {
+            let http = HttpListener {
+                listener: listener(socket)?,
+                router,
+                protocol,
+                permits: Arc::clone(&permits),
+                metrics: context.metrics.clone(),
+            };
+            tasks.push(tokio::spawn(http.serve(stop_accepting.clone())));
+        }
+        let failure = watch_failures(&context, &cores);
+        info!(
+            resp = %context.addresses.resp,
+            grpc = %context.addresses.grpc,
+            admin = %context.addresses.admin,
+            shards = context.home.shards().len(),
+            cores = cores.count(),
+            "node started"
+        );
+        Ok(Self {
+            context,
+            cores,
+            stop_accepting,
+            tasks,
+            failure,
+            executor,
+        })
+    }
+
+    /// Where the node can be reached.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        self.context.addresses
+    }
+
+    /// Runs commands on this node's shards, from any runtime.
+    #[must_use]
+    pub const fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
+    /// Waits until every shard can write.
+    ///
+    /// # Errors
+    /// A shard's, if it never will or has not within `timeout`.
+    ///
+    /// # Cancellation
+    /// Safe to drop.
+    pub async fn wait_ready(&self, timeout: Duration) -> Result<(), Error> {
+        let deadline = self.context.clock.now() + timeout;
+        for shard in self.context.home.shards() {
+            shard.wait_writable(deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Resolves when the node cannot go on: its process should then exit.
+    pub fn failed(&self) -> impl Future<Output = NodeFailure> + Send + use<> {
+        let mut failure = self.failure.clone();
+        async move {
+            loop {
+                if let Some(failure) = failure.borrow_and_update().clone() {
+                    return failure;
+                }
+                if failure.changed().await.is_err() {
+                    // The node has ended in order: it will not fail anymore.
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+
+    /// Ends the node: see the module. `drain` bounds how long requests in hand may take.
+    ///
+    /// # Cancellation
+    /// Not safe to drop: the log may then end as that of a killed process.
+    pub async fn shutdown(mut self, drain: Duration) {
+        info!("node shuts down");
+        let clock = Arc::clone(&self.context.clock);
+        let deadline = clock.now() + drain;
+        self.context.is_draining.store(true, Ordering::SeqCst);
+        self.stop_accepting.cancel();
+        self.context.clients.drain();
+        self.end_sessions(deadline).await;
+        for task in self.tasks.drain(..) {
+            let left = deadline.saturating_since(clock.now());
+            let abort = task.abort_handle();
+            if tokio::time::timeout(left, task).await.is_err() {
+                abort.abort();
+            }
+        }
+        self.end_shards().await;
+        let log = self.context.log.clone();
+        let cores = Arc::clone(&self.cores);
+        drop(self);
+        let ended = blocking(move || {
+            log.close();
+            drop(cores);
+        });
+        if let Err(error) = ended.await {
+            error!(%error, "the log was not closed in order");
+        } else {
+            info!("node ended");
+        }
+    }
+
+    /// Waits for sessions to end, then ends those that have not.
+    async fn end_sessions(&self, deadline: Instant) {
+        let clients = &self.context.clients;
+        let clock = &self.context.clock;
+        while clients.count() > 0 && clock.now() < deadline {
+            tokio::time::sleep(DRAIN_CHECK).await;
+        }
+        let left = clients.count();
+        if left == 0 {
+            return;
+        }
+        warn!(connections = left, "connections closed at the drain limit");
+        for client in clients.all() {
+            client.end(Ending::Kill);
+        }
+        let deadline = clock.now() + KILL_GRACE;
+        while clients.count() > 0 && clock.now() < deadline {
+            tokio::time::sleep(DRAIN_CHECK).await;
+        }
+    }
+
+    async fn end_shards(&self) {
+        let ends: Vec<_> = self
+            .context
+            .home
+            .shards()
+            .iter()
+            .map(|shard| {
+                let core = self.cores.of_shard(shard.id().get());
+                let shard = shard.clone();
+                self.cores
+                    .handle(core)
+                    .spawn(async move { shard.shutdown().await })
+            })
+            .collect();
+        for end in ends {
+            match tokio::time::timeout(SHARD_GRACE, end).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => error!(%error, "a shard did not end in order"),
+                Err(_) => error!("a shard did not end in time"),
+            }
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop_accepting.cancel();
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Readiness for Context {
+    fn shards(&self) -> Vec<ShardReadiness> {
+        self.home
+            .shards()
+            .iter()
+            .map(|shard| {
+                let status = shard.status();
+                ShardReadiness {
+                    shard: status.id,
+                    is_writable: status.is_writable,
+                    role: status.role.to_string(),
+                    term: status.term,
+                    committed: status.committed,
+                    applied: status.applied,
+                    failure: status.failure.map(|failure| failure.to_string()),
+                }
+            })
+            .collect()
+    }
+
+    fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::SeqCst)
+    }
+}
+
+/// Closes a log unless the start has succeeded.
+struct CloseOnDrop(Option<Log>);
+
+impl CloseOnDrop {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        if let Some(log) = self.0.take() {
+            log.close();
+        }
+    }
+}
+
+/// Runs what blocks on a thread of its own.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StartError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| StartError::System {
+            what: "a blocking task did not end in order",
+            source: std::io::Error::other(error),
+        })
+}
+
+fn start_cores(config: &Config) -> Result<Cores, StartError> {
+    Cores::start(config.thread_count()).map_err(|source| StartError::System {
+        what: "failed to start a thread",
+        source,
+    })
+}
+
+fn listener(socket: std::net::TcpListener) -> Result<TcpListener, StartError> {
+    TcpListener::from_std(socket).map_err(|source| StartError::System {
+        what: "failed to register a listener with its runtime",
+        source,
+    })
+}
+
+/// Opens the log with as many shards as asked for, or as the folder has.
+fn open_log(config: &Config, clock: Arc<dyn Clock>) -> Result<Log, StartError> {
+    let shards = config.shards.unwrap_or(config.shards_initial);
+    let opened = match open_log_with(config, Arc::clone(&clock), shards)? {
+        Err(OpenError::ShardCount { found, .. }) if config.shards.is_none() => {
+            open_log_with(config, clock, found)?
+        }
+        opened => opened,
+    };
+    let (log, recovery) = opened.map_err(|error| open_error(config, &error))?;
+    if let Some(torn) = &recovery.torn {
+        warn!(
+            ?torn,
+            "the log ended in an unfinished record, which was cut"
+        );
+    }
+    info!(
+        records = recovery.records,
+        bytes = recovery.bytes,
+        clean = recovery.clean,
+        "log opened"
+    );
+    Ok(log)
+}
+
+type Opened = Result<(Log, flux_log::Recovery), OpenError>;
+
+fn open_log_with(
+    config: &Config,
+    clock: Arc<dyn Clock>,
+    shards: u32,
+) -> Result<Opened, StartError> {
+    let system = |what| move |source| StartError::System { what, source };
+    let mut random =
+        SeededRng::new(flux_env::entropy_u64().map_err(system("failed to draw random bits"))?);
+    let seeds = Seeds {
+        cluster: ClusterId::new(random.next_u64()),
+        node: NodeId::new(random.next_u64()),
+        boot_id: flux_env::boot_id().map_err(system("failed to ask for the boot id"))?,
+        draw: Box::new(move || random.next_u64()),
+    };
+    let log_config = LogConfig {
+        fsync: match config.fsync {
+            Fsync::Always => FsyncPolicy::Always,
+            Fsync::EverySec => FsyncPolicy::EverySecond,
+            Fsync::Never => FsyncPolicy::Never,
+        },
+        segment_bytes: config.segment_size,
+        ..LogConfig::new(config.data_dir.clone(), shards)
+    };
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    Ok(Log::open(disk, clock, log_config, seeds))
+}
+
+fn open_error(config: &Config, error: &OpenError) -> StartError {
+    match error {
+        OpenError::Damaged { .. } => StartError::Damaged {
+            problem: error.to_string(),
+        },
+        OpenError::ForeignFiles { .. }
+        | OpenError::InUse { .. }
+        | OpenError::ShardCount { .. }
+        | OpenError::Version { .. }
+        | OpenError::Io { .. } => StartError::DataDir {
+            path: config.data_dir.clone(),
+            problem: error.to_string(),
+        },
+    }
+}
+
+/// Starts every shard on its core, all at once.
+async fn start_shards(
+    config: &Config,
+    log: &Log,
+    clock: &Arc<dyn Clock>,
+    cores: &Cores,
+) -> Result<Vec<Shard>, StartError> {
+    let identity = log.identity();
+    let hash_seed = flux_env::entropy_u64().map_err(|source| StartError::System {
+        what: "failed to draw random bits",
+        source,
+    })?;
+    let count = identity.shard_count;
+    let stripes = STRIPES_MIN.max(STRIPES_TOTAL / count.max(1));
+
+    let starting: Vec<_> = (0..count)
+        .map(|id| {
+            let store = Store::new(StoreConfig {
+                stripes: stripes as usize,
+                hash_seed,
+                memory_bytes_max: (config.max_memory > 0)
+                    .then(|| (config.max_memory / u64::from(count)).max(1)),
+                value_bytes_max: usize::try_from(config.value_size_max).unwrap_or(usize::MAX),
+            });
+            store.set_reclaimer(reclaim);
+            let parts = ShardParts {
+                id: ShardId::new(id),
+                node: identity.node,
+                store: Arc::new(store),
+                log: log.clone(),
+                clock: Arc::clone(clock),
+                network: Arc::new(NoNetwork),
+                formation: Formation::Found,
+                config: ShardConfig {
+                    snapshot_log_bytes: config.snapshot_log_size,
+                    ..ShardConfig::default()
+                },
+            };
+            let handle = cores.handle(cores.of_shard(id));
+            handle.spawn(Shard::start(parts))
+        })
+        .collect();
+    let mut shards = Vec::with_capacity(starting.len());
+    for start in starting {
+        let started = start.await.map_err(|error| StartError::System {
+            what: "a shard's start did not end in order",
+            source: std::io::Error::other(error),
+        })?;
+        shards.push(started.map_err(|error| shard_error(&error))?);
+    }
+    Ok(shards)
+}
+
+/// Frees tables that were swapped out on a thread of their own: millions of entries take a while.
+fn reclaim(dropped: Dropped) {
+    let thread = std::thread::Builder::new().name("flux-reclaim".to_owned());
+    // If there is no thread, the closure is dropped here, and the tables with it.
+    drop(thread.spawn(move || drop(dropped)));
+}
+
+fn shard_error(error: &flux_raft::StartError) -> StartError {
+    use flux_raft::StartError as Raft;
+    let problem = error.to_string();
+    match error {
+        Raft::Gap { .. } | Raft::Entry { .. } | Raft::Snapshot { .. } => {
+            StartError::Damaged { problem }
+        }
+        Raft::Log { .. } | Raft::Engine { .. } => StartError::Shard { problem },
+    }
+}
+
+/// The executor of sessions on a core: lanes to the shards of other cores.
+fn executor_of_core(home: &Arc<Home>, cores: &Cores, core: usize) -> Executor {
+    let lanes = home
+        .shards()
+        .iter()
+        .map(|shard| {
+            if cores.of_shard(shard.id().get()) == core {
+                return None;
+            }
+            let lane = Lane::new(shard.clone());
+            cores.handle(core).spawn(Arc::clone(&lane).run());
+            Some(lane)
+        })
+        .collect();
+    Executor::new(Arc::clone(home), lanes)
+}
+
+/// The executor of whoever runs on the caller's runtime. It submits directly: its threads are not
+/// ours, so there is no turn in which to gather.
+fn executor_of_caller(home: &Arc<Home>) -> Executor {
+    Executor::new(Arc::clone(home), vec![None; home.shards().len()])
+}
+
+/// Tells the first failure of any shard or the log.
+fn watch_failures(context: &Context, cores: &Cores) -> watch::Receiver<Option<NodeFailure>> {
+    let (tell, failure) = watch::channel(None);
+    let tell = Arc::new(tell);
+    for shard in context.home.shards() {
+        let (shard, tell) = (shard.clone(), Arc::clone(&tell));
+        let core = cores.of_shard(shard.id().get());
+        cores.handle(core).spawn(async move {
+            let problem = shard.failed().await.to_string();
+            let id = shard.id().get();
+            error!(shard = id, problem, "a shard cannot go on");
+            tell.send_if_modified(|first| {
+                let is_first = first.is_none();
+                if is_first {
+                    *first = Some(NodeFailure {
+                        shard: Some(id),
+                        problem,
+                    });
+                }
+                is_first
+            });
+        });
+    }
+    context.log.on_poison(Box::new(move |reason| {
+        error!(reason, "the log cannot be written anymore");
+        tell.send_if_modified(|first| {
+            let is_first = first.is_none();
+            if is_first {
+                *first = Some(NodeFailure {
+                    shard: None,
+                    problem: reason.to_owned(),
+                });
+            }
+            is_first
+        });
+    }));
+    failure
+}

@@ -1,0 +1,291 @@
+//! INFO: the node described in Redis's sections and names, as tools expect them.
+//!
+//! The version is that of the Redis whose behavior clients may expect; ours is `flux_version`.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use flux_telemetry::process;
+
+use crate::Fsync;
+use crate::context::Context;
+use crate::readiness::Readiness;
+
+/// A section: its name in requests and as it is shown, whether it is among the defaults, and what
+/// writes it.
+struct Section {
+    name: &'static str,
+    title: &'static str,
+    is_default: bool,
+    write: fn(&Context, &Stats, &mut String),
+}
+
+static SECTIONS: &[Section] = &[
+    section("server", "Server", server),
+    section("clients", "Clients", clients),
+    section("memory", "Memory", memory),
+    section("persistence", "Persistence", persistence),
+    section("stats", "Stats", statistics),
+    section("replication", "Replication", replication),
+    section("cpu", "CPU", cpu),
+    section("modules", "Modules", |_, _, _| {}),
+    Section {
+        name: "commandstats",
+        title: "Commandstats",
+        is_default: false,
+        write: command_stats,
+    },
+    section("errorstats", "Errorstats", error_stats),
+    section("cluster", "Cluster", |_, _, out| {
+        out.push_str("cluster_enabled:0\r\n")
+    }),
+    section("keyspace", "Keyspace", keyspace),
+    section("flux", "Flux", flux),
+];
+
+const fn section(
+    name: &'static str,
+    title: &'static str,
+    write: fn(&Context, &Stats, &mut String),
+) -> Section {
+    Section {
+        name,
+        title,
+        is_default: true,
+        write,
+    }
+}
+
+/// Numbers that several sections show.
+#[derive(Debug, Default)]
+pub(super) struct Stats {
+    /// Keys of all shards.
+    pub(super) keys: u64,
+    /// Keys with a deadline.
+    pub(super) expires: u64,
+    /// Bytes that entries take.
+    pub(super) data_bytes: u64,
+    /// Bytes of the process.
+    pub(super) resident_bytes: u64,
+    /// Keys removed because their deadline had passed.
+    pub(super) expired: u64,
+    pub(super) hits: u64,
+    pub(super) misses: u64,
+    pub(super) is_ready: bool,
+    pub(super) commands: u64,
+    pub(super) failed: u64,
+}
+
+impl Stats {
+    pub(super) fn collect(node: &Context) -> Self {
+        let mut stats = Self {
+            is_ready: node.is_ready(),
+            ..Self::default()
+        };
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a size in bytes is a whole number below 2^53"
+        )]
+        if let Some(bytes) = process::resident_memory_bytes() {
+            stats.resident_bytes = bytes as u64;
+        }
+        for shard in node.home.shards() {
+            let store = shard.store();
+            stats.keys += store.len() as u64;
+            stats.data_bytes += store.memory_bytes();
+            let counts = store.stats();
+            stats.expires += counts.keys_with_deadline;
+            stats.expired += counts.expired;
+        }
+        (stats.hits, stats.misses) = node.lookups.read();
+        for (_, done, failed) in node.metrics.commands_by_name() {
+            stats.commands += done + failed;
+            stats.failed += failed;
+        }
+        stats
+    }
+}
+
+/// The text of the sections asked for.
+pub(super) fn render(node: &Context, wanted: &[Bytes]) -> String {
+    let stats = Stats::collect(node);
+    let is_wanted = |section: &Section| {
+        if wanted.is_empty() {
+            return section.is_default;
+        }
+        wanted.iter().any(|word| {
+            let is = |name: &str| word.eq_ignore_ascii_case(name.as_bytes());
+            is(section.name)
+                || is("all")
+                || is("everything")
+                || (is("default") && section.is_default)
+        })
+    };
+    let mut out = String::new();
+    for section in SECTIONS.iter().filter(|section| is_wanted(section)) {
+        if !out.is_empty() {
+            out.push_str("\r\n");
+        }
+        put(&mut out, format_args!("# {}", section.title));
+        (section.write)(node, &stats, &mut out);
+    }
+    out
+}
+
+fn put(out: &mut String, line: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    drop(out.write_fmt(line));
+    out.push_str("\r\n");
+}
+
+macro_rules! lines {
+    ($out:ident, $($key:literal : $value:expr),* $(,)?) => {
+        $(put($out, format_args!("{}:{}", $key, $value));)*
+    };
+}
+
+fn server(node: &Context, _: &Stats, out: &mut String) {
+    let uptime = node.uptime().as_secs();
+    lines!(out,
+        "redis_version": super::REDIS_VERSION,
+        "redis_mode": "standalone",
+        "flux_version": env!("CARGO_PKG_VERSION"),
+        "os": std::env::consts::OS,
+        "arch_bits": usize::BITS,
+        "multiplexing_api": "epoll",
+        "process_id": std::process::id(),
+        "run_id": format_args!("{:016x}{:016x}{:08x}", node.identity.cluster.get(), node.identity.node.get(), std::process::id()),
+        "tcp_port": node.addresses.resp.port(),
+        "server_time_usec": node.now_millis().saturating_mul(1000),
+        "uptime_in_seconds": uptime,
+        "uptime_in_days": uptime / 86_400,
+        "hz": 10,
+        "io_threads_active": 1,
+    );
+}
+
+fn clients(node: &Context, _: &Stats, out: &mut String) {
+    lines!(out,
+        "connected_clients": node.clients.count(),
+        "cluster_connections": 0,
+        "maxclients": node.switches.connections_max(),
+        "blocked_clients": 0,
+        "tracking_clients": 0,
+    );
+}
+
+fn memory(node: &Context, stats: &Stats, out: &mut String) {
+    lines!(out,
+        "used_memory": stats.data_bytes,
+        "used_memory_rss": stats.resident_bytes,
+        "used_memory_dataset": stats.data_bytes,
+        "maxmemory": node.config.max_memory,
+        "maxmemory_policy": "noeviction",
+        "mem_allocator": "mimalloc",
+        "active_defrag_running": 0,
+    );
+}
+
+fn persistence(node: &Context, stats: &Stats, out: &mut String) {
+    lines!(out,
+        "loading": u8::from(!stats.is_ready),
+        "async_loading": 0,
+        "rdb_changes_since_last_save": 0,
+        "rdb_bgsave_in_progress": 0,
+        "rdb_last_bgsave_status": "ok",
+        "aof_enabled": 1,
+        "aof_rewrite_in_progress": 0,
+        "aof_last_write_status": if node.log.poison_reason().is_none() { "ok" } else { "err" },
+        "aof_fsync": match node.config.fsync {
+            Fsync::Never => "no",
+            policy => policy.as_str(),
+        },
+    );
+}
+
+fn statistics(node: &Context, stats: &Stats, out: &mut String) {
+    lines!(out,
+        "total_connections_received": node.metrics.connections_opened(),
+        "total_commands_processed": stats.commands,
+        "total_error_replies": stats.failed,
+        "expired_keys": stats.expired,
+        "expired_stale_perc": "0.00",
+        "evicted_keys": 0,
+        "keyspace_hits": stats.hits,
+        "keyspace_misses": stats.misses,
+        "pubsub_channels": 0,
+        "pubsub_patterns": 0,
+    );
+}
+
+fn replication(_: &Context, _: &Stats, out: &mut String) {
+    lines!(out,
+        "role": "master",
+        "connected_slaves": 0,
+        "master_repl_offset": 0,
+        "repl_backlog_active": 0,
+    );
+}
+
+fn cpu(_: &Context, _: &Stats, out: &mut String) {
+    // The kernel accounts for the process as a whole; see /metrics for how it grows.
+    lines!(out, "used_cpu_sys_children": "0.000000", "used_cpu_user_children": "0.000000");
+}
+
+fn command_stats(node: &Context, _: &Stats, out: &mut String) {
+    for (name, done, failed) in node.metrics.commands_by_name() {
+        let calls = done + failed;
+        if calls > 0 {
+            put(
+                out,
+                format_args!(
+                    "cmdstat_{name}:calls={calls},usec=0,usec_per_call=0.00,rejected_calls=0,failed_calls={failed}"
+                ),
+            );
+        }
+    }
+}
+
+fn error_stats(_: &Context, stats: &Stats, out: &mut String) {
+    if stats.failed > 0 {
+        put(out, format_args!("errorstat_ERR:count={}", stats.failed));
+    }
+}
+
+fn keyspace(_: &Context, stats: &Stats, out: &mut String) {
+    if stats.keys > 0 {
+        put(
+            out,
+            format_args!(
+                "db0:keys={},expires={},avg_ttl=0",
+                stats.keys, stats.expires
+            ),
+        );
+    }
+}
+
+fn flux(node: &Context, _: &Stats, out: &mut String) {
+    lines!(out,
+        "node_id": format_args!("{:016x}", node.identity.node.get()),
+        "cluster_id": format_args!("{:016x}", node.identity.cluster.get()),
+        "shards": node.home.shards().len(),
+        "cores": node.config.thread_count(),
+        "fsync": node.config.fsync.as_str(),
+        "data_dir": node.config.data_dir.display(),
+    );
+    for shard in node.shards() {
+        put(
+            out,
+            format_args!(
+                "shard{}:role={},term={},committed={},applied={},writable={}",
+                shard.shard,
+                shard.role,
+                shard.term,
+                shard.committed,
+                shard.applied,
+                u8::from(shard.is_writable)
+            ),
+        );
+    }
+}

@@ -1,0 +1,270 @@
+//! CONFIG GET and SET.
+//!
+//! Tools ask for Redis's parameters by name, so those that mean something here have Redis's names
+//! and units. What can be changed while the node runs is changed; what cannot says where it is
+//! set; what Redis has and this node has no use for answers the value that is true here.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use flux_types::{Error, ErrorCode};
+use flux_wire::number::parse_u64;
+use flux_wire::resp::{Writer, error};
+
+use crate::context::Context;
+
+/// What CONFIG SET does with a parameter.
+enum Setter {
+    /// It changes the node.
+    Changes(fn(&Context, &str) -> Result<(), &'static str>),
+    /// It can only be what it is; setting it to that is fine.
+    Fixed,
+}
+
+/// One parameter.
+struct Parameter {
+    name: &'static str,
+    get: fn(&Context) -> String,
+    set: Setter,
+}
+
+const fn fixed(name: &'static str, get: fn(&Context) -> String) -> Parameter {
+    Parameter {
+        name,
+        get,
+        set: Setter::Fixed,
+    }
+}
+
+fn no(_: &Context) -> String {
+    "no".to_owned()
+}
+
+fn zero(_: &Context) -> String {
+    "0".to_owned()
+}
+
+fn empty(_: &Context) -> String {
+    String::new()
+}
+
+/// All parameters, in the order of their names.
+static PARAMETERS: &[Parameter] = &[
+    fixed("active-expire-effort", |_| "1".to_owned()),
+    fixed("activedefrag", no),
+    fixed("appendfsync", |node| match node.config.fsync {
+        crate::Fsync::Never => "no".to_owned(),
+        policy => policy.as_str().to_owned(),
+    }),
+    // The log is the append-only file.
+    fixed("appendonly", |_| "yes".to_owned()),
+    fixed("bind", |node| node.config.bind.to_string()),
+    fixed("busy-reply-threshold", |_| "5000".to_owned()),
+    fixed("cluster-enabled", no),
+    fixed("cluster-require-full-coverage", no),
+    fixed("databases", |_| "1".to_owned()),
+    fixed("dir", |node| node.config.data_dir.display().to_string()),
+    fixed("hz", |_| "10".to_owned()),
+    fixed("io-threads", |node| node.config.thread_count().to_string()),
+    fixed("latency-monitor-threshold", zero),
+    fixed("lfu-decay-time", |_| "1".to_owned()),
+    fixed("lfu-log-factor", |_| "10".to_owned()),
+    fixed("lua-time-limit", |_| "5000".to_owned()),
+    Parameter {
+        name: "maxclients",
+        get: |node| node.switches.connections_max().to_string(),
+        set: Setter::Changes(|node, text| {
+            let count = parse_u64(text.as_bytes())
+                .and_then(|count| usize::try_from(count).ok())
+                .filter(|count| *count > 0)
+                .ok_or("argument must be between 1 and 4294967295 inclusive")?;
+            node.switches.set_connections_max(count);
+            Ok(())
+        }),
+    },
+    fixed("maxmemory", |node| node.config.max_memory.to_string()),
+    fixed("maxmemory-policy", |_| "noeviction".to_owned()),
+    fixed("notify-keyspace-events", empty),
+    fixed("port", |node| node.addresses.resp.port().to_string()),
+    fixed("proto-max-bulk-len", |node| {
+        node.config.value_size_max.to_string()
+    }),
+    Parameter {
+        name: "requirepass",
+        get: |node| node.switches.password().to_string(),
+        set: Setter::Changes(|node, text| {
+            let is_open = !node.config.bind.is_loopback() && !node.config.insecure;
+            if text.is_empty() && is_open {
+                return Err("a node that binds beyond loopback keeps its password");
+            }
+            node.switches.set_password(text);
+            Ok(())
+        }),
+    },
+    // Snapshots are taken by log size.
+    fixed("save", empty),
+    fixed("slowlog-log-slower-than", |_| "-1".to_owned()),
+    fixed("slowlog-max-len", zero),
+    fixed("tcp-keepalive", |_| "300".to_owned()),
+    Parameter {
+        name: "timeout",
+        get: |node| {
+            let timeout = node.switches.idle_timeout().unwrap_or_default();
+            timeout.as_secs().to_string()
+        },
+        set: Setter::Changes(|node, text| {
+            let seconds = parse_u64(text.as_bytes())
+                .filter(|seconds| *seconds <= 31_536_000)
+                .ok_or("argument must be between 0 and 31536000 inclusive")?;
+            node.switches.set_idle_timeout(Duration::from_secs(seconds));
+            Ok(())
+        }),
+    },
+];
+
+fn find(name: &[u8]) -> Option<&'static Parameter> {
+    PARAMETERS
+        .iter()
+        .find(|parameter| parameter.name.as_bytes().eq_ignore_ascii_case(name))
+}
+
+fn invalid(message: String) -> Error {
+    Error::not_done(ErrorCode::Invalid, message)
+}
+
+/// What was given, made printable and short.
+fn shown(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    text.chars()
+        .take(128)
+        .collect::<String>()
+        .escape_debug()
+        .to_string()
+}
+
+/// CONFIG GET: names and values of all parameters that match any of the patterns.
+pub(super) fn get(node: &Context, patterns: &[Bytes], writer: &mut Writer<'_>) {
+    let patterns: Vec<Vec<u8>> = patterns
+        .iter()
+        .map(|pattern| pattern.to_ascii_lowercase())
+        .collect();
+    let is_meant = |parameter: &&Parameter| {
+        patterns
+            .iter()
+            .any(|pattern| matches(pattern, parameter.name.as_bytes()))
+    };
+    let found: Vec<(&str, String)> = PARAMETERS
+        .iter()
+        .filter(is_meant)
+        .map(|parameter| (parameter.name, (parameter.get)(node)))
+        .collect();
+    writer.map(found.len());
+    for (name, value) in found {
+        writer.bulk(name.as_bytes());
+        writer.bulk(value.as_bytes());
+    }
+}
+
+/// CONFIG SET. All parameters are found before the first is changed.
+pub(super) fn set(
+    node: &Context,
+    arguments: &[Bytes],
+    writer: &mut Writer<'_>,
+) -> Result<(), Error> {
+    let mut changes = Vec::new();
+    for pair in arguments.chunks(2) {
+        let [name, value] = pair else {
+            return Err(error::wrong_arity("config|set"));
+        };
+        let Some(parameter) = find(name) else {
+            return Err(invalid(format!(
+                "Unknown option or number of arguments for CONFIG SET - '{}'",
+                shown(name)
+            )));
+        };
+        let value =
+            std::str::from_utf8(value).map_err(|_| failed(parameter, "argument is not text"))?;
+        match parameter.set {
+            Setter::Changes(change) => changes.push((parameter, change, value)),
+            Setter::Fixed if (parameter.get)(node).eq_ignore_ascii_case(value) => {}
+            Setter::Fixed => {
+                let why = "can't set immutable config: it is set at the start";
+                return Err(failed(parameter, why));
+            }
+        }
+    }
+    for (parameter, change, value) in changes {
+        change(node, value).map_err(|why| failed(parameter, why))?;
+    }
+    writer.ok();
+    Ok(())
+}
+
+fn failed(parameter: &Parameter, why: &str) -> Error {
+    invalid(format!(
+        "CONFIG SET failed (possibly related to argument '{}') - {why}",
+        parameter.name
+    ))
+}
+
+/// Whether a name matches a pattern of `*` and `?`. Names are short, so the plain algorithm will
+/// do: on a mismatch the last star takes one more byte.
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    let (mut at, mut seen) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while seen < name.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at + 1, seen));
+                at += 1;
+            }
+            Some(byte) if *byte == b'?' || name.get(seen) == Some(byte) => {
+                at += 1;
+                seen += 1;
+            }
+            _ => match star {
+                Some((after, taken)) => {
+                    at = after;
+                    seen = taken + 1;
+                    star = Some((after, seen));
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern.iter().skip(at).all(|byte| *byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_in_the_order_of_their_names() {
+        let names: Vec<_> = PARAMETERS.iter().map(|parameter| parameter.name).collect();
+        assert!(names.is_sorted(), "{names:?}");
+        assert!(find(b"MaxClients").is_some());
+    }
+
+    #[test]
+    fn stars_and_question_marks_match() {
+        for (pattern, name, is_match) in [
+            ("*", "save", true),
+            ("save", "save", true),
+            ("s?ve", "save", true),
+            ("max*", "maxmemory", true),
+            ("*memory*", "maxmemory-policy", true),
+            ("*-*y", "maxmemory-policy", true),
+            ("", "save", false),
+            ("sav", "save", false),
+            ("saves", "save", false),
+            ("*x", "save", false),
+        ] {
+            assert_eq!(
+                matches(pattern.as_bytes(), name.as_bytes()),
+                is_match,
+                "{pattern}"
+            );
+        }
+    }
+}
