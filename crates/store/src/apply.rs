@@ -17,7 +17,7 @@ use crate::hash::{Hasher, KeyHash};
 use crate::raw::{Entry, Parts};
 use crate::store::{Dropped, LockedStripes, Store};
 use crate::table::{Table, Totals};
-use crate::wheel::{Item, Wheel, stamp_of};
+use crate::wheel::{Item, stamp_of};
 
 /// Facts hashed and asked for together.
 const LOOKAHEAD: usize = 16;
@@ -360,13 +360,4 @@ fn set_deadline(
             entry.set_stamp(stamp);
         }
     });
-}
-
-impl Default for Dropped {
-    fn default() -> Self {
-        Self {
-            tables: Vec::new(),
-            wheel: Wheel::default(),
-        }
-    }
 }

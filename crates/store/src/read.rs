@@ -8,7 +8,7 @@
 //! facts whole or not at all.
 
 use bytes::Bytes;
-use flux_types::{Command, Entry as EntryReply, Reply, ScanPage, TtlForm, UnixMillis};
+use flux_types::{Command, Entry as EntryReply, Expiry, Reply, ScanPage, TtlForm, UnixMillis};
 
 use crate::error;
 use crate::glob;
@@ -32,6 +32,9 @@ pub enum Read {
     Expired,
 }
 
+/// Is shown position, key and deadline of each entry of a page.
+pub(crate) type PageVisitor<'v> = dyn FnMut(u64, &[u8], Option<UnixMillis>) + 'v;
+
 impl From<Reply> for Read {
     fn from(reply: Reply) -> Self {
         Self::Reply(reply)
@@ -44,9 +47,11 @@ impl Store {
     #[must_use]
     pub fn read(&self, command: &Command, now: UnixMillis) -> Read {
         match command {
-            Command::Get { key } | Command::GetExpire { key, .. } if !command.is_write() => {
-                self.read_one(key, now, Reply::Nil, |entry| bulk(entry.value))
-            }
+            Command::Get { key }
+            | Command::GetExpire {
+                key,
+                expiry: Expiry::Keep,
+            } => self.read_one(key, now, Reply::Nil, |entry| bulk(entry.value)),
             Command::GetEntry { key } => self.read_one(key, now, Reply::Entry(None), |entry| {
                 Reply::Entry(Some(Box::new(entry_reply(entry))))
             }),
@@ -76,7 +81,24 @@ impl Store {
             Command::Scan(page) => self.scan(page, now),
             Command::Keys { pattern } => self.keys(pattern, now),
             Command::Count => integer(self.len()).into(),
-            _ => Reply::from(error::not_a_read()).into(),
+            Command::Set(_)
+            | Command::CompareAndSet { .. }
+            | Command::CompareAndDelete { .. }
+            | Command::GetDelete { .. }
+            | Command::GetExpire { .. }
+            | Command::SetMany { .. }
+            | Command::Append { .. }
+            | Command::SetRange { .. }
+            | Command::Increment { .. }
+            | Command::IncrementFloat { .. }
+            | Command::Delete { .. }
+            | Command::Expire { .. }
+            | Command::Persist { .. }
+            | Command::Rename { .. }
+            | Command::Copy { .. }
+            | Command::Clear
+            | Command::Transaction(_)
+            | Command::SweepExpired { .. } => Reply::from(error::not_a_read()).into(),
         }
     }
 
@@ -152,7 +174,7 @@ impl Store {
         &self,
         position: u64,
         count: usize,
-        visit: &mut dyn FnMut(u64, &[u8], Option<UnixMillis>),
+        visit: &mut PageVisitor<'_>,
     ) -> Option<u64> {
         let count = count.clamp(1, SCAN_COUNT_MAX);
         let mut looked = 0;

@@ -13,6 +13,11 @@ mod reads;
 mod strings;
 
 #[cfg(test)]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    clippy::too_many_lines,
+    reason = "a test names the outcome it wants and refuses all others; tables are long"
+)]
 mod tests;
 
 use std::sync::atomic::Ordering;
@@ -61,6 +66,9 @@ enum When {
     Past,
 }
 
+/// Most keys asked for together.
+const PREFETCH_MAX: usize = 32;
+
 type Outcome = Result<Reply, Error>;
 
 impl<'a> Evaluation<'a> {
@@ -95,10 +103,23 @@ impl<'a> Evaluation<'a> {
         }
     }
 
-    /// Asks the processor for what a command will touch: to be called some commands ahead of
-    /// [`Self::command`].
-    pub fn prefetch(&self, command: &Command) {
-        command.for_each_key(&mut |key| self.store.prefetch(self.store.hash(key)));
+    /// Asks the processor for what some commands will touch, of which 16 are a good number: to be
+    /// called before they are evaluated one by one, so that it waits for memory once.
+    pub fn prefetch_all(&self, commands: &[Command]) {
+        let mut hashes = [KeyHash::from_raw(0); PREFETCH_MAX];
+        let mut count = 0;
+        for command in commands {
+            command.for_each_key(&mut |key| {
+                if let Some(hash) = hashes.get_mut(count) {
+                    *hash = self.store.hash(key);
+                    self.store.prefetch(*hash);
+                    count += 1;
+                }
+            });
+        }
+        for hash in hashes.iter().take(count) {
+            self.store.prefetch_entry(*hash);
+        }
     }
 
     /// The time of the batch.
@@ -177,16 +198,29 @@ impl<'a> Evaluation<'a> {
         }
         let mut bytes = FACT_BYTES;
         command.for_each_key(&mut |key| bytes += 2 * (key.len() + FACT_BYTES));
-        bytes
-            + match command {
-                Command::SetMany { pairs, .. } => pairs.iter().map(|(_, value)| value.len()).sum(),
-                Command::CompareAndSet { value, .. }
-                | Command::Append { value, .. }
-                | Command::SetRange { value, .. } => value.len(),
-                Command::IncrementFloat { .. } => 8 * 1024,
-                Command::Rename { .. } | Command::Copy { .. } => self.store.config.value_bytes_max,
-                _ => 0,
-            }
+        bytes + self.value_bytes_at_most(command)
+    }
+
+    fn value_bytes_at_most(&self, command: &Command) -> usize {
+        if let Command::SetMany { pairs, .. } = command {
+            return pairs.iter().map(|(_, value)| value.len()).sum();
+        }
+        if let Command::CompareAndSet { value, .. } | Command::Append { value, .. } = command {
+            return value.len();
+        }
+        // These write a value that is not among their arguments, or longer than what is.
+        let carries = matches!(
+            command,
+            Command::SetRange { .. }
+                | Command::IncrementFloat { .. }
+                | Command::Rename { .. }
+                | Command::Copy { .. }
+        );
+        if carries {
+            self.store.config.value_bytes_max
+        } else {
+            0
+        }
     }
 
     /// Whether entries, tables and this batch are beyond the limit.
@@ -266,9 +300,10 @@ impl<'a> Evaluation<'a> {
         }
         let mut replies = Vec::with_capacity(transaction.commands.len());
         for command in &transaction.commands {
-            replies.push(match command {
-                Command::Transaction(_) => Reply::Error(error::nested_transaction()),
-                command => self.reply(command),
+            replies.push(if matches!(command, Command::Transaction(_)) {
+                Reply::Error(error::nested_transaction())
+            } else {
+                self.reply(command)
             });
         }
         Ok(Reply::Array(replies))

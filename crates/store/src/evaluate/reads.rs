@@ -58,7 +58,24 @@ impl Evaluation<'_> {
             Command::Scan(page) => self.scan(page),
             Command::Keys { pattern } => self.keys(pattern),
             Command::Count => self.count(),
-            _ => Reply::Error(error::not_a_read()),
+            Command::Set(_)
+            | Command::CompareAndSet { .. }
+            | Command::CompareAndDelete { .. }
+            | Command::GetDelete { .. }
+            | Command::GetExpire { .. }
+            | Command::SetMany { .. }
+            | Command::Append { .. }
+            | Command::SetRange { .. }
+            | Command::Increment { .. }
+            | Command::IncrementFloat { .. }
+            | Command::Delete { .. }
+            | Command::Expire { .. }
+            | Command::Persist { .. }
+            | Command::Rename { .. }
+            | Command::Copy { .. }
+            | Command::Clear
+            | Command::Transaction(_)
+            | Command::SweepExpired { .. } => Reply::Error(error::not_a_read()),
         }
     }
 

@@ -165,7 +165,7 @@ impl Natural {
     }
 
     /// The number as text, in decimal.
-    fn to_digits(mut self) -> Vec<u8> {
+    fn into_digits(mut self) -> Vec<u8> {
         let mut reversed = Vec::new();
         while !self.is_zero() {
             let mut part = self.divide_small(1_000_000_000);
@@ -319,7 +319,7 @@ impl Extended {
         scaled.scale_ten(DECIMALS as u64);
         scaled.shift_left(self.exponent);
         scaled.shift_right_rounded(-self.exponent);
-        let digits = scaled.to_digits();
+        let digits = scaled.into_digits();
         let mut text = Vec::with_capacity(digits.len() + DECIMALS + 3);
         if self.negative {
             text.push(b'-');

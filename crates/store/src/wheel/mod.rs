@@ -64,7 +64,6 @@ impl Item {
         UnixMillis::new(self.tick())
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the mask keeps 12 bits")]
     pub(crate) const fn stamp(self) -> u32 {
         (self.due & ((1 << STAMP_BITS) - 1)) as u32
     }
@@ -72,7 +71,6 @@ impl Item {
 
 /// The stamp of a deadline set by the fact with this revision: enough to tell apart the items of
 /// one key that is given the same deadline again and again.
-#[expect(clippy::cast_possible_truncation, reason = "the mask keeps 12 bits")]
 pub(crate) const fn stamp_of(revision: Revision) -> u32 {
     (revision.get() & ((1 << STAMP_BITS) - 1)) as u32
 }

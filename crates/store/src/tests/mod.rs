@@ -1,11 +1,16 @@
 //! Tests of the store as a whole.
 
+mod concurrency;
+mod model;
+mod random;
+mod scan;
+
 use bytes::Bytes;
 use flux_types::{Command, Reply, Set, Term, UnixMillis};
 
 use crate::{BatchView, Lookup, Store, StoreConfig};
 
-fn bytes(text: &str) -> Bytes {
+pub(crate) fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
 
