@@ -154,12 +154,10 @@ impl Pause {
             if left.is_zero() || !is_held {
                 if left.is_zero() {
                     // Over: back to the cheap path, unless another pause has begun meanwhile.
-                    drop(self.until_nanos.compare_exchange(
-                        until.as_nanos(),
-                        0,
-                        Ordering::SeqCst,
-                        Ordering::SeqCst,
-                    ));
+                    let _ = self
+                        .until_nanos
+                        .compare_exchange(until.as_nanos(), 0, Ordering::SeqCst, Ordering::SeqCst)
+                        .is_ok();
                 }
                 return;
             }

@@ -19,18 +19,22 @@ const BLOCKING_GRACE: Duration = Duration::from_secs(5);
 /// what more connections have sent.
 const EVENT_INTERVAL: u32 = 127;
 
-/// All cores of a node. Dropping them ends their tasks wherever they are.
+/// The threads of a node. Dropping them ends their tasks wherever they are; a task of theirs must
+/// therefore not hold them, but only the [`Places`].
 #[derive(Debug)]
 pub(crate) struct Cores {
-    cores: Vec<Core>,
+    places: Arc<Places>,
+    stop: CancellationToken,
+    threads: Vec<thread::JoinHandle<()>>,
 }
 
-/// One thread and its runtime.
+/// Where to spawn on each core.
 #[derive(Debug)]
-pub(crate) struct Core {
+pub(crate) struct Places(Vec<Place>);
+
+#[derive(Debug)]
+struct Place {
     handle: Handle,
-    stop: CancellationToken,
-    thread: Option<thread::JoinHandle<()>>,
     sessions: Arc<AtomicUsize>,
 }
 
@@ -44,26 +48,15 @@ impl Drop for Seat {
     }
 }
 
-impl Cores {
-    /// Starts `count` threads.
-    ///
-    /// # Errors
-    /// If the machine refuses a thread or a runtime.
-    pub(crate) fn start(count: usize) -> std::io::Result<Self> {
-        let cores = (0..count.max(1))
-            .map(Core::start)
-            .collect::<std::io::Result<_>>()?;
-        Ok(Self { cores })
-    }
-
+impl Places {
     /// Number of cores; at least one.
-    pub(crate) fn count(&self) -> usize {
-        self.cores.len()
+    pub(crate) const fn count(&self) -> usize {
+        self.0.len()
     }
 
     /// The core on which a shard lives.
-    pub(crate) fn of_shard(&self, shard: u32) -> usize {
-        shard as usize % self.cores.len()
+    pub(crate) const fn of_shard(&self, shard: u32) -> usize {
+        shard as usize % self.0.len()
     }
 
     /// Where to spawn on a core.
@@ -71,68 +64,70 @@ impl Cores {
     /// # Panics
     /// If there is no such core.
     pub(crate) fn handle(&self, core: usize) -> &Handle {
-        let core = self
-            .cores
-            .get(core)
-            .expect("cores are addressed below their count");
-        &core.handle
+        let place = self.0.get(core);
+        &place.expect("cores are addressed below their count").handle
     }
 
     /// Picks the core with the fewest sessions and takes a seat there.
     pub(crate) fn seat(&self) -> (usize, Seat) {
-        let load = |core: &Core| core.sessions.load(Ordering::Relaxed);
-        let (index, core) = self
-            .cores
+        let load = |place: &Place| place.sessions.load(Ordering::Relaxed);
+        let (index, place) = self
+            .0
             .iter()
             .enumerate()
-            .min_by_key(|(_, core)| load(core))
+            .min_by_key(|(_, place)| load(place))
             .expect("there is at least one core");
-        core.sessions.fetch_add(1, Ordering::Relaxed);
-        (index, Seat(Arc::clone(&core.sessions)))
+        place.sessions.fetch_add(1, Ordering::Relaxed);
+        (index, Seat(Arc::clone(&place.sessions)))
+    }
+}
+
+impl Cores {
+    /// Starts `count` threads, at least one.
+    ///
+    /// # Errors
+    /// If the machine refuses a thread or a runtime.
+    pub(crate) fn start(count: usize) -> std::io::Result<Self> {
+        let stop = CancellationToken::new();
+        let mut places = Vec::new();
+        let mut threads = Vec::new();
+        for index in 0..count.max(1) {
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .event_interval(EVENT_INTERVAL)
+                .build()?;
+            places.push(Place {
+                handle: runtime.handle().clone(),
+                sessions: Arc::new(AtomicUsize::new(0)),
+            });
+            let stopped = stop.clone();
+            let thread = thread::Builder::new().name(format!("flux-core-{index}"));
+            threads.push(thread.spawn(move || {
+                runtime.block_on(stopped.cancelled());
+                runtime.shutdown_timeout(BLOCKING_GRACE);
+            })?);
+        }
+        Ok(Self {
+            places: Arc::new(Places(places)),
+            stop,
+            threads,
+        })
     }
 
-    /// Ends all runtimes and waits for their threads. What runs there is dropped.
-    pub(crate) fn stop(&mut self) {
-        for core in &self.cores {
-            core.stop.cancel();
-        }
-        for core in &mut self.cores {
-            if let Some(thread) = core.thread.take()
-                && thread.join().is_err()
-            {
-                tracing::error!("a core thread ended by a panic");
-            }
-        }
+    /// Where to spawn.
+    pub(crate) const fn places(&self) -> &Arc<Places> {
+        &self.places
     }
 }
 
 impl Drop for Cores {
     fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-impl Core {
-    fn start(index: usize) -> std::io::Result<Self> {
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .event_interval(EVENT_INTERVAL)
-            .build()?;
-        let handle = runtime.handle().clone();
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        let thread = thread::Builder::new()
-            .name(format!("flux-core-{index}"))
-            .spawn(move || {
-                runtime.block_on(stopped.cancelled());
-                runtime.shutdown_timeout(BLOCKING_GRACE);
-            })?;
-        Ok(Self {
-            handle,
-            stop,
-            thread: Some(thread),
-            sessions: Arc::new(AtomicUsize::new(0)),
-        })
+        self.stop.cancel();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a core thread ended by a panic");
+            }
+        }
     }
 }
 
@@ -143,12 +138,13 @@ mod tests {
     #[test]
     fn sessions_go_where_the_fewest_are() {
         let cores = Cores::start(2).unwrap();
-        let (first, seat) = cores.seat();
-        let (second, _held) = cores.seat();
+        let places = cores.places();
+        let (first, seat) = places.seat();
+        let (second, _held) = places.seat();
         assert_ne!(first, second);
         drop(seat);
-        assert_eq!(cores.seat().0, first);
-        assert_eq!(cores.of_shard(3), 1);
+        assert_eq!(places.seat().0, first);
+        assert_eq!(places.of_shard(3), 1);
     }
 
     #[test]
@@ -156,7 +152,7 @@ mod tests {
         let cores = Cores::start(1).unwrap();
         let held = Arc::new(());
         let inside = Arc::clone(&held);
-        cores.handle(0).spawn(async move {
+        cores.places().handle(0).spawn(async move {
             std::future::pending::<()>().await;
             drop(inside);
         });

@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 
 use crate::clients::Ending;
 use crate::context::{Context, SessionContext};
-use crate::cores::{Cores, Seat};
+use crate::cores::{Places, Seat};
 use crate::exec::Executor;
 use crate::metrics::Protocol;
 use crate::{flux_session, session};
@@ -39,7 +39,7 @@ const SNIFF_BYTES: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     pub(crate) context: Arc<Context>,
-    pub(crate) cores: Arc<Cores>,
+    pub(crate) places: Arc<Places>,
     /// One for each core.
     pub(crate) executors: Vec<Executor>,
 }
@@ -85,7 +85,7 @@ impl Acceptor {
             ));
             return Ok(());
         }
-        let (core, seat) = self.cores.seat();
+        let (core, seat) = self.places.seat();
         let Some(executor) = self.executors.get(core) else {
             return Ok(());
         };
@@ -95,7 +95,7 @@ impl Acceptor {
         };
         // Owned by its core: ends by itself, on drain through `Clients`, at the latest with the
         // core's runtime.
-        self.cores
+        self.places
             .handle(core)
             .spawn(guarded(stream, peer, context, seat));
         Ok(())

@@ -19,7 +19,7 @@ use flux_log::{FsyncPolicy, Log, LogConfig, OpenError, Seeds};
 use flux_raft::{Formation, NoNetwork, Shard, ShardConfig, ShardParts};
 use flux_store::{Dropped, Store, StoreConfig};
 use flux_telemetry::Registry;
-use flux_types::{ClusterId, Error, NodeId, ShardId};
+use flux_types::{ClusterId, Error, NodeId, ShardId, UnixMillis};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -29,12 +29,12 @@ use tracing::{error, info, warn};
 use crate::clients::{Clients, Ending};
 use crate::config::{Config, Fsync};
 use crate::context::{Context, Lookups, Pause, Switches};
-use crate::cores::Cores;
+use crate::cores::{Cores, Places};
 use crate::error::{NodeFailure, StartError};
 use crate::exec::{Executor, Home, Lane};
 use crate::http_listener::HttpListener;
 use crate::listen::{Acceptor, end_idle};
-use crate::metrics::{LogState, Metrics, Protocol, register_log};
+use crate::metrics::{LogState, Metrics, Protocol, register_log, register_stores};
 use crate::ports::{Addresses, Listeners};
 use crate::readiness::{Readiness, ShardReadiness};
 use crate::{admin, grpc};
@@ -52,7 +52,7 @@ const SHARD_GRACE: Duration = Duration::from_secs(10);
 /// A running node. See the module.
 pub struct Node {
     context: Arc<Context>,
-    cores: Arc<Cores>,
+    cores: Cores,
     /// For everything that accepts: cancelled first.
     stop_accepting: CancellationToken,
     /// Listeners and what else runs on the caller's runtime.
@@ -103,8 +103,8 @@ impl Node {
         };
         // From here on a failure must leave the folder as an orderly end does.
         let closing = CloseOnDrop(Some(log.clone()));
-        let cores = Arc::new(start_cores(&config)?);
-        let shards = start_shards(&config, &log, &clock, &cores).await?;
+        let cores = start_cores(&config)?;
+        let shards = start_shards(&config, &log, &clock, cores.places()).await?;
         closing.disarm();
         let map = SlotMap::even(log.identity().shard_count)
             .expect("the log has checked the number of shards");
@@ -116,6 +116,17 @@ impl Node {
                 is_poisoned: log.poison_reason().is_some(),
             }
         });
+        register_stores(
+            registry,
+            shards
+                .iter()
+                .map(|shard| (shard.id(), Arc::clone(shard.store())))
+                .collect(),
+            {
+                let clock = Arc::clone(&clock);
+                move || UnixMillis::new(clock.unix_millis())
+            },
+        );
         let home = Home::new(map, shards, Arc::clone(&clock), config.request_timeout);
         let context = Arc::new(Context {
             switches: Switches::new(&config),
@@ -136,24 +147,21 @@ impl Node {
     }
 
     /// Starts to accept.
-    fn run(
-        context: Arc<Context>,
-        cores: Arc<Cores>,
-        listeners: Listeners,
-    ) -> Result<Self, StartError> {
+    fn run(context: Arc<Context>, cores: Cores, listeners: Listeners) -> Result<Self, StartError> {
         let stop_accepting = CancellationToken::new();
-        let executors: Vec<Executor> = (0..cores.count())
-            .map(|core| executor_of_core(&context.home, &cores, core))
+        let places = Arc::clone(cores.places());
+        let executors: Vec<Executor> = (0..places.count())
+            .map(|core| executor_of_core(&context.home, &places, core))
             .collect();
         let executor = executor_of_caller(&context.home);
         let acceptor = Acceptor {
             context: Arc::clone(&context),
-            cores: Arc::clone(&cores),
+            places: Arc::clone(&places),
             executors,
         };
         {
             // The listener's socket belongs to the runtime of the first core.
-            let handle = cores.handle(0);
+            let handle = places.handle(0);
             let _entered = handle.enter();
             let listener = listener(listeners.resp)?;
             handle.spawn(acceptor.run(listener, stop_accepting.clone()));
@@ -190,13 +198,13 @@ impl Node {
             };
             tasks.push(tokio::spawn(http.serve(stop_accepting.clone())));
         }
-        let failure = watch_failures(&context, &cores);
+        let failure = watch_failures(&context, &places);
         info!(
             resp = %context.addresses.resp,
             grpc = %context.addresses.grpc,
             admin = %context.addresses.admin,
             shards = context.home.shards().len(),
-            cores = cores.count(),
+            cores = places.count(),
             "node started"
         );
         Ok(Self {
@@ -273,11 +281,10 @@ impl Node {
         }
         self.end_shards().await;
         let log = self.context.log.clone();
-        let cores = Arc::clone(&self.cores);
-        drop(self);
         let ended = blocking(move || {
             log.close();
-            drop(cores);
+            // Joins the threads.
+            drop(self);
         });
         if let Err(error) = ended.await {
             error!(%error, "the log was not closed in order");
@@ -314,9 +321,10 @@ impl Node {
             .shards()
             .iter()
             .map(|shard| {
-                let core = self.cores.of_shard(shard.id().get());
+                let places = self.cores.places();
+                let core = places.of_shard(shard.id().get());
                 let shard = shard.clone();
-                self.cores
+                places
                     .handle(core)
                     .spawn(async move { shard.shutdown().await })
             })
@@ -483,7 +491,7 @@ async fn start_shards(
     config: &Config,
     log: &Log,
     clock: &Arc<dyn Clock>,
-    cores: &Cores,
+    places: &Places,
 ) -> Result<Vec<Shard>, StartError> {
     let identity = log.identity();
     let hash_seed = flux_env::entropy_u64().map_err(|source| StartError::System {
@@ -516,7 +524,7 @@ async fn start_shards(
                     ..ShardConfig::default()
                 },
             };
-            let handle = cores.handle(cores.of_shard(id));
+            let handle = places.handle(places.of_shard(id));
             handle.spawn(Shard::start(parts))
         })
         .collect();
@@ -550,16 +558,16 @@ fn shard_error(error: &flux_raft::StartError) -> StartError {
 }
 
 /// The executor of sessions on a core: lanes to the shards of other cores.
-fn executor_of_core(home: &Arc<Home>, cores: &Cores, core: usize) -> Executor {
+fn executor_of_core(home: &Arc<Home>, places: &Places, core: usize) -> Executor {
     let lanes = home
         .shards()
         .iter()
         .map(|shard| {
-            if cores.of_shard(shard.id().get()) == core {
+            if places.of_shard(shard.id().get()) == core {
                 return None;
             }
             let lane = Lane::new(shard.clone());
-            cores.handle(core).spawn(Arc::clone(&lane).run());
+            places.handle(core).spawn(Arc::clone(&lane).run());
             Some(lane)
         })
         .collect();
@@ -573,13 +581,13 @@ fn executor_of_caller(home: &Arc<Home>) -> Executor {
 }
 
 /// Tells the first failure of any shard or the log.
-fn watch_failures(context: &Context, cores: &Cores) -> watch::Receiver<Option<NodeFailure>> {
+fn watch_failures(context: &Context, places: &Places) -> watch::Receiver<Option<NodeFailure>> {
     let (tell, failure) = watch::channel(None);
     let tell = Arc::new(tell);
     for shard in context.home.shards() {
         let (shard, tell) = (shard.clone(), Arc::clone(&tell));
-        let core = cores.of_shard(shard.id().get());
-        cores.handle(core).spawn(async move {
+        let core = places.of_shard(shard.id().get());
+        places.handle(core).spawn(async move {
             let problem = shard.failed().await.to_string();
             let id = shard.id().get();
             error!(shard = id, problem, "a shard cannot go on");

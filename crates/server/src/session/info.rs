@@ -135,7 +135,7 @@ pub(super) fn render(node: &Context, wanted: &[Bytes]) -> String {
 
 fn put(out: &mut String, line: std::fmt::Arguments<'_>) {
     // Writing to a string cannot fail.
-    drop(out.write_fmt(line));
+    let _ = out.write_fmt(line).is_ok();
     out.push_str("\r\n");
 }
 

@@ -82,7 +82,7 @@ impl Session {
         let sleep = Duration::try_from_secs_f64(seconds).map_err(|_| error::not_a_float())?;
         let sleep = tokio::time::sleep(sleep.min(SLEEP_MAX));
         // Who is asked to end does not sleep on; what is answered then matters to nobody.
-        drop(self.client.unless_ended(sleep).await);
+        self.client.unless_ended(sleep).await;
         self.writer().ok();
         Ok(())
     }

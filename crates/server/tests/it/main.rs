@@ -1,0 +1,9 @@
+//! A real node on free ports in a folder of its own, spoken to over sockets.
+
+mod frames;
+mod harness;
+mod lifecycle;
+mod pipelines;
+mod sessions;
+mod shards;
+mod transcripts;
