@@ -30,7 +30,7 @@ impl BatchWriter {
     /// A batch of the leader of `term`, evaluated `at` a time, whose first fact takes `first_revision`.
     #[must_use]
     pub fn new(term: Term, at: UnixMillis, first_revision: Revision) -> Self {
-        let mut buffer = Vec::with_capacity(512);
+        let mut buffer = Vec::with_capacity(4096);
         buffer.extend_from_slice(&[VERSION, 0, 0, 0]);
         buffer.extend_from_slice(&0_u32.to_le_bytes());
         buffer.extend_from_slice(&term.get().to_le_bytes());
