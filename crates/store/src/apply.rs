@@ -20,7 +20,7 @@ use crate::table::{Table, Totals};
 use crate::wheel::{Item, stamp_of};
 
 /// Facts hashed and asked for together.
-const LOOKAHEAD: usize = 16;
+pub(crate) const LOOKAHEAD: usize = 16;
 
 /// What the applier carries from fact to fact.
 #[derive(Debug, Default)]
@@ -38,12 +38,13 @@ struct Counts {
     evicted: u64,
 }
 
+/// A fact and what is known of its key.
 #[derive(Clone, Copy)]
-struct Ready<'a> {
-    hash: KeyHash,
-    key: &'a [u8],
-    revision: Revision,
-    fact: FactRef<'a>,
+pub(crate) struct Ready<'a> {
+    pub(crate) hash: KeyHash,
+    pub(crate) key: &'a [u8],
+    pub(crate) revision: Revision,
+    pub(crate) fact: FactRef<'a>,
 }
 
 impl Store {
@@ -130,7 +131,8 @@ impl Store {
         let before = sum(&locked);
         for (revision, fact) in group {
             if fact.key().is_none() {
-                dropped = Some(self.clear(*revision, &mut locked, applier));
+                let is_repeated = *revision <= self.revision();
+                dropped = Some(self.clear(*revision, is_repeated, &mut locked, applier));
             } else if let Some(ready) = ready.next()
                 && let Some(table) = locked.table_mut(self.stripe_of(ready.hash))
             {
@@ -149,14 +151,14 @@ impl Store {
         }
     }
 
-    /// Empties the tables, of which all are locked. A repeated Clear leaves what is newer.
-    fn clear(
+    /// Empties the locked tables. A repeated Clear leaves what is newer.
+    pub(crate) fn clear(
         &self,
         revision: Revision,
+        is_repeated: bool,
         locked: &mut LockedStripes<'_>,
         applier: &mut Applier,
     ) -> Vec<Table> {
-        let is_repeated = revision <= self.revision();
         applier.items.clear();
         let mut taken = Vec::new();
         for (_, table) in locked.iter_mut() {
@@ -175,6 +177,20 @@ impl Store {
     }
 
     fn finish_batch(&self, applier: &mut Applier, batch: &BatchView<'_>) {
+        self.settle(applier);
+        self.advance(batch);
+    }
+
+    /// Lets the store's time and revision reach a batch's.
+    pub(crate) fn advance(&self, batch: &BatchView<'_>) {
+        self.revision
+            .fetch_max(batch.last_revision().get(), Ordering::Release);
+        self.last_batch_at
+            .fetch_max(batch.at().get(), Ordering::Release);
+    }
+
+    /// Hands the wheel and the counters what an applier has gathered.
+    pub(crate) fn settle(&self, applier: &mut Applier) {
         if !applier.items.is_empty() {
             let mut wheel = self.wheel.lock();
             let added = applier.items.len();
@@ -194,14 +210,10 @@ impl Store {
                 counter.fetch_add(count, Ordering::Relaxed);
             }
         }
-        self.revision
-            .fetch_max(batch.last_revision().get(), Ordering::Release);
-        self.last_batch_at
-            .fetch_max(batch.at().get(), Ordering::Release);
     }
 }
 
-fn sum(locked: &LockedStripes<'_>) -> Totals {
+pub(crate) fn sum(locked: &LockedStripes<'_>) -> Totals {
     let mut sum = Totals::default();
     for (_, table) in locked.iter() {
         sum.add(table.totals());
@@ -217,7 +229,7 @@ pub(crate) fn item_of(entry: &Entry, hasher: &Hasher) -> Option<Item> {
 /// Makes one fact true in its key's table. Gives back an entry that was replaced or removed, to be
 /// freed when the lock is gone.
 #[inline]
-fn change(
+pub(crate) fn change(
     table: &mut Table,
     ready: &Ready<'_>,
     applier: &mut Applier,
