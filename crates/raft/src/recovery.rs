@@ -1,22 +1,35 @@
 //! What a start does before openraft sees anything: the latest snapshot into the store, then the
 //! log after it, as far as it is known to be committed.
 //!
-//! All of it is plain reading and applying on a blocking thread, so several shards recover side by
-//! side. What lies beyond the committed mark is applied later, once a leader has committed it; a
-//! sole voter does that at its first election.
+//! All of it is plain reading and applying on blocking threads, so several shards recover side by
+//! side, and each on several cores. What lies beyond the committed mark is applied later, once a
+//! leader has committed it; a sole voter does that at its first election.
 
-use std::io;
+use std::num::NonZero;
+use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread;
 
+use bytes::Bytes;
 use flux_log::LogId;
+use flux_store::Replayer;
+use flux_store::batch::effective;
 use flux_types::{LogIndex, ShardId};
+use openraft::entry::EntryPayload;
 
-use crate::codec::to_raft_entry;
+use crate::codec::{to_raft_entry, to_raft_id};
 use crate::error::StartError;
 use crate::state_machine::StateMachine;
+use crate::type_config::StoredMembership;
 
 /// Bytes of entries read at once.
 const READ_BYTES: usize = 4 * 1024 * 1024;
+/// Reads that may wait for the threads that apply them.
+const CHUNKS_AHEAD: usize = 2;
+/// Threads that apply one shard's log. More would wait for memory together.
+const THREADS_MAX: usize = 8;
 
 /// Fills the machine's store. Blocks on the disk.
 pub(crate) fn recover(shard: ShardId, machine: &StateMachine) -> Result<(), StartError> {
@@ -43,48 +56,134 @@ pub(crate) fn recover(shard: ShardId, machine: &StateMachine) -> Result<(), Star
     replay(shard, machine, start, committed.max(end).min(last))
 }
 
-/// Applies the entries after `from`, up to and with `to`.
+/// Applies the entries after `from`, up to and with `to`: this thread reads, others apply what it
+/// has read, each to its own part of the store.
 fn replay(
     shard: ShardId,
     machine: &StateMachine,
     from: LogIndex,
     to: LogIndex,
 ) -> Result<(), StartError> {
+    if to <= from {
+        return Ok(());
+    }
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let memberships = thread::scope(|scope| {
+        let mut outlets = Vec::new();
+        let mut appliers = Vec::new();
+        let replayers = machine.store.replayers(threads.min(THREADS_MAX));
+        for (number, replayer) in replayers.into_iter().enumerate() {
+            let (outlet, inlet) = mpsc::sync_channel(CHUNKS_AHEAD);
+            outlets.push(outlet);
+            // Every thread meets every void batch; one of them says so.
+            let tells = number == 0;
+            appliers.push(scope.spawn(move || apply(shard, replayer, &inlet, tells)));
+        }
+        let read = read(shard, machine, from, to, &outlets);
+        drop(outlets);
+        for applier in appliers {
+            // A thread that gave up has the reason; that the reader met a closed channel is none.
+            applier
+                .join()
+                .unwrap_or_else(|panic| resume_unwind(panic))?;
+        }
+        read
+    })?;
+    for (id, membership) in memberships {
+        machine.progress.finish(id, membership);
+    }
+    Ok(())
+}
+
+/// Batches with the ids of their entries, in the order of the log.
+type Chunk = Arc<Vec<(LogId, Bytes)>>;
+
+/// Reads entries and hands their batches to every outlet. Returns the last entry read and, in
+/// order, those that change the membership.
+fn read(
+    shard: ShardId,
+    machine: &StateMachine,
+    from: LogIndex,
+    to: LogIndex,
+    outlets: &[SyncSender<Chunk>],
+) -> Result<Vec<(LogId, Option<StoredMembership>)>, StartError> {
     let in_log = |source| StartError::Log { shard, source };
+    let mut memberships = Vec::new();
     let mut next = from.next();
     while next <= to {
-        let entries = machine
-            .log
-            .entries(next, to.next(), READ_BYTES)
-            .map_err(in_log)?;
-        let Some(last) = entries.last().map(|entry| entry.id.index) else {
+        let entries = machine.log.entries(next, to.next(), READ_BYTES);
+        let entries = entries.map_err(in_log)?;
+        let Some(last) = entries.last().map(|entry| entry.id) else {
             return Err(StartError::Gap {
                 shard,
                 purged: next,
             });
         };
+        let mut batches = Vec::with_capacity(entries.len());
+        let mut bytes = 0;
         for entry in entries {
-            let (id, bytes) = (entry.id, entry.payload.len());
-            apply(machine, id, to_raft_entry(entry)).map_err(|error| StartError::Entry {
-                shard,
-                index: id.index,
-                reason: error.to_string(),
-            })?;
-            let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-            machine
-                .counters
-                .log_bytes
-                .fetch_add(bytes, Ordering::Relaxed);
+            let id = entry.id;
+            bytes += entry.payload.len();
+            match to_raft_entry(entry)
+                .map_err(|error| in_entry(shard, id, &error))?
+                .payload
+            {
+                EntryPayload::Blank => {}
+                EntryPayload::Normal(batch) => batches.push((id, batch.bytes)),
+                EntryPayload::Membership(new) => {
+                    let stored = StoredMembership::new(Some(to_raft_id(id)), new);
+                    memberships.push((id, Some(stored)));
+                }
+            }
         }
-        next = last.next();
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        machine
+            .counters
+            .log_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
+        let chunk = Arc::new(batches);
+        if outlets
+            .iter()
+            .any(|outlet| outlet.send(Arc::clone(&chunk)).is_err())
+        {
+            return Ok(memberships);
+        }
+        next = last.index.next();
+        if to < next {
+            memberships.push((last, None));
+        }
+    }
+    Ok(memberships)
+}
+
+/// Applies one share of every chunk, until there is none left.
+fn apply(
+    shard: ShardId,
+    mut replayer: Replayer<'_>,
+    chunks: &Receiver<Chunk>,
+    tells: bool,
+) -> Result<(), StartError> {
+    for chunk in chunks {
+        let mut views = Vec::with_capacity(chunk.len());
+        for (id, bytes) in chunk.iter() {
+            match effective(id.term, bytes) {
+                Ok(Some(view)) => views.push(view),
+                Ok(None) if tells => {
+                    tracing::info!(term = %id.term, index = %id.index, "skipped a void batch");
+                }
+                Ok(None) => {}
+                Err(error) => return Err(in_entry(shard, *id, &error)),
+            }
+        }
+        replayer.take(&views);
     }
     Ok(())
 }
 
-fn apply(
-    machine: &StateMachine,
-    id: LogId,
-    entry: io::Result<crate::type_config::RaftEntry>,
-) -> io::Result<()> {
-    machine.apply_entry(id, &entry?.payload).map(drop)
+fn in_entry(shard: ShardId, id: LogId, reason: &dyn std::fmt::Display) -> StartError {
+    StartError::Entry {
+        shard,
+        index: id.index,
+        reason: reason.to_string(),
+    }
 }
