@@ -4,7 +4,7 @@
 //! the answers, as fifty connections with a pipeline of that depth would. Prints processor time per
 //! operation and per batch, the submitters' own share measured apart.
 //!
-//! `cargo run --profile dist -p flux-raft --example propose_bench [seconds per line]`
+//! `cargo run --profile dist -p flux-raft --example propose_bench [seconds [depth...]]`
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
 use std::cell::Cell;
@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use flux_env::{Clock, RealClock, RealDisk, Rng, SeededRng};
 use flux_log::{FsyncPolicy, Log, LogConfig, Seeds};
 use flux_raft::{Formation, NoNetwork, Shard, ShardConfig, ShardParts, Submission};
@@ -23,7 +23,8 @@ use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
 const SUBMITTERS: usize = 50;
-const KEYS: usize = 1_000_000;
+const KEYS: u64 = 1_000_000;
+const KEY_BYTES: usize = 16;
 const VALUE: &[u8] = &[b'x'; 64];
 
 /// Processor time of this process so far, in nanoseconds.
@@ -33,21 +34,18 @@ fn cpu_nanos() -> u64 {
     seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
-/// Keys of 16 bytes, sharing one buffer.
-fn keys() -> Rc<Vec<Bytes>> {
-    let all: String = (0..KEYS)
-        .map(|number| format!("key:{number:012}"))
-        .collect();
-    let all = Bytes::from(all);
-    let key = |number: usize| all.slice(number * 16..(number + 1) * 16);
-    Rc::new((0..KEYS).map(key).collect())
-}
-
-fn commands(keys: &[Bytes], rng: &mut SeededRng, depth: usize) -> Vec<Command> {
+/// Commands whose keys, of 16 bytes, share one buffer, as those read from a connection do.
+fn commands(rng: &mut SeededRng, depth: usize) -> Vec<Command> {
+    let mut buffer = BytesMut::with_capacity(depth * KEY_BYTES);
+    for _ in 0..depth {
+        let number = rng.below(KEYS).to_be_bytes();
+        buffer.extend_from_slice(b"key:key:");
+        buffer.extend_from_slice(&number);
+    }
+    let buffer = buffer.freeze();
     (0..depth)
-        .map(|_| {
-            let at = usize::try_from(rng.below(KEYS as u64)).unwrap_or(0);
-            let key = keys.get(at).cloned().unwrap_or_default();
+        .map(|at| {
+            let key = buffer.slice(at * KEY_BYTES..(at + 1) * KEY_BYTES);
             Command::Set(Set::plain(key, Bytes::from_static(VALUE)))
         })
         .collect()
@@ -100,7 +98,6 @@ struct Line {
 /// Runs submitters for a while; `submit` hands over one submission.
 async fn measure(
     clock: &Arc<dyn Clock>,
-    keys: &Rc<Vec<Bytes>>,
     depth: usize,
     seconds: u64,
     submit: impl Fn(Submission) + Clone + 'static,
@@ -111,14 +108,14 @@ async fn measure(
     let cpu = cpu_nanos();
     let mut tasks = Vec::new();
     for number in 0..SUBMITTERS {
-        let (keys, operations) = (Rc::clone(keys), Rc::clone(&operations));
+        let operations = Rc::clone(&operations);
         let (clock, submit) = (Arc::clone(clock), submit.clone());
         tasks.push(tokio::task::spawn_local(async move {
             let mut rng = SeededRng::new(number as u64);
             while clock.now() < until {
                 let (reply, answers) = oneshot::channel();
                 submit(Submission {
-                    commands: commands(&keys, &mut rng, depth),
+                    commands: commands(&mut rng, depth),
                     deadline: until + Duration::from_secs(10),
                     reply,
                 });
@@ -149,20 +146,19 @@ fn answer_at_once(submission: Submission) {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for a table")]
-async fn run(seconds: u64) {
+async fn run(seconds: u64, depths: &[usize]) {
     let dir = tempfile::tempdir().expect("a directory");
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
     let log = start_log(dir.path(), &clock);
     let shard = start_shard(log.clone(), &clock).await;
-    let keys = keys();
     println!("pipeline  k ops/s  us cpu/op  of it submitters  ops/batch  us cpu/batch");
-    for depth in [64, 1, 16, 64] {
-        let idle = measure(&clock, &keys, depth, 1, answer_at_once).await;
+    for &depth in depths {
+        let idle = measure(&clock, depth, 1, answer_at_once).await;
         let own = idle.nanos as f64 / idle.operations as f64 / 1000.0;
         let batches = shard.status().batches;
         let to = shard.clone();
         let submit = move |submission| to.submit(submission).expect("room");
-        let line = measure(&clock, &keys, depth, seconds, submit).await;
+        let line = measure(&clock, depth, seconds, submit).await;
         let batches = (shard.status().batches - batches) as f64;
         let operations = line.operations as f64;
         println!(
@@ -178,11 +174,20 @@ async fn run(seconds: u64) {
 }
 
 fn main() {
-    let seconds = std::env::args().nth(1);
-    let seconds = seconds.and_then(|text| text.parse().ok()).unwrap_or(3);
+    let mut numbers = std::env::args()
+        .skip(1)
+        .filter_map(|text| text.parse().ok());
+    let seconds = numbers.next().unwrap_or(3);
+    let mut depths: Vec<usize> = numbers
+        .filter_map(|depth: u64| usize::try_from(depth).ok())
+        .collect();
+    if depths.is_empty() {
+        // The first line warms up: it creates the keys.
+        depths = vec![64, 1, 16, 64];
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
-    LocalSet::new().block_on(&runtime, run(seconds));
+    LocalSet::new().block_on(&runtime, run(seconds, &depths));
 }

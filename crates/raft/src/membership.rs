@@ -57,7 +57,7 @@ impl Shard {
         deadline: Instant,
     ) -> Result<(), MembershipError> {
         let count = voters.len();
-        if count % 2 == 0 || count > VOTERS_MAX {
+        if count.is_multiple_of(2) || count > VOTERS_MAX {
             return Err(MembershipError::VoterCount(count));
         }
         let voters = voters.into_iter().map(NodeId::get).collect();

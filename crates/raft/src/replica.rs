@@ -131,7 +131,7 @@ impl Replica {
         // Sampled first, so that what passes until the acknowledgement's age is known only makes
         // the deadline earlier.
         let now = self.clock.now();
-        let acked = self.data_metrics.borrow_watched().last_quorum_acked.clone();
+        let acked = self.data_metrics.borrow_watched().last_quorum_acked;
         let Some(acked) = acked else {
             return Grant::None;
         };

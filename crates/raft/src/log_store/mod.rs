@@ -104,7 +104,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn read_committed(&mut self) -> io::Result<Option<RaftLogId>> {
         Ok(self
             .committed
-            .or(self.log.state().committed)
+            .or_else(|| self.log.state().committed)
             .map(to_raft_id))
     }
 

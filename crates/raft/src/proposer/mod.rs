@@ -35,6 +35,8 @@ use crate::queue::Submission;
 use crate::replica::{Leadership, Replica};
 use crate::type_config::{Applied, Batch};
 
+/// How many commands ahead memory is asked for.
+const LOOKAHEAD: usize = 16;
 /// How often deadlines are looked at while a batch is in flight.
 const DEADLINE_CHECK: Duration = Duration::from_millis(10);
 /// Pause before asking again who leads, when nobody is known to.
@@ -171,7 +173,11 @@ impl Proposer {
                 pending.refuse_and_send(ErrorCode::Timeout, TIMED_OUT_WAITING);
                 continue;
             }
+            self.look_ahead();
             while let Some(command) = pending.next() {
+                if let Some(commands) = pending.begins(LOOKAHEAD) {
+                    evaluation.prefetch_all(commands);
+                }
                 if !room.has(evaluation.bytes(), weight(command)) {
                     break;
                 }
@@ -194,6 +200,25 @@ impl Proposer {
             .operations
             .fetch_add(room.operations as u64, Ordering::Relaxed);
         (asked, evaluation.finish())
+    }
+
+    /// Short submissions come one by one, so what they will touch is asked of the processor some
+    /// submissions ahead: first where their keys lie, a little later the entries there.
+    fn look_ahead(&self) {
+        let store = &self.replica.store;
+        // Long ones do it for themselves.
+        let short = |at: usize| {
+            let submission = self.taken.get(at - 1);
+            let commands = submission.map(|taken| taken.commands.as_slice());
+            let commands = commands.filter(|commands| commands.len() < LOOKAHEAD / 2);
+            commands.unwrap_or_default()
+        };
+        for command in short(LOOKAHEAD) {
+            command.for_each_key(&mut |key| store.prefetch(store.hash(key)));
+        }
+        for command in short(LOOKAHEAD / 2) {
+            command.for_each_key(&mut |key| store.prefetch_entry(store.hash(key)));
+        }
     }
 
     /// Whether the log has space for client writes; `None` means: ask again in a moment. Right

@@ -39,6 +39,15 @@ impl Pending {
         self.commands.get(self.answers.len())
     }
 
+    /// Every `count` commands of a long submission: the next so many.
+    pub(super) fn begins(&self, count: usize) -> Option<&[Command]> {
+        let at = self.answers.len();
+        if self.commands.len() < count / 2 || !at.is_multiple_of(count) {
+            return None;
+        }
+        self.commands.get(at..self.commands.len().min(at + count))
+    }
+
     /// How many commands have no answer yet.
     pub(super) fn unasked(&self) -> usize {
         self.commands.len() - self.answers.len()
@@ -164,9 +173,11 @@ mod tests {
         let answers = answers.try_recv().expect("sent");
         let outcomes: Vec<_> = answers
             .iter()
-            .map(|answer| match &answer.reply {
-                Reply::Error(error) => Some(error.outcome),
-                _ => None,
+            .map(|answer| {
+                let Reply::Error(error) = &answer.reply else {
+                    return None;
+                };
+                Some(error.outcome)
             })
             .collect();
         let (unknown, not_done) = (Some(Outcome::Unknown), Some(Outcome::NotDone));

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flux_env::{Clock, CrashLoss, Disk, Instant, RealClock, SeededRng, SimClock, SimDisk};
+use flux_env::{Clock, Disk, Instant, RealClock, SimClock, SimDisk};
 use flux_log::{FsyncPolicy, Log, LogConfig, Seeds};
 use flux_raft::{Formation, MemoryNetwork, Network, NoNetwork, Shard, ShardConfig, ShardParts};
 use flux_raft::{Submission, Timings};
@@ -128,12 +128,6 @@ impl Setup {
         let node = self.start().await;
         node.wait_writable().await;
         node
-    }
-
-    /// Cuts the power: what was not synced is lost.
-    pub(crate) fn cut_power(&self, seed: u64) {
-        self.disk
-            .crash(CrashLoss::Everything, &mut SeededRng::new(seed));
     }
 }
 
