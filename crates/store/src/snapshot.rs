@@ -13,7 +13,7 @@ use flux_types::{Revision, UnixMillis};
 
 use crate::apply::item_of;
 use crate::hash::Hasher;
-use crate::raw::{Entry, Parts};
+use crate::raw::{Entry, Parts, REVISION_BITS};
 use crate::store::{Dropped, Store};
 use crate::table::{Table, Totals};
 use crate::wheel::{Wheel, stamp_of};
@@ -45,7 +45,7 @@ pub enum BlockError {
         /// How many.
         bytes: usize,
     },
-    /// A reserved bit is set, or a key or value is beyond its limit.
+    /// A reserved bit is set, or a key, value or revision is beyond its limit.
     #[error("block has a malformed entry, number {index}")]
     Malformed {
         /// Which, from 0.
@@ -203,7 +203,10 @@ fn read_entry(rest: &[u8], index: u32) -> Result<(Parts<'_>, &[u8]), BlockError>
     let [flags, k0, k1, k2, v0, v1, v2, v3, r @ ..] = *head;
     let key_len = u32::from_le_bytes([k0, k1, k2, 0]) as usize;
     let value_len = u32::from_le_bytes([v0, v1, v2, v3]) as usize;
-    if flags & !HAS_DEADLINE != 0 || key_len > KEY_BYTES_MAX || value_len > VALUE_BYTES_MAX {
+    let revision = u64::from_le_bytes(r);
+    let in_limits =
+        key_len <= KEY_BYTES_MAX && value_len <= VALUE_BYTES_MAX && revision >> REVISION_BITS == 0;
+    if flags & !HAS_DEADLINE != 0 || !in_limits {
         return Err(BlockError::Malformed { index });
     }
     let (deadline, rest) = if flags & HAS_DEADLINE != 0 {
@@ -217,7 +220,7 @@ fn read_entry(rest: &[u8], index: u32) -> Result<(Parts<'_>, &[u8]), BlockError>
     let parts = Parts {
         key,
         value,
-        revision: Revision::new(u64::from_le_bytes(r)),
+        revision: Revision::new(revision),
         deadline,
     };
     Ok((parts, rest))

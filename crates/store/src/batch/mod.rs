@@ -26,6 +26,9 @@ pub const HEADER_BYTES: usize = 32;
 /// connection can bring fits, even if each of its keys must first be said to have expired.
 pub const BATCH_BYTES_MAX: usize = 2 * COMMAND_BYTES_MAX + 128 * 1024 * 1024;
 
+/// Revisions are below this: the store keeps 48 bits of them.
+const REVISION_END: u64 = 1 << crate::raw::REVISION_BITS;
+
 const FACT_HEAD_BYTES: usize = 8;
 const KIND_MASK: u8 = 0x0f;
 const HAS_DEADLINE: u8 = 0x40;

@@ -6,7 +6,8 @@ use flux_types::{DeleteCause, Fact, Revision, Term, UnixMillis};
 
 use super::{
     BATCH_BYTES_MAX, CAUSE_DELETED, CAUSE_EVICTED, CAUSE_EXPIRED, HAS_DEADLINE, HEADER_BYTES,
-    KIND_CLEAR, KIND_DELETE, KIND_MASK, KIND_PATCH, KIND_PUT, KIND_SET_DEADLINE, MORE, VERSION,
+    KIND_CLEAR, KIND_DELETE, KIND_MASK, KIND_PATCH, KIND_PUT, KIND_SET_DEADLINE, MORE,
+    REVISION_END, VERSION,
 };
 
 /// Why bytes are not a batch. Offsets count from the start of the batch.
@@ -224,7 +225,8 @@ impl<'a> BatchView<'a> {
         let first = cursor.u64()?;
         debug_assert_eq!(cursor.offset, HEADER_BYTES);
         let in_range = 0 < first && 0 < fact_count;
-        if !in_range || first.checked_add(u64::from(fact_count)).is_none() {
+        let end = first.checked_add(u64::from(fact_count));
+        if !in_range || end.is_none_or(|end| end > REVISION_END) {
             return Err(BatchError::Count {
                 count: fact_count,
                 first,

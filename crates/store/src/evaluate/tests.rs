@@ -417,7 +417,7 @@ fn when_memory_is_full_growth_is_refused_and_deletes_go_on() {
             other => assert_eq!(error_of(&other).0, ErrorCode::OutOfMemory),
         }
     }
-    assert!((15..=17).contains(&stored), "{stored}");
+    assert!((17..=19).contains(&stored), "{stored}");
     let transaction = Command::Transaction(Transaction {
         watches: Vec::new(),
         commands: vec![get("k1"), set("k1", "v")],

@@ -471,7 +471,7 @@ impl Model {
                 Reply::Integer(match form {
                     TtlForm::Seconds => (deadline - now + 500) / 1000,
                     TtlForm::Millis => deadline - now,
-                    TtlForm::AbsoluteSeconds => (deadline + 500) / 1000,
+                    TtlForm::AbsoluteSeconds => deadline / 1000 + (deadline % 1000 + 500) / 1000,
                     TtlForm::AbsoluteMillis => deadline,
                 })
             }

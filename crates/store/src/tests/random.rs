@@ -34,6 +34,7 @@ fn expiry() -> impl Strategy<Value = Expiry> {
         3 => (-5_i64..400).prop_map(Expiry::In),
         1 => Just(Expiry::In(i64::MAX)),
         1 => Just(Expiry::In(100_000_000_000)),
+        1 => Just(Expiry::At(i64::MAX)),
         2 => (-5_i64..2000).prop_map(|ahead| Expiry::At(1_700_000_000_000 + ahead)),
         1 => Just(Expiry::At(-1)),
     ]

@@ -139,7 +139,7 @@ proptest! {
                 model.retain(|number| !(from..from + count).contains(number));
             }
             prop_assert_eq!(store.len(), model.len());
-            let sizes = model.iter().map(|number| 16 + key(*number).len() as u64 + 1);
+            let sizes = model.iter().map(|number| 8 + key(*number).len() as u64 + 1);
             prop_assert_eq!(store.stats().entry_bytes, sizes.sum::<u64>());
             for number in 0..4000 {
                 let found = store.get(&key(number), NOW, |f| matches!(f, crate::Lookup::Live(_)));
