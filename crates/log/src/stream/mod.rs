@@ -149,6 +149,9 @@ pub(crate) struct Stream {
     active: Active,
     next: Option<Prepared>,
     reserve: Option<Prepared>,
+    /// Whether the last preparation found no space for one of them. That one of them is missing
+    /// says nothing by itself: after each roll the next segment is only about to be prepared.
+    is_full: bool,
     readable: BTreeMap<u64, Readable>,
     chain: u32,
     node_sequence: u64,
@@ -244,6 +247,7 @@ impl Stream {
             draw,
             next: None,
             reserve: None,
+            is_full: false,
             queue: Queue::default(),
             spare: Vec::new(),
             earlier_durable: true,
@@ -291,10 +295,10 @@ impl Stream {
     }
 
     pub(crate) const fn space(&self) -> Space {
-        if self.next.is_some() && self.reserve.is_some() {
-            Space::Enough
-        } else {
+        if self.is_full {
             Space::Full
+        } else {
+            Space::Enough
         }
     }
 

@@ -23,6 +23,7 @@ impl Stream {
         if self.next.is_some() && self.reserve.is_none() {
             self.reserve = self.prepare_file(RESERVE_NAME, self.config.segment_bytes)?;
         }
+        self.is_full = self.wants_files();
         Ok(())
     }
 

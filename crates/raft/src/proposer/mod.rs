@@ -44,7 +44,8 @@ const LEADERSHIP_CHECK: Duration = Duration::from_millis(10);
 
 /// Pause before the log is asked again whether it has space.
 const SPACE_CHECK: Duration = Duration::from_millis(2);
-/// How often it is asked before the disk counts as full.
+/// How often it is asked before a batch is refused: right after a segment was filled the next one
+/// is only being prepared, which is not a full disk.
 const SPACE_CHECKS_MAX: u32 = 50;
 
 /// What became of a proposed batch.
@@ -67,8 +68,6 @@ pub(crate) struct Proposer {
     /// Submissions taken from the queue and not begun.
     taken: VecDeque<Submission>,
     deadline_check: Pin<Box<Sleep>>,
-    /// How often in a row the log had no space to offer.
-    full_checks: u32,
     /// How often in a row there was space, but not for the batch.
     rooms_missed: u32,
 }
@@ -80,7 +79,6 @@ impl Proposer {
             begun: VecDeque::new(),
             taken: VecDeque::new(),
             deadline_check: Box::pin(tokio::time::sleep(DEADLINE_CHECK)),
-            full_checks: 0,
             rooms_missed: 0,
         }
     }
@@ -114,12 +112,7 @@ impl Proposer {
 
     /// One batch: evaluated, proposed, applied, answered.
     async fn round(&mut self, term: Term) {
-        let Some(space) = self.space() else {
-            tokio::time::sleep(SPACE_CHECK).await;
-            let now = self.replica.clock.now();
-            self.refuse_expired(now);
-            return;
-        };
+        let space = self.replica.node_log.space();
         let at = self.replica.batch_time();
         let (mut asked, facts) = self.evaluate(term, at, space);
         if asked.is_empty() {
@@ -219,21 +212,6 @@ impl Proposer {
         for command in short(LOOKAHEAD / 2) {
             command.for_each_key(&mut |key| store.prefetch_entry(store.hash(key)));
         }
-    }
-
-    /// Whether the log has space for client writes; `None` means: ask again in a moment. Right
-    /// after a segment was filled the next one is being prepared, which is not a full disk.
-    fn space(&mut self) -> Option<Space> {
-        let space = self.replica.node_log.space();
-        if space == Space::Enough {
-            self.full_checks = 0;
-            return Some(space);
-        }
-        if self.full_checks < SPACE_CHECKS_MAX {
-            self.full_checks += 1;
-            return None;
-        }
-        Some(space)
     }
 
     /// Makes sure that the batch can be appended: inside openraft a full disk would be fatal
