@@ -606,9 +606,10 @@ async fn beyond_the_limit_of_requests_in_flight_nothing_is_read() {
     let mut pongs = 0;
     while replies < FLUX_IN_FLIGHT_MAX + extra || pongs < 1 {
         let frame = peer.frame().await.unwrap();
-        match frame.header.kind {
-            Kind::Pong => pongs += 1,
-            _ => replies += 1,
+        if frame.header.kind == Kind::Pong {
+            pongs += 1;
+        } else {
+            replies += 1;
         }
     }
 }

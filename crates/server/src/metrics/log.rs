@@ -16,13 +16,16 @@ pub(crate) struct LogState {
 
 const NANOS: f64 = 1e-9;
 
+/// Takes one number out of a log's state.
+type Read = fn(&LogState) -> Value;
+
 /// Adds what the log tells. `read` must not block for long.
 pub(crate) fn register_log(
     registry: &Registry,
     read: impl Fn() -> LogState + Clone + Send + Sync + 'static,
 ) {
     register_fsync(registry, read.clone());
-    let families: [(&str, &str, Kind, fn(&LogState) -> Value); 7] = [
+    let families: [(&str, &str, Kind, Read); 7] = [
         (
             "flux_log_records",
             "Records appended",

@@ -6,6 +6,7 @@
 
 mod command;
 mod log;
+mod raft;
 mod store;
 
 use std::time::Duration;
@@ -16,6 +17,7 @@ use flux_types::{Command, Outcome, Reply};
 pub(crate) use command::COMMAND_NAMES;
 use command::command_row;
 pub(crate) use log::{LogState, register_log};
+pub(crate) use raft::register_raft;
 pub(crate) use store::register_stores;
 
 /// What a connection speaks.

@@ -9,7 +9,7 @@ use flux_types::{Command, Error, ErrorCode, Reply, Set, UnixMillis};
 
 use super::{
     COMMAND_NAMES, CommandCount, LogState, Metrics, Protocol, command_row, register_log,
-    register_stores,
+    register_raft, register_stores,
 };
 
 fn set() -> Command {
@@ -121,6 +121,7 @@ fn every_family_is_in_the_document_as_it_is_exported() {
         space: Space::Enough,
         is_poisoned: false,
     });
+    register_raft(&registry, Vec::new);
     register_stores(&registry, Vec::new(), || UnixMillis::ZERO);
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
     let document = std::fs::read_to_string(path).unwrap();
