@@ -34,7 +34,7 @@ use crate::error::{NodeFailure, StartError};
 use crate::exec::{Executor, Home, Lane};
 use crate::http_listener::HttpListener;
 use crate::listen::{Acceptor, end_idle};
-use crate::metrics::{LogState, Metrics, Protocol, register_log, register_stores};
+use crate::metrics::{LogState, Metrics, Protocol, register_log, register_raft, register_stores};
 use crate::ports::{Addresses, Listeners};
 use crate::readiness::{Readiness, ShardReadiness};
 use crate::{admin, grpc};
@@ -116,17 +116,7 @@ impl Node {
                 is_poisoned: log.poison_reason().is_some(),
             }
         });
-        register_stores(
-            registry,
-            shards
-                .iter()
-                .map(|shard| (shard.id(), Arc::clone(shard.store())))
-                .collect(),
-            {
-                let clock = Arc::clone(&clock);
-                move || UnixMillis::new(clock.unix_millis())
-            },
-        );
+        register_shards(registry, &shards);
         let home = Home::new(map, shards, Arc::clone(&clock), config.request_timeout);
         let context = Arc::new(Context {
             switches: Switches::new(&config),
@@ -400,6 +390,21 @@ async fn blocking<T: Send + 'static>(
             what: "a blocking task did not end in order",
             source: std::io::Error::other(error),
         })
+}
+
+/// Lets metrics read the replicas and stores of the shards.
+fn register_shards(registry: &Registry, shards: &[Shard]) {
+    let stores = shards
+        .iter()
+        .map(|shard| (shard.id(), Arc::clone(shard.store())))
+        .collect();
+    // All shards of a node expire keys by one clock, so any of them tells it.
+    let clock = shards.first().cloned();
+    register_stores(registry, stores, move || {
+        clock.as_ref().map_or(UnixMillis::ZERO, Shard::now)
+    });
+    let shards = shards.to_vec();
+    register_raft(registry, move || shards.iter().map(Shard::status).collect());
 }
 
 fn start_cores(config: &Config) -> Result<Cores, StartError> {

@@ -1,6 +1,9 @@
 //! A real node on free ports in a folder of its own, spoken to over sockets.
 
+mod admin;
+mod flux;
 mod frames;
+mod grpc;
 mod harness;
 mod lifecycle;
 mod pipelines;
