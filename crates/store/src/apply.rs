@@ -111,12 +111,16 @@ impl Store {
         let mut clears = false;
         for (revision, fact) in group {
             match fact.key() {
-                Some(key) => ready.push(Ready {
-                    hash: self.hash(key),
-                    key,
-                    revision: *revision,
-                    fact: *fact,
-                }),
+                Some(key) => {
+                    let hash = self.hash(key);
+                    self.prefetch(hash);
+                    ready.push(Ready {
+                        hash,
+                        key,
+                        revision: *revision,
+                        fact: *fact,
+                    });
+                }
                 None => clears = true,
             }
         }
@@ -125,6 +129,11 @@ impl Store {
         } else {
             self.lock_stripes(ready.iter().map(|r| self.stripe_of(r.hash)).collect())
         };
+        for ready in &ready {
+            if let Some(table) = locked.table(self.stripe_of(ready.hash)) {
+                table.prefetch_entries(ready.hash);
+            }
+        }
         let mut dropped = None;
         let mut replaced = Vec::new();
         let mut ready = ready.into_iter();

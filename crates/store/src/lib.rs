@@ -19,6 +19,8 @@ pub mod batch;
 mod error;
 mod evaluate;
 mod expiry;
+#[doc(hidden)]
+pub mod fuzzing;
 mod glob;
 mod hash;
 mod number;

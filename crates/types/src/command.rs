@@ -334,8 +334,8 @@ pub struct Watch {
     pub key: Bytes,
     /// Its revision when watched; `None` if it was absent.
     pub revision: Option<Revision>,
-    /// When it was watched: a key that has expired *since* does not abort, as in Redis (a key
-    /// watched while already expired does).
+    /// When it was watched. As in Redis, a key that has expired since counts as changed; one that
+    /// had already expired does not, as long as nobody writes it.
     pub since: UnixMillis,
 }
 
