@@ -4,12 +4,16 @@
 //! parts are started from typed settings and told to stop. Exit codes: 0 done, 1 failed, 2 a
 //! mistake in flags, files, folders or ports, 3 damage in the log, 130 stopped by a second signal.
 
+mod admin;
 mod args;
 mod banner;
+mod cmd;
 mod out;
+mod panics;
 mod ports;
 mod ready;
 mod settings;
+mod signals;
 
 use std::process::ExitCode;
 
@@ -27,6 +31,8 @@ pub(crate) enum Failure {
     Mistake(String),
     /// Damage in the log: exit code 3.
     Damage(String),
+    /// It failed, and standard output has said so already: exit code 1.
+    Said,
 }
 
 impl From<settings::Mistakes> for Failure {
@@ -41,17 +47,22 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let outcome = match task {
+        Task::Run(run) => cmd::run::run(run),
+        Task::Cli(cli) => cmd::cli::run(cli),
+        Task::Log(task, dir) => cmd::log::run(task, &dir),
+        Task::Config(run, view) => cmd::config::run(run, view),
+        Task::Health(run) => cmd::health::run(run),
         Task::Version => {
             out::line(&format!("flux {}", env!("CARGO_PKG_VERSION")));
             Ok(())
         }
-        other => Err(Failure::Failed(format!("{other:?}"))),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(message)) => exit(1, &message),
         Err(Failure::Mistake(message)) => exit(2, &message),
         Err(Failure::Damage(message)) => exit(3, &message),
+        Err(Failure::Said) => ExitCode::FAILURE,
     }
 }
 
@@ -67,10 +78,11 @@ fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let text = error.render().to_string();
-    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let first = lines.next().unwrap_or("the command line makes no sense");
-    let first = first.strip_prefix("error: ").unwrap_or(first);
-    // clap's hint stands in a paragraph of its own and begins with `tip:`.
+    // The first paragraph says what is wrong, in one line or as a list; a hint begins with `tip:`.
+    let mut lines = text.lines().map(str::trim);
+    let first: Vec<&str> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
+    let first = first.join(" ");
+    let first = first.strip_prefix("error: ").unwrap_or(&first);
     let tip = lines.find_map(|line| line.strip_prefix("tip: "));
     let tip = tip.map_or_else(String::new, |tip| format!("; {tip}"));
     exit(2, &format!("{first}{tip} (see flux --help)"))

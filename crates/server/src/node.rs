@@ -213,6 +213,12 @@ impl Node {
         self.context.addresses
     }
 
+    /// How many shards its data is in.
+    #[must_use]
+    pub fn shard_count(&self) -> u32 {
+        self.context.identity.shard_count
+    }
+
     /// Runs commands on this node's shards, from any runtime.
     #[must_use]
     pub const fn executor(&self) -> &Executor {

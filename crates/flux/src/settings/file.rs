@@ -5,12 +5,10 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Form, KEYS, Key, Origin, Resolved};
+use super::{Form, KEYS, Key, Origin, Resolved, gateway};
 
 /// Sections besides the top of the file.
 const SECTIONS: &[&str] = &["node", "gateway"];
-/// Tables under `[gateway]` that the gateway reads by itself.
-const GATEWAY_TABLES: &[&str] = &["routes", "upstreams", "descriptors"];
 
 /// Lays a file over `resolved`.
 pub(super) fn read(path: &Path, text: &str, resolved: &mut Resolved, mistakes: &mut Vec<String>) {
@@ -52,15 +50,14 @@ impl Reader<'_> {
     ) {
         let word: &str = name.get_ref();
         if section.is_empty() && SECTIONS.contains(&word) {
-            match value.get_ref() {
-                DeValue::Table(table) => {
-                    let mut entries: Vec<_> = table.iter().collect();
-                    entries.sort_by_key(|(name, _)| name.span().start);
-                    for (name, value) in entries {
-                        self.entry(word, name, value);
-                    }
-                }
-                _ => self.mistake(name, &format!("{word} is a section: write [{word}]")),
+            let Some(table) = value.get_ref().as_table() else {
+                self.mistake(name, &format!("{word} is a section: write [{word}]"));
+                return;
+            };
+            let mut entries: Vec<_> = table.iter().collect();
+            entries.sort_by_key(|(name, _)| name.span().start);
+            for (name, value) in entries {
+                self.entry(word, name, value);
             }
             return;
         }
@@ -69,11 +66,11 @@ impl Reader<'_> {
         } else {
             format!("{section}.{word}")
         };
-        if section == "gateway" && GATEWAY_TABLES.contains(&word) {
-            self.gateway_table(word, name, value);
-            return;
-        }
         let Some(key) = KEYS.iter().find(|key| key.name == full) else {
+            if section == "gateway" && gateway::is_key(word) {
+                self.gateway_key(word, name.span().start, value);
+                return;
+            }
             let nearest = nearest(&full);
             self.mistake(name, &format!("{full} is not a setting{nearest}"));
             return;
@@ -92,32 +89,42 @@ impl Reader<'_> {
         }
     }
 
-    /// Keeps a table for the gateway, whose own types judge it.
-    fn gateway_table<'i>(
-        &mut self,
-        word: &str,
-        name: &Spanned<std::borrow::Cow<'i, str>>,
-        value: &Spanned<DeValue<'i>>,
-    ) {
-        let span = value.span();
-        let deserializer = toml::de::ValueDeserializer::from(value.clone());
-        match <toml::Value as serde::Deserialize>::deserialize(deserializer) {
-            Ok(value) => {
-                self.resolved
-                    .settings
-                    .gateway_tables
-                    .insert(word.to_owned(), value);
+    /// A key that the gateway's own types judge; each element of an array of tables by itself, so
+    /// that the mistakes of all are seen.
+    fn gateway_key(&mut self, word: &str, start: usize, value: &Spanned<DeValue<'_>>) {
+        let lines = &mut self.resolved.gateway_lines;
+        lines.insert(word.to_owned(), line_of(self.text, start));
+        let mut parts = vec![value.clone()];
+        let mut are_elements = false;
+        if let DeValue::Array(elements) = value.get_ref()
+            && elements.iter().all(|element| element.get_ref().is_table())
+        {
+            parts = elements.iter().cloned().collect();
+            are_elements = true;
+            for (index, element) in parts.iter().enumerate() {
+                let key = format!("{word}[{index}]");
+                for (name, _) in element.get_ref().as_table().into_iter().flatten() {
+                    let line = line_of(self.text, name.span().start);
+                    lines.insert(format!("{key}.{}", name.get_ref()), line);
+                }
+                lines.insert(key, line_of(self.text, element.span().start));
             }
-            Err(error) => {
-                let at = error.span().map_or(span.start, |span| span.start);
-                let line = line_of(self.text, at);
-                let message = error.message();
-                self.mistakes.push(format!(
-                    "{}:{line}: gateway.{}: {message}",
-                    self.path.display(),
-                    name.get_ref()
-                ));
+        }
+        let mut is_sound = true;
+        for part in &parts {
+            if let Err((problem, at)) = gateway::check(word, part, are_elements) {
+                let line = line_of(self.text, at.unwrap_or(start));
+                let path = self.path.display();
+                self.mistakes
+                    .push(format!("{path}:{line}: gateway.{word}: {problem}"));
+                is_sound = false;
             }
+        }
+        if is_sound && let Ok(value) = gateway::plain(value.clone()) {
+            self.resolved
+                .settings
+                .gateway_tables
+                .insert(word.to_owned(), value);
         }
     }
 
@@ -159,10 +166,15 @@ fn line_of(text: &str, offset: usize) -> usize {
 /// `; did you mean …?`, where some setting's name is near.
 fn nearest(name: &str) -> String {
     let last = name.rsplit('.').next().unwrap_or(name);
+    let of_gateway = gateway::keys().map(|key| format!("gateway.{key}"));
     KEYS.iter()
-        .map(|key| {
-            let own = key.name.rsplit('.').next().unwrap_or(key.name);
-            (distance(last, own), key.name)
+        .map(|key| key.name.to_owned())
+        .chain(of_gateway)
+        .map(|full| {
+            (
+                distance(last, full.rsplit('.').next().unwrap_or(&full)),
+                full,
+            )
         })
         .min()
         .filter(|(distance, _)| *distance <= 2)

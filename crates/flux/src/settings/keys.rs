@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::value;
-use super::{FsyncPolicy, Part, Settings};
+use super::{Part, Settings};
+use flux_server::Fsync;
 
 /// What a key of the file must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,10 +193,10 @@ pub(crate) const KEYS: &[Key] = &[
         help: "Folder of log and snapshots; one process at a time",
         set: |settings, text| {
             let path = some_text(text).ok_or("must not be empty")?;
-            settings.data_dir = PathBuf::from(path);
+            settings.node.data_dir = PathBuf::from(path);
             Ok(())
         },
-        show: |settings| settings.data_dir.display().to_string(),
+        show: |settings| settings.node.data_dir.display().to_string(),
     },
     Key {
         name: "node.port",
@@ -206,10 +207,10 @@ pub(crate) const KEYS: &[Key] = &[
         parts: NODE,
         help: "Port of RESP and FLUX, told apart by their first bytes",
         set: |settings, text| {
-            settings.port = value::port(text)?;
+            settings.node.port = value::port(text)?;
             Ok(())
         },
-        show: |settings| settings.port.to_string(),
+        show: |settings| settings.node.port.to_string(),
     },
     Key {
         name: "node.grpc-port",
@@ -220,10 +221,10 @@ pub(crate) const KEYS: &[Key] = &[
         parts: NODE,
         help: "Port of gRPC",
         set: |settings, text| {
-            settings.grpc_port = value::port(text)?;
+            settings.node.grpc_port = value::port(text)?;
             Ok(())
         },
-        show: |settings| settings.grpc_port.to_string(),
+        show: |settings| settings.node.grpc_port.to_string(),
     },
     Key {
         name: "node.fsync",
@@ -234,10 +235,10 @@ pub(crate) const KEYS: &[Key] = &[
         parts: NODE,
         help: "always, everysec or never; with each, kill -9 loses nothing acknowledged",
         set: |settings, text| {
-            settings.fsync = FsyncPolicy::parse(text)?;
+            settings.node.fsync = parse_fsync(text)?;
             Ok(())
         },
-        show: |settings| settings.fsync.as_str().to_owned(),
+        show: |settings| settings.node.fsync.as_str().to_owned(),
     },
     Key {
         name: "node.shards",
@@ -249,13 +250,13 @@ pub(crate) const KEYS: &[Key] = &[
         help: "Shards of a new data folder, which remembers it (`server`: 4)",
         set: |settings, text| {
             let max = flux_types::limits::SHARDS_MAX;
-            settings.shards = match text.parse::<u32>() {
+            settings.node.shards = match text.parse::<u32>() {
                 Ok(count) if 0 < count && count <= max => Some(count),
                 Ok(_) | Err(_) => return Err(format!("{text:?} is not a count from 1 to {max}")),
             };
             Ok(())
         },
-        show: |settings| settings.shards.unwrap_or(1).to_string(),
+        show: |settings| settings.node.shards.unwrap_or(1).to_string(),
     },
     Key {
         name: "node.max-memory",
@@ -266,10 +267,108 @@ pub(crate) const KEYS: &[Key] = &[
         parts: NODE,
         help: "Memory of the data after which writes are refused; 0: no limit",
         set: |settings, text| {
-            settings.max_memory = Some(value::size(text)?).filter(|bytes| *bytes > 0);
+            settings.node.max_memory = value::size(text)?;
             Ok(())
         },
-        show: |settings| value::show_size(settings.max_memory.unwrap_or(0)),
+        show: |settings| value::show_size(settings.node.max_memory),
+    },
+    Key {
+        name: "node.threads",
+        flag: "threads",
+        variable: "FLUX_THREADS",
+        placeholder: "COUNT",
+        form: Form::Number,
+        parts: NODE,
+        help: "Threads of connections and shards; 0: one for each core",
+        set: |settings, text| {
+            settings.node.threads = value::count(text)?;
+            Ok(())
+        },
+        show: |settings| settings.node.threads.to_string(),
+    },
+    Key {
+        name: "node.connections-max",
+        flag: "connections-max",
+        variable: "FLUX_CONNECTIONS_MAX",
+        placeholder: "COUNT",
+        form: Form::Number,
+        parts: NODE,
+        help: "Most connections to the port of RESP and FLUX",
+        set: |settings, text| {
+            settings.node.connections_max = value::count(text)?;
+            Ok(())
+        },
+        show: |settings| settings.node.connections_max.to_string(),
+    },
+    Key {
+        name: "node.idle-timeout",
+        flag: "idle-timeout",
+        variable: "FLUX_IDLE_TIMEOUT",
+        placeholder: "DURATION",
+        form: Form::Text,
+        parts: NODE,
+        help: "A connection that is silent for so long is closed; 0s: never",
+        set: |settings, text| {
+            settings.node.idle_timeout = value::duration(text)?;
+            Ok(())
+        },
+        show: |settings| value::show_duration(settings.node.idle_timeout),
+    },
+    Key {
+        name: "node.value-size-max",
+        flag: "value-size-max",
+        variable: "FLUX_VALUE_SIZE_MAX",
+        placeholder: "SIZE",
+        form: Form::Text,
+        parts: NODE,
+        help: "Longest value, at most 64MiB",
+        set: |settings, text| {
+            settings.node.value_size_max = value::size(text)?;
+            Ok(())
+        },
+        show: |settings| value::show_size(settings.node.value_size_max),
+    },
+    Key {
+        name: "node.output-buffer-size-max",
+        flag: "output-buffer-size-max",
+        variable: "FLUX_OUTPUT_BUFFER_SIZE_MAX",
+        placeholder: "SIZE",
+        form: Form::Text,
+        parts: NODE,
+        help: "Unsent replies after which a connection is closed",
+        set: |settings, text| {
+            settings.node.output_buffer_size_max = value::size(text)?;
+            Ok(())
+        },
+        show: |settings| value::show_size(settings.node.output_buffer_size_max),
+    },
+    Key {
+        name: "node.snapshot-log-size",
+        flag: "snapshot-log-size",
+        variable: "FLUX_SNAPSHOT_LOG_SIZE",
+        placeholder: "SIZE",
+        form: Form::Text,
+        parts: NODE,
+        help: "Log of a shard after which it is snapshotted",
+        set: |settings, text| {
+            settings.node.snapshot_log_size = value::size(text)?;
+            Ok(())
+        },
+        show: |settings| value::show_size(settings.node.snapshot_log_size),
+    },
+    Key {
+        name: "node.segment-size",
+        flag: "segment-size",
+        variable: "FLUX_SEGMENT_SIZE",
+        placeholder: "SIZE",
+        form: Form::Text,
+        parts: NODE,
+        help: "Size of a log segment, 1MiB to 1GiB",
+        set: |settings, text| {
+            settings.node.segment_size = value::size(text)?;
+            Ok(())
+        },
+        show: |settings| value::show_size(settings.node.segment_size),
     },
     Key {
         name: "gateway.http-port",
@@ -303,6 +402,13 @@ pub(crate) const KEYS: &[Key] = &[
         show: |settings| settings.upstream.clone().unwrap_or_default(),
     },
 ];
+
+fn parse_fsync(text: &str) -> Result<Fsync, String> {
+    [Fsync::Always, Fsync::EverySec, Fsync::Never]
+        .into_iter()
+        .find(|policy| policy.as_str() == text)
+        .ok_or_else(|| format!("{text:?} is not always, everysec or never"))
+}
 
 fn some_text(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())

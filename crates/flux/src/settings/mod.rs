@@ -7,16 +7,18 @@
 //! environment or a configuration file.
 
 mod file;
+mod gateway;
 mod keys;
 mod value;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use gateway::Upstream;
 pub(crate) use keys::{Form, KEYS, Key};
 
 /// What a process can run.
@@ -26,38 +28,6 @@ pub(crate) enum Part {
     Node,
     /// The HTTP gateway.
     Gateway,
-}
-
-/// When an acknowledged write is on disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum FsyncPolicy {
-    /// Before it is acknowledged.
-    #[default]
-    Always,
-    /// Within a second.
-    EverySecond,
-    /// When the kernel likes.
-    Never,
-}
-
-impl FsyncPolicy {
-    fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "always" => Ok(Self::Always),
-            "everysec" => Ok(Self::EverySecond),
-            "never" => Ok(Self::Never),
-            _ => Err(format!("{text:?} is not always, everysec or never")),
-        }
-    }
-
-    /// The word for it.
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Always => "always",
-            Self::EverySecond => "everysec",
-            Self::Never => "never",
-        }
-    }
 }
 
 /// Everything that can be set, as typed values.
@@ -72,16 +42,11 @@ pub(crate) struct Settings {
     pub(crate) drain_timeout: Duration,
     pub(crate) ready_file: Option<PathBuf>,
     pub(crate) log_level: String,
-    pub(crate) data_dir: PathBuf,
-    pub(crate) port: u16,
-    pub(crate) grpc_port: u16,
-    pub(crate) fsync: FsyncPolicy,
-    /// `None`: what the data directory remembers, else 1, or 4 for a node alone.
-    pub(crate) shards: Option<u32>,
-    pub(crate) max_memory: Option<u64>,
+    /// What only a node looks at; what it shares with others is filled in by [`Settings::node`].
+    pub(crate) node: flux_server::Config,
     pub(crate) http_port: u16,
     pub(crate) upstream: Option<String>,
-    /// The gateway's own tables (routes, upstreams …); `None`: the shipped ones.
+    /// What the file says about the gateway beyond these settings: routes, upstreams, limits.
     pub(crate) gateway_tables: toml::Table,
 }
 
@@ -96,12 +61,7 @@ impl Default for Settings {
             drain_timeout: Duration::from_secs(10),
             ready_file: None,
             log_level: "info".to_owned(),
-            data_dir: PathBuf::from("./flux-data"),
-            port: 7379,
-            grpc_port: 50052,
-            fsync: FsyncPolicy::Always,
-            shards: None,
-            max_memory: None,
+            node: flux_server::Config::default(),
             http_port: 8080,
             upstream: None,
             gateway_tables: toml::Table::new(),
@@ -146,6 +106,8 @@ pub(crate) struct Layers {
 pub(crate) struct Resolved {
     pub(crate) settings: Settings,
     pub(crate) origins: BTreeMap<&'static str, Origin>,
+    /// Lines of what the gateway's own types judge, by paths such as `routes[0].http`.
+    pub(crate) gateway_lines: BTreeMap<String, usize>,
 }
 
 /// All mistakes found, one line each.
@@ -212,6 +174,7 @@ pub(crate) fn resolve(layers: &Layers, parts: &[Part]) -> Result<Resolved, Mista
     let mut resolved = Resolved {
         settings: Settings::default(),
         origins: BTreeMap::new(),
+        gateway_lines: BTreeMap::new(),
     };
     let mut mistakes = Vec::new();
     if let Some((path, text)) = &layers.file {
@@ -244,6 +207,13 @@ pub(crate) fn resolve(layers: &Layers, parts: &[Part]) -> Result<Resolved, Mista
     }
     if mistakes.is_empty() {
         check_relations(&resolved, parts, &mut mistakes);
+    }
+    if mistakes.is_empty() && parts.contains(&Part::Node) {
+        review_node(&resolved, parts, &mut mistakes);
+    }
+    if mistakes.is_empty() && parts.contains(&Part::Gateway) {
+        let path = layers.file.as_ref().map(|(path, _)| path.as_path());
+        gateway::review(&resolved, path, &mut mistakes);
     }
     if mistakes.is_empty() {
         Ok(resolved)
@@ -298,13 +268,53 @@ fn check_relations(resolved: &Resolved, parts: &[Part], mistakes: &mut Vec<Strin
     }
 }
 
+/// Lets the node judge everything together; each mistake is named by where its value came from.
+fn review_node(resolved: &Resolved, parts: &[Part], mistakes: &mut Vec<String>) {
+    let Err(found) = resolved.settings.node(parts).validate() else {
+        return;
+    };
+    for flux_server::Mistake { key, problem } in found {
+        let row = KEYS.iter().find(|row| row.flag == key);
+        let origin = row.and_then(|row| resolved.origins.get(row.name));
+        let origin = origin.map_or_else(|| format!("--{key}"), Origin::to_string);
+        mistakes.push(match row {
+            Some(row) if !origin.starts_with("--") => format!("{origin}: {}: {problem}", row.name),
+            _ => format!("{origin}: {problem}"),
+        });
+    }
+}
+
 impl Settings {
+    /// The node's configuration.
+    pub(crate) fn node(&self, parts: &[Part]) -> flux_server::Config {
+        flux_server::Config {
+            bind: self.bind,
+            admin_port: self.admin_port_for(parts),
+            password: self.password.clone().unwrap_or_default(),
+            insecure: self.insecure,
+            request_timeout: self.request_timeout,
+            drain_timeout: self.drain_timeout,
+            // A node alone is one of many that share the work.
+            shards_initial: if parts == [Part::Node] { 4 } else { 1 },
+            ..self.node.clone()
+        }
+    }
+
+    /// The gateway's configuration.
+    pub(crate) fn gateway(
+        &self,
+        listen: SocketAddr,
+        upstream: &Upstream,
+    ) -> Result<flux_gateway::Config, String> {
+        gateway::config(self, listen, upstream).map_err(|error| error.message().to_owned())
+    }
+
     /// The flag and port of every listener, in the order in which they are named to people.
     pub(crate) fn ports(&self, parts: &[Part]) -> Vec<(&'static str, u16)> {
         let mut ports = Vec::new();
         if parts.contains(&Part::Node) {
-            ports.push(("port", self.port));
-            ports.push(("grpc-port", self.grpc_port));
+            ports.push(("port", self.node.port));
+            ports.push(("grpc-port", self.node.grpc_port));
         }
         if parts.contains(&Part::Gateway) {
             ports.push(("http-port", self.http_port));

@@ -2,6 +2,8 @@
 
 use expect_test::{Expect, expect};
 
+use std::net::SocketAddr;
+
 use super::*;
 
 const ALL: &[Part] = &[Part::Node, Part::Gateway];
@@ -36,10 +38,16 @@ fn a_flag_wins_over_a_variable_over_the_file_over_the_default() {
         &[("FLUX_GRPC_PORT", "20"), ("FLUX_SHARDS", "30")],
         &[("shards", "31")],
     );
-    let Resolved { settings, origins } = resolve(&layers, ALL).unwrap();
+    let Resolved {
+        settings, origins, ..
+    } = resolve(&layers, ALL).unwrap();
     assert_eq!(settings.request_timeout, Duration::from_secs(1));
     assert_eq!(
-        (settings.port, settings.grpc_port, settings.shards),
+        (
+            settings.node.port,
+            settings.node.grpc_port,
+            settings.node.shards
+        ),
         (1, 20, Some(31))
     );
     assert_eq!(settings.http_port, 8080);
@@ -121,6 +129,93 @@ fn relations_between_settings_are_checked() {
 }
 
 #[test]
+fn the_gateway_judges_its_own_keys_and_every_mistake_has_its_line() {
+    let text = r#"
+[gateway]
+worker = 1
+headers-max = 5000
+json = { depth-max = 1000 }
+
+[[gateway.upstreams]]
+name = "other"
+endpoints = ["localhost"]
+
+[[gateway.routes]]
+http = "GET v1"
+rpc = "a.B/C"
+
+[[gateway.routes]]
+nonsense = 1
+
+[[gateway.routes]]
+timeout = "soon"
+"#;
+    check_mistakes(
+        &layers(text, &[], &[]),
+        ALL,
+        &expect![[r#"
+        my.toml:3: gateway.worker is not a setting; did you mean gateway.workers?
+        my.toml:16: gateway.routes: unknown field `nonsense`, expected one of `http`, `rpc`, `upstream`, `body`, `response-body`, `timeout`, `required`, `defaults`, `response`
+        my.toml:19: gateway.routes: "soon" is not a duration: write a number and ms, s, m or h, as in "150ms""#]],
+    );
+    let text: String = text.split("worker = 1").collect();
+    let text: String = text
+        .lines()
+        .filter(|line| !line.contains("nonsense") && !line.contains("soon"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    check_mistakes(
+        &layers(&text, &[], &[]),
+        ALL,
+        &expect![[r#"
+        my.toml:4: gateway.headers-max: 5000 is out of range; choose 1 to 1000
+        my.toml:5: gateway.json.depth-max: 1000 is out of range; choose 1 to 100
+        my.toml:9: gateway.upstreams[0].endpoints[0]: "localhost" is not host:port; write it as in "127.0.0.1:50052"
+        my.toml:12: gateway.routes[0].http: path template "v1": must begin with /; write it as in "GET /v1/things/{name}"
+        my.toml:15: gateway.routes[1].http: "" is not a method and a path; write it as in "GET /v1/things/{name}"
+        my.toml:15: gateway.routes[1].rpc: "" is not an rpc; write it as in "package.Service/Method"
+        my.toml:17: gateway.routes[2].http: "" is routed already; remove one of the two
+        my.toml:17: gateway.routes[2].http: "" is not a method and a path; write it as in "GET /v1/things/{name}"
+        my.toml:17: gateway.routes[2].rpc: "" is not an rpc; write it as in "package.Service/Method""#]],
+    );
+    // A node alone does not look at them together, but still at each.
+    assert!(resolve(&layers(&text, &[], &[]), &[Part::Node]).is_ok());
+}
+
+#[test]
+fn the_node_judges_its_own_settings_together() {
+    let text = "[node]\nsegment-size = \"1KiB\"\nvalue-size-max = \"1GiB\"\n";
+    let variables = [("FLUX_THREADS", "1000")];
+    let flags = [("drain-timeout", "2h")];
+    check_mistakes(
+        &layers(text, &variables, &flags),
+        ALL,
+        &expect![[r#"
+            FLUX_THREADS: node.threads: must be at most 256
+            --drain-timeout: must be at most 1h
+            my.toml:3: node.value-size-max: must be 1 to 64MiB
+            my.toml:2: node.segment-size: must be 1MiB to 1GiB"#]],
+    );
+    assert!(resolve(&layers(text, &[], &[("upstream", "a:1")]), &[Part::Gateway]).is_ok());
+}
+
+#[test]
+fn shards_are_one_for_everything_and_four_for_a_node_alone() {
+    let node = |parts: &[Part], flags: &[(&'static str, &str)]| {
+        resolve(&layers("", &[], flags), parts)
+            .unwrap()
+            .settings
+            .node(parts)
+    };
+    assert_eq!(
+        (node(ALL, &[]).shards, node(ALL, &[]).shards_initial),
+        (None, 1)
+    );
+    assert_eq!(node(&[Part::Node], &[]).shards_initial, 4);
+    assert_eq!(node(&[Part::Node], &[("shards", "2")]).shards, Some(2));
+}
+
+#[test]
 fn port_zero_may_be_given_to_every_listener() {
     let flags = [
         ("port", "0"),
@@ -155,6 +250,27 @@ fn the_shipped_file_holds_every_setting_with_its_default() {
             ..Settings::default()
         }
     );
+    let gateway = &resolved.settings.gateway_tables;
+    assert!(
+        gateway::keys().all(|key| gateway.contains_key(&key)),
+        "{gateway:?}"
+    );
+    let listen = SocketAddr::from(([127, 0, 0, 1], 8080));
+    let upstream = gateway::Upstream::Other("node:1".to_owned());
+    let built = gateway::config(&resolved.settings, listen, &upstream).unwrap();
+    assert_eq!(
+        built,
+        gateway::config(&Settings::default(), listen, &upstream).unwrap()
+    );
+    // Beside the shipped routes and their option, the file repeats the gateway's own defaults.
+    let bare = flux_gateway::Config {
+        routes: built.routes.clone(),
+        upstreams: built.upstreams.clone(),
+        text_bytes_option: built.text_bytes_option.clone(),
+        ..flux_gateway::Config::default()
+    };
+    assert_eq!(built, bare);
+    assert_eq!(built.routes.len(), 3);
     for key in KEYS {
         let line = key.line(&Settings::default());
         let found = SHIPPED
@@ -181,6 +297,13 @@ fn every_setting_shows_what_it_was_set_to() {
         ("node.fsync", "everysec"),
         ("node.shards", "64"),
         ("node.max-memory", "2GiB"),
+        ("node.threads", "3"),
+        ("node.connections-max", "100"),
+        ("node.idle-timeout", "5m"),
+        ("node.value-size-max", "1MiB"),
+        ("node.output-buffer-size-max", "2MiB"),
+        ("node.snapshot-log-size", "8MiB"),
+        ("node.segment-size", "4MiB"),
         ("gateway.http-port", "4"),
         ("gateway.upstream", "node:50052"),
     ]

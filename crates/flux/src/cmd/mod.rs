@@ -1,0 +1,22 @@
+//! The subcommands, one file each.
+
+pub(crate) mod cli;
+pub(crate) mod config;
+pub(crate) mod health;
+pub(crate) mod log;
+pub(crate) mod run;
+
+use tokio::runtime::{Builder, Runtime};
+
+use crate::Failure;
+
+/// A runtime on this thread, for commands that wait for little.
+///
+/// # Errors
+/// When the system refuses what it needs.
+pub(crate) fn runtime() -> Result<Runtime, Failure> {
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Failed(format!("the runtime: {error}")))
+}
