@@ -256,7 +256,7 @@ fn the_shipped_file_holds_every_setting_with_its_default() {
         "{gateway:?}"
     );
     let listen = SocketAddr::from(([127, 0, 0, 1], 8080));
-    let upstream = gateway::Upstream::Other("node:1".to_owned());
+    let upstream = Upstream::Other("node:1".to_owned());
     let built = gateway::config(&resolved.settings, listen, &upstream).unwrap();
     assert_eq!(
         built,
