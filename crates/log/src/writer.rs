@@ -472,13 +472,14 @@ impl Shared {
         drop(stream);
         self.poisoned.store(true, Ordering::Release);
         tracing::error!(%reason, "log failed; nothing is acknowledged from here on");
+        // Those who must stop learn of it first: to the others it looks like a failure of their own.
+        for notify in std::mem::take(&mut *self.on_poison.lock()) {
+            notify(&reason);
+        }
         for callback in callbacks {
             callback(Err(LogError::Poisoned {
                 reason: reason.clone(),
             }));
-        }
-        for notify in std::mem::take(&mut *self.on_poison.lock()) {
-            notify(&reason);
         }
     }
 

@@ -298,8 +298,11 @@ fn failed_sync_poisons_the_log_for_good() {
     disk.fail_sync_after(0);
     let results = Arc::new(Mutex::new(Vec::new()));
     for index in 2..=3 {
-        let results = Arc::clone(&results);
-        let note = move |result: Result<(), LogError>| results.lock().push(result.is_ok());
+        let (results, told) = (Arc::clone(&results), Arc::clone(&told));
+        let note = move |result: Result<(), LogError>| {
+            results.lock().push(result.is_ok());
+            assert_eq!(told.lock().len(), 1, "whoever must stop learns of it first");
+        };
         handle.append(vec![entry(index, b"lost")], Box::new(note));
         // The disk would say yes the second time; nobody may ask it.
         log.pump();
