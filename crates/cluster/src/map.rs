@@ -27,6 +27,9 @@ impl SlotMap {
     ///
     /// # Errors
     /// For no shard, and for more than [`SHARDS_MAX`].
+    ///
+    /// # Panics
+    /// Never: the number of a shard fits, because their count has been checked.
     pub fn even(shards: u32) -> Result<Self, ShardCountError> {
         if !(1..=SHARDS_MAX).contains(&shards) {
             return Err(ShardCountError { count: shards });

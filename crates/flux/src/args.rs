@@ -361,10 +361,10 @@ mod tests {
     }
 
     fn parts_of(line: &str) -> &'static [Part] {
-        match parse(line).unwrap() {
-            Task::Run(run) => run.parts,
-            other => panic!("{other:?}"),
-        }
+        let Task::Run(run) = parse(line).unwrap() else {
+            panic!("{line} runs nothing");
+        };
+        run.parts
     }
 
     #[test]

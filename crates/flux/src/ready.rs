@@ -143,7 +143,7 @@ mod tests {
     fn an_old_file_goes_first_and_a_new_one_appears_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ready.json");
-        fs::OpenOptions::new()
+        OpenOptions::new()
             .create(true)
             .write(true)
             .truncate(true)
