@@ -59,8 +59,8 @@ pub(crate) struct Client {
     watched: AtomicUsize,
     /// Unsent reply bytes.
     unsent: AtomicUsize,
-    /// The last command's name.
-    command: Mutex<&'static str>,
+    /// The last command's container, if it has one, and its name.
+    command: Mutex<(&'static str, &'static str)>,
     labels: Mutex<Labels>,
 }
 
@@ -100,7 +100,7 @@ impl Clients {
             queued: AtomicUsize::new(0),
             watched: AtomicUsize::new(0),
             unsent: AtomicUsize::new(0),
-            command: Mutex::new("NULL"),
+            command: Mutex::new(("", "NULL")),
             labels: Mutex::new(Labels::default()),
         });
         self.entries.write().insert(id, Arc::clone(&client));
@@ -190,10 +190,20 @@ impl Client {
         .await
     }
 
-    /// Notes a command.
+    /// Notes a command by its name.
     pub(crate) fn note_command(&self, name: &'static str, now_millis: u64) {
+        self.note_subcommand("", name, now_millis);
+    }
+
+    /// Notes a command by its name and the container it is a subcommand of, which may be empty.
+    pub(crate) fn note_subcommand(
+        &self,
+        container: &'static str,
+        name: &'static str,
+        now_millis: u64,
+    ) {
         self.active_millis.store(now_millis, Ordering::Relaxed);
-        *self.command.lock() = name;
+        *self.command.lock() = (container, name);
     }
 
     /// Milliseconds of the node's clock at the last command.
@@ -250,6 +260,8 @@ impl Client {
             (Ending::None, 0) => "N",
             (Ending::None, _) => "x",
         };
+        let (container, name) = *self.command.lock();
+        let separator = if container.is_empty() { "" } else { "|" };
         let seconds = |since: u64| now_millis.saturating_sub(since) / 1000;
         let multi = if queued == 0 {
             "-1".to_owned()
@@ -259,7 +271,7 @@ impl Client {
         format!(
             "id={} addr={} laddr={} fd=-1 name={} age={} idle={} flags={flags} db=0 sub=0 psub=0 \
              ssub=0 multi={multi} watch={} qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 \
-             obl=0 oll=0 omem={unsent} tot-mem={unsent} events=r cmd={} user=default redir=-1 \
+             obl=0 oll=0 omem={unsent} tot-mem={unsent} events=r cmd={container}{separator}{name} user=default redir=-1 \
              resp={} lib-name={} lib-ver={}",
             self.id,
             address(self.peer),
@@ -268,7 +280,6 @@ impl Client {
             seconds(self.since_millis),
             seconds(self.active_millis()),
             self.watched.load(Ordering::Relaxed),
-            self.command.lock(),
             self.protocol.load(Ordering::Relaxed),
             labels.library,
             labels.library_version,

@@ -27,7 +27,16 @@ pub enum Fsync {
 }
 
 impl Fsync {
-    /// The word for it, in configuration and in `CONFIG GET appendfsync`.
+    /// The word that Redis has for it.
+    pub(crate) const fn as_redis_str(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::EverySec => "everysec",
+            Self::Never => "no",
+        }
+    }
+
+    /// The word for it in configuration.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -225,6 +234,15 @@ impl Config {
             self.drain_timeout <= HOUR,
             "must be at most 1h",
         );
+        self.review_sizes(&mut review);
+        if review.0.is_empty() {
+            Ok(())
+        } else {
+            Err(review.0)
+        }
+    }
+
+    fn review_sizes(&self, review: &mut Review) {
         review.check(
             "value-size-max",
             (1..=limits::VALUE_BYTES_MAX as u64).contains(&self.value_size_max),
@@ -250,11 +268,6 @@ impl Config {
             (MIB..=1024 * MIB).contains(&self.segment_size),
             "must be 1MiB to 1GiB",
         );
-        if review.0.is_empty() {
-            Ok(())
-        } else {
-            Err(review.0)
-        }
     }
 
     /// Two listeners cannot share a port; 0 never collides.

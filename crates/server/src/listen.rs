@@ -146,7 +146,7 @@ async fn choose(
         }
         match sniff(&arrived) {
             Sniffed::NeedMore => {}
-            sniffed => break sniffed,
+            sniffed @ (Sniffed::Flux | Sniffed::Resp | Sniffed::Http) => break sniffed,
         }
     };
     let metrics = context.node.metrics.clone();

@@ -106,8 +106,11 @@ impl Node {
         let cores = start_cores(&config)?;
         let shards = start_shards(&config, &log, &clock, cores.places()).await?;
         closing.disarm();
-        let map = SlotMap::even(log.identity().shard_count)
-            .expect("the log has checked the number of shards");
+        let map =
+            SlotMap::even(log.identity().shard_count).map_err(|error| StartError::System {
+                what: "the data folder has an impossible number of shards",
+                source: std::io::Error::other(error),
+            })?;
         register_log(registry, {
             let log = log.clone();
             move || LogState {

@@ -35,9 +35,11 @@ pub(crate) fn join(how: Join, answers: Vec<Answer>) -> Answer {
 }
 
 fn first_error(how: &Join, answers: &[Answer]) -> Option<Error> {
-    let mut errors = answers.iter().filter_map(|answer| match &answer.reply {
-        Reply::Error(error) => Some(error),
-        _ => None,
+    let mut errors = answers.iter().filter_map(|answer| {
+        let Reply::Error(error) = &answer.reply else {
+            return None;
+        };
+        Some(error)
     });
     let first = errors.next()?;
     let failed = 1 + errors.clone().count();
@@ -220,9 +222,11 @@ mod tests {
     #[test]
     fn a_half_done_write_has_an_unknown_outcome() {
         let busy = || Reply::Error(Error::not_done(ErrorCode::Busy, "full"));
-        let outcome = |reply| match reply {
-            Reply::Error(error) => error.outcome,
-            other => panic!("{other:?}"),
+        let outcome = |reply| {
+            let Reply::Error(error) = reply else {
+                panic!("{reply:?}");
+            };
+            error.outcome
         };
         let half = joined(Join::AllOk, vec![Reply::Ok, busy()]);
         assert_eq!(outcome(half), Outcome::Unknown);

@@ -55,6 +55,10 @@ const BAD_NAME: &str = "Client names cannot contain spaces, newlines or special 
 
 impl Session {
     /// Answers a command that needs nothing but the session and the node, into the turn's bytes.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "what is not about the connection is about the node"
+    )]
     pub(super) fn session_command(
         &mut self,
         command: SessionCommand,

@@ -7,7 +7,6 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use flux_telemetry::process;
 
-use crate::Fsync;
 use crate::context::Context;
 use crate::readiness::Readiness;
 
@@ -99,10 +98,12 @@ impl Stats {
             stats.expired += counts.expired;
         }
         (stats.hits, stats.misses) = node.lookups.read();
-        for (_, done, failed) in node.metrics.commands_by_name() {
-            stats.commands += done + failed;
-            stats.failed += failed;
-        }
+        stats.commands = node.metrics.commands();
+        stats.failed = node
+            .metrics
+            .commands_by_name()
+            .map(|(_, _, failed)| failed)
+            .sum();
         stats
     }
 }
@@ -167,7 +168,7 @@ fn server(node: &Context, _: &Stats, out: &mut String) {
 
 fn clients(node: &Context, _: &Stats, out: &mut String) {
     lines!(out,
-        "connected_clients": node.clients.count(),
+        "connected_clients": node.metrics.connections(),
         "cluster_connections": 0,
         "maxclients": node.switches.connections_max(),
         "blocked_clients": 0,
@@ -197,10 +198,7 @@ fn persistence(node: &Context, stats: &Stats, out: &mut String) {
         "aof_enabled": 1,
         "aof_rewrite_in_progress": 0,
         "aof_last_write_status": if node.log.poison_reason().is_none() { "ok" } else { "err" },
-        "aof_fsync": match node.config.fsync {
-            Fsync::Never => "no",
-            policy => policy.as_str(),
-        },
+        "aof_fsync": node.config.fsync.as_redis_str(),
     );
 }
 

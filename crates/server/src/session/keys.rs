@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use flux_types::{Command, Entry, Error, ErrorCode, Reply};
+use flux_types::{Answer, Command, Entry, Error, ErrorCode, Reply};
 use flux_wire::number::{parse_f64, parse_i64};
 use flux_wire::resp::{SessionCommand, error};
 
@@ -18,6 +18,10 @@ const EMBEDDED_BYTES_MAX: usize = 44;
 
 impl Session {
     /// Answers about one key.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "DEBUG OBJECT is what is left of the commands that come here"
+    )]
     pub(super) async fn about_key(
         &mut self,
         command: SessionCommand,
@@ -36,16 +40,8 @@ impl Session {
                  some time to adjust.",
             ));
         }
-        let entry = match self
-            .execute(Command::GetEntry { key: key.clone() })
-            .await
-            .reply
-        {
-            Reply::Entry(entry) => entry,
-            Reply::Error(error) => return Err(error),
-            _ => None,
-        };
-        let Some(entry) = entry else {
+        let answer = self.execute(Command::GetEntry { key: key.clone() }).await;
+        let Some(entry) = entry_of(answer)? else {
             if command == C::DebugObject {
                 return Err(Error::not_done(ErrorCode::NoSuchKey, "no such key"));
             }
@@ -86,6 +82,23 @@ impl Session {
         self.writer().ok();
         Ok(())
     }
+}
+
+/// What a look at an entry has found.
+///
+/// # Errors
+/// What it answered instead.
+pub(super) fn entry_of(answer: Answer) -> Result<Option<Box<Entry>>, Error> {
+    if let Reply::Error(error) = answer.reply {
+        return Err(error);
+    }
+    let Reply::Entry(entry) = answer.reply else {
+        return Err(Error::not_done(
+            ErrorCode::Internal,
+            "a shard did not answer with an entry",
+        ));
+    };
+    Ok(entry)
 }
 
 /// `[SAMPLES count]`, which has no meaning for strings.

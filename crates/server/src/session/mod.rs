@@ -26,12 +26,16 @@ mod steps;
 mod tests;
 mod transaction;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use flux_store::Lookup;
-use flux_types::{Answer, Command, Error, ErrorCode};
-use flux_wire::resp::{Decoded, Decoder, Flags, Request, SessionCommand, Spec, Writer};
+use flux_env::Instant;
+use flux_store::{KeyHash, Lookup};
+use flux_types::{Answer, Command, Error, ErrorCode, ShardId};
+use flux_wire::resp::{
+    Decoded, Decoder, Flags, ProtocolError, Request, SessionCommand, Spec, Writer,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::pipe::{Event, Pipe};
@@ -49,6 +53,9 @@ const TURN_COMMANDS_MAX: usize = flux_types::limits::BATCH_OPERATIONS_MAX;
 /// Bytes of direct replies after which a turn takes no further command.
 const TURN_REPLY_BYTES_MAX: usize = 1024 * 1024;
 
+/// Most requests decoded before the first of them is executed.
+const LOOK_AHEAD: usize = 16;
+
 /// Serves a connection until it is over. `arrived` has been read from it already.
 ///
 /// # Cancellation
@@ -64,7 +71,8 @@ pub(crate) async fn serve<S>(
     let mut pipe = Pipe::new(stream, arrived);
     let mut session = Session::new(context, client);
     loop {
-        if !pipe.input.is_empty() && session.take_turn(&mut pipe).await == Next::Close {
+        let has_input = session.has_more || !pipe.input.is_empty();
+        if has_input && session.take_turn(&mut pipe).await == Next::Close {
             pipe.finish(&session.client).await;
             return;
         }
@@ -86,6 +94,16 @@ pub(crate) async fn serve<S>(
             return;
         }
     }
+}
+
+/// A request that was decoded and not planned yet.
+#[derive(Debug)]
+struct Arrived {
+    decoded: Decoded,
+    /// Bytes it took.
+    bytes: usize,
+    /// The hash of its key, if it was asked for ahead.
+    hash: Option<KeyHash>,
 }
 
 /// What follows a turn.
@@ -112,7 +130,7 @@ enum Later {
     /// An EXEC that holds commands which the session answers.
     Exec,
     /// A command that a pause holds back.
-    Paused(Decoded),
+    Paused(Box<Arrived>),
 }
 
 /// See the module.
@@ -122,6 +140,8 @@ struct Session {
     client: Arc<Client>,
     decoder: Decoder,
     state: State,
+    /// Decoded ahead.
+    ahead: VecDeque<Arrived>,
     turn: Turn,
     steps: Steps,
     /// The turn's last command on data: its latency stands for all of them.
@@ -141,6 +161,7 @@ impl Session {
             client,
             decoder,
             state: State::new(is_authenticated),
+            ahead: VecDeque::new(),
             turn: Turn::default(),
             steps: Steps::default(),
             last_counted: None,
@@ -150,10 +171,6 @@ impl Session {
     }
 
     fn is_over_limit(&self, unsent_bytes: usize) -> bool {
-        if unsent_bytes == 0 {
-            return false;
-        }
-        self.client.set_unsent(unsent_bytes);
         unsent_bytes as u64 > self.context.node.config.output_buffer_size_max
     }
 
@@ -162,48 +179,104 @@ impl Session {
         let started = self.context.node.clock.now();
         let mut last: Option<&'static Spec> = None;
         let mut commands = 0;
-        self.has_more = false;
         let next = loop {
-            if commands == TURN_COMMANDS_MAX || self.steps.ready_bytes() >= TURN_REPLY_BYTES_MAX {
-                self.has_more = !pipe.input.is_empty();
+            let is_full =
+                commands >= TURN_COMMANDS_MAX || self.steps.ready_bytes() >= TURN_REPLY_BYTES_MAX;
+            if is_full || self.state.is_closing {
                 break Next::Continue;
             }
-            let before = pipe.input.len();
-            let decoded = match self.decoder.next(&mut pipe.input) {
-                Ok(Some(decoded)) => decoded,
-                Ok(None) => break Next::Continue,
-                Err(error) => {
-                    self.context.node.metrics.protocol_error(Protocol::Resp);
-                    self.write(|writer| writer.error(&error.into()));
-                    break Next::Close;
+            let Some(arrived) = self.ahead.pop_front() else {
+                match self.look_ahead(&mut pipe.input) {
+                    Ok(true) => continue,
+                    Ok(false) => break Next::Continue,
+                    Err(error) => {
+                        self.context.node.metrics.protocol_error(Protocol::Resp);
+                        self.write(|writer| writer.error(&error.into()));
+                        break Next::Close;
+                    }
                 }
             };
             commands += 1;
-            last = decoded.spec.or(last);
-            let bytes = before - pipe.input.len();
-            if let Planned::Afterwards(later) = self.plan(decoded, bytes) {
+            last = arrived.decoded.spec.or(last);
+            if let Planned::Afterwards(later) = self.plan(arrived) {
                 self.run_turn(&mut pipe.output).await;
                 self.run_later(later, &mut pipe.output).await;
             }
-            if self.state.is_closing {
-                break Next::Close;
-            }
         };
+        self.has_more = commands >= TURN_COMMANDS_MAX || !self.ahead.is_empty();
         self.run_turn(&mut pipe.output).await;
-        let now = self.context.node.clock.now();
+        self.note(last, started);
+        if self.state.is_closing {
+            Next::Close
+        } else {
+            next
+        }
+    }
+
+    /// Decodes the next few requests and asks the processor for the memory that their reads will
+    /// touch, so that it is waited for once and not one by one. Answers whether there were any.
+    fn look_ahead(&mut self, input: &mut BytesMut) -> Result<bool, ProtocolError> {
+        // Before authentication the next request decides how the one after it is decoded.
+        let count = if self.state.is_authenticated {
+            LOOK_AHEAD
+        } else {
+            1
+        };
+        while self.ahead.len() < count {
+            let before = input.len();
+            let decoded = match self.decoder.next(input) {
+                Ok(Some(decoded)) => decoded,
+                Ok(None) => break,
+                // What came before it is answered first: it will be met again.
+                Err(_) if !self.ahead.is_empty() => break,
+                Err(error) => return Err(error),
+            };
+            self.ahead.push_back(Arrived {
+                bytes: before - input.len(),
+                hash: None,
+                decoded,
+            });
+        }
+        if self.ahead.len() > 1 {
+            self.prefetch();
+        }
+        Ok(!self.ahead.is_empty())
+    }
+
+    fn prefetch(&mut self) {
+        let home = self.context.executor.home();
+        for arrived in &mut self.ahead {
+            if let Request::Data(Command::Get { key }) = &arrived.decoded.request
+                && let Some(shard) = home.shard(home.map().shard_of_key(key))
+            {
+                let hash = shard.store().hash(key);
+                shard.store().prefetch(hash);
+                arrived.hash = Some(hash);
+            }
+        }
+        for arrived in &self.ahead {
+            if let Some(hash) = arrived.hash
+                && let Request::Data(Command::Get { key }) = &arrived.decoded.request
+                && let Some(shard) = home.shard(home.map().shard_of_key(key))
+            {
+                shard.store().prefetch_entry(hash);
+            }
+        }
+    }
+
+    /// Notes a turn for CLIENT LIST and the metrics.
+    fn note(&mut self, last: Option<&'static Spec>, started: Instant) {
+        let node = &self.context.node;
         if let Some(spec) = last {
-            let millis = self.context.node.now_millis();
-            self.client.note_command(spec.name, millis);
+            let container = spec.container.unwrap_or_default();
+            self.client
+                .note_subcommand(container, spec.name, node.now_millis());
         }
-        self.hits.flush(&self.context.node.lookups);
+        self.hits.flush(&node.lookups);
         if let Some(counted) = self.last_counted.take() {
-            let took = now.saturating_since(started);
-            self.context
-                .node
-                .metrics
-                .latency(Protocol::Resp, counted, took);
+            let took = node.clock.now().saturating_since(started);
+            node.metrics.latency(Protocol::Resp, counted, took);
         }
-        next
     }
 
     /// Runs what is planned and puts all replies into `output`.
@@ -222,31 +295,35 @@ impl Session {
         self.turn.clear();
     }
 
-    /// Makes a request, of so many bytes, part of the turn.
-    fn plan(&mut self, decoded: Decoded, bytes: usize) -> Planned {
-        let Decoded { spec, request } = decoded;
-        if !self.state.is_authenticated && !is_open_to_all(spec) {
+    /// Makes a request part of the turn.
+    fn plan(&mut self, arrived: Arrived) -> Planned {
+        let Decoded { spec, request } = &arrived.decoded;
+        if !self.state.is_authenticated && !is_open_to_all(*spec) {
             self.refuse(&Error::not_done(
                 ErrorCode::Unauthenticated,
                 "Authentication required.",
             ));
             return Planned::Yes;
         }
-        if self.context.node.pause.may_hold() && self.is_held_by_pause(&request) {
-            return Planned::Afterwards(Later::Paused(Decoded { spec, request }));
+        if self.context.node.pause.may_hold() && self.is_held_by_pause(request) {
+            return Planned::Afterwards(Later::Paused(Box::new(arrived)));
         }
-        self.plan_released(Decoded { spec, request }, bytes)
+        self.plan_released(arrived)
     }
 
     /// As [`Session::plan`], for a request that may run and that no pause holds back.
-    fn plan_released(&mut self, decoded: Decoded, bytes: usize) -> Planned {
-        let Decoded { spec, request } = decoded;
+    fn plan_released(&mut self, arrived: Arrived) -> Planned {
+        let Arrived {
+            decoded: Decoded { request, .. },
+            bytes,
+            hash,
+        } = arrived;
         if self.state.transaction.is_some() && !transaction::runs_at_once(&request) {
-            self.queue(spec, request, bytes);
+            self.queue(request, bytes);
             return Planned::Yes;
         }
         match request {
-            Request::Data(command) => self.plan_data(command),
+            Request::Data(command) => self.plan_data(command, hash),
             Request::Session(SessionCommand::Exec, _) => return self.plan_exec(),
             Request::Session(command, arguments) if waits_for_turn(command) => {
                 return Planned::Afterwards(Later::Session(command, arguments));
@@ -258,7 +335,7 @@ impl Session {
     }
 
     /// Plans a command on data.
-    fn plan_data(&mut self, command: Command) {
+    fn plan_data(&mut self, command: Command, hash: Option<KeyHash>) {
         let mute = self.state.take_mute();
         if mute == Mute::Yes && !command.is_write() {
             return;
@@ -281,31 +358,52 @@ impl Session {
                 return;
             }
         };
-        if mute == Mute::Yes {
+        if mute == Mute::No
+            && let Command::Get { key } = &command
+        {
+            let hash = hash.or_else(|| Some(home.shard(shard)?.store().hash(key)));
+            self.plan_get(shard, command, hash, counted);
+        } else if mute == Mute::No && command.is_write() {
+            self.turn.ask(home, shard, command);
+            self.steps.shard(shard, counted);
+        } else {
             let place = self
                 .context
                 .executor
                 .plan_part(shard, command, &mut self.turn);
             self.place(place, counted, mute);
-            return;
         }
+    }
+
+    /// Plans a GET: its value goes from the entry into the reply's bytes without a copy between.
+    fn plan_get(
+        &mut self,
+        shard: ShardId,
+        command: Command,
+        hash: Option<KeyHash>,
+        counted: CommandCount,
+    ) {
+        let home = self.context.executor.home();
         if let Command::Get { key } = &command
+            && let Some(hash) = hash
             && let Some(now) = self.turn.direct_now(home, shard)
             && let Some(handle) = home.shard(shard)
         {
             let mut writer = Writer::new(self.steps.ready(), self.state.version);
-            let found = handle.store().get(key, now, |lookup| match lookup {
-                Lookup::Live(entry) => {
-                    writer.bulk(entry.value);
-                    Some(true)
-                }
-                Lookup::Absent => {
-                    writer.nil();
-                    Some(false)
-                }
-                // Rule 6: only the proposer may say that a key has expired.
-                Lookup::Expired => None,
-            });
+            let found = handle
+                .store()
+                .get_hashed(hash, key, now, |lookup| match lookup {
+                    Lookup::Live(entry) => {
+                        writer.bulk(entry.value);
+                        Some(true)
+                    }
+                    Lookup::Absent => {
+                        writer.nil();
+                        Some(false)
+                    }
+                    // Rule 6: only the proposer may say that a key has expired.
+                    Lookup::Expired => None,
+                });
             if let Some(is_hit) = found {
                 self.hits.note(is_hit);
                 self.steps.direct(shard);
@@ -313,27 +411,21 @@ impl Session {
                 self.context.node.metrics.command_ok(counted);
                 return;
             }
-        } else if !command.is_write() {
-            let place = self
-                .context
-                .executor
-                .plan_part(shard, command, &mut self.turn);
-            match place {
-                Place::Direct(shard, answer) => {
-                    Writer::new(self.steps.ready(), self.state.version).reply(&answer.reply);
-                    self.steps.direct(shard);
-                    self.context.node.metrics.command(counted, &answer.reply);
-                }
-                Place::Shard(shard) => self.steps.shard(shard, counted),
-                other => self.place(other, counted, mute),
-            }
-            return;
         }
         self.turn.ask(home, shard, command);
         self.steps.shard(shard, counted);
     }
 
+    /// Plans the answer of a place: at once if it is a direct read that is sent.
     fn place(&mut self, place: Place, counted: CommandCount, mute: Mute) {
+        if mute == Mute::No
+            && let Place::Direct(shard, answer) = &place
+        {
+            Writer::new(self.steps.ready(), self.state.version).reply(&answer.reply);
+            self.steps.direct(*shard);
+            self.context.node.metrics.command(counted, &answer.reply);
+            return;
+        }
         self.steps.place(place, counted);
         if mute == Mute::Yes {
             self.steps.mute_last();
@@ -383,12 +475,15 @@ impl Session {
                 self.steps.bytes();
             }
             Later::Exec => self.run_exec().await,
-            Later::Paused(decoded) => {
-                let is_write = matches!(&decoded.request, Request::Data(command) if command.is_write())
-                    || matches!(decoded.request, Request::Session(SessionCommand::Exec, _));
+            Later::Paused(arrived) => {
+                let is_write = match &arrived.decoded.request {
+                    Request::Data(command) => command.is_write(),
+                    Request::Session(command, _) => *command == SessionCommand::Exec,
+                    Request::Invalid(_) => false,
+                };
                 let node = Arc::clone(&self.context.node);
                 node.pause.wait(is_write, &*node.clock).await;
-                if let Planned::Afterwards(later) = self.plan_released(decoded, 0) {
+                if let Planned::Afterwards(later) = self.plan_released(*arrived) {
                     self.run_turn(output).await;
                     Box::pin(self.run_later(later, output)).await;
                 }
@@ -397,6 +492,10 @@ impl Session {
     }
 
     /// Answers into the turn's bytes, without accounting for them.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "all others need nothing but the session and the node"
+    )]
     async fn later_command(&mut self, command: SessionCommand, arguments: &[Bytes]) {
         let result = match command {
             SessionCommand::Watch => self.watch(arguments).await,

@@ -52,9 +52,8 @@ fn empty(_: &Context) -> String {
 static PARAMETERS: &[Parameter] = &[
     fixed("active-expire-effort", |_| "1".to_owned()),
     fixed("activedefrag", no),
-    fixed("appendfsync", |node| match node.config.fsync {
-        crate::Fsync::Never => "no".to_owned(),
-        policy => policy.as_str().to_owned(),
+    fixed("appendfsync", |node| {
+        node.config.fsync.as_redis_str().to_owned()
     }),
     // The log is the append-only file.
     fixed("appendonly", |_| "yes".to_owned()),

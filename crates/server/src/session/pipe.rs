@@ -75,8 +75,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pipe<S> {
             if ending == Ending::Kill {
                 return Poll::Ready(Event::Over);
             }
-            if !self.output.is_empty() && self.poll_send(context).is_err() {
-                return Poll::Ready(Event::Over);
+            if !self.output.is_empty() {
+                if self.poll_send(context).is_err() {
+                    return Poll::Ready(Event::Over);
+                }
+                client.set_unsent(self.output.len());
             }
             if self.output.is_empty() && (self.is_ended || ending == Ending::Drain) {
                 return Poll::Ready(Event::Over);

@@ -8,8 +8,9 @@
 use bytes::{Bytes, BytesMut};
 use flux_types::limits::{FRAME_BYTES_MAX, TRANSACTION_COMMANDS_MAX, WATCHED_KEYS_MAX};
 use flux_types::{Command, Error, ErrorCode, Reply, Transaction, Watch};
-use flux_wire::resp::{Request, SessionCommand, Spec};
+use flux_wire::resp::{Request, SessionCommand};
 
+use super::keys::entry_of;
 use super::state::{Item, Mute, Queue};
 use super::{Later, Planned, Session};
 use crate::metrics::CommandCount;
@@ -40,7 +41,7 @@ fn invalid(message: &'static str) -> Error {
 
 impl Session {
     /// Queues a request between MULTI and EXEC.
-    pub(super) fn queue(&mut self, spec: Option<&'static Spec>, request: Request, bytes: usize) {
+    pub(super) fn queue(&mut self, request: Request, bytes: usize) {
         let Some(queue) = &mut self.state.transaction else {
             return;
         };
@@ -63,7 +64,6 @@ impl Session {
                 return;
             }
         }
-        debug_assert!(spec.is_some(), "only what is in the table is queued");
         self.client.set_queued(Some(queue.items.len()));
         if self.state.take_mute() == Mute::No {
             self.write(|writer| writer.simple("QUEUED"));
@@ -202,11 +202,7 @@ impl Session {
             let shard = home.shard(home.map().shard_of_key(key));
             let since = shard.map_or_else(Default::default, flux_raft::Shard::now);
             let answer = self.execute(Command::GetEntry { key: key.clone() }).await;
-            let revision = match answer.reply {
-                Reply::Entry(entry) => entry.map(|entry| entry.revision),
-                Reply::Error(error) => return Err(error),
-                _ => None,
-            };
+            let revision = entry_of(answer)?.map(|entry| entry.revision);
             self.state.watches.push(Watch {
                 key: key.clone(),
                 revision,

@@ -1,5 +1,12 @@
 //! A real node on free ports in a folder of its own, spoken to over sockets.
 
+#![expect(
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::wildcard_enum_match_arm,
+    reason = "tests; the lints' own exemption does not reach helper functions of an integration test"
+)]
+
 mod admin;
 mod flux;
 mod frames;
