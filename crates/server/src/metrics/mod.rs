@@ -122,7 +122,6 @@ impl Metrics {
     }
 
     /// Connections open now, of all protocols.
-    #[cfg(test)]
     pub(crate) fn connections(&self) -> u64 {
         let open = |row| u64::try_from(self.connections.get(row)).unwrap_or(0);
         (0..Protocol::NAMES.len()).map(open).sum()
@@ -169,7 +168,6 @@ impl Metrics {
     }
 
     /// Commands answered since the start.
-    #[cfg(test)]
     pub(crate) fn commands(&self) -> u64 {
         (0..COMMAND_NAMES.len() * RESULTS.len())
             .map(|row| self.commands.get(row))
