@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use flux_env::{Clock, Instant};
@@ -102,6 +102,15 @@ impl Shard {
     pub async fn start(parts: ShardParts) -> Result<Self, StartError> {
         let id = parts.id;
         let shared = Shared::default();
+        shared
+            .counters
+            .snapshot_due_bytes
+            .store(parts.config.snapshot_log_bytes, Ordering::Relaxed);
+        // Freeing millions of entries takes seconds, which the shard's runtime has not.
+        let runtime = tokio::runtime::Handle::current();
+        parts.store.set_reclaimer(move |dropped| {
+            drop(runtime.spawn_blocking(move || drop(dropped)));
+        });
         let machine = shared.machine(&parts);
         let recovering = machine.clone();
         tokio::task::spawn_blocking(move || recovery::recover(id, &recovering))
@@ -117,6 +126,7 @@ impl Shard {
             }
         }));
         let shard = Self::spawn(replica, machine, &shared.alarm, had_vote);
+        shard.campaign_if_alone().await;
         Ok(shard)
     }
 
@@ -149,6 +159,17 @@ impl Shard {
                 replica,
                 machine,
             }),
+        }
+    }
+
+    /// A sole voter need not wait for a leader that cannot be.
+    async fn campaign_if_alone(&self) {
+        let replica = &self.inner.replica;
+        if replica.is_sole_voter()
+            && !matches!(replica.leadership(), Leadership::Leads(_))
+            && let Err(fatal) = replica.raft.trigger().elect(false).await
+        {
+            tracing::error!(shard = %replica.id, error = %fatal, "cannot campaign");
         }
     }
 
@@ -366,7 +387,6 @@ impl Shared {
             clock: Arc::clone(&parts.clock),
             counters: Arc::clone(&self.counters),
             snapshot_wanted: Arc::clone(&self.snapshot_wanted),
-            snapshot_log_bytes: parts.config.snapshot_log_bytes,
             committed: None,
         };
         let connector = Connector {

@@ -12,7 +12,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -55,12 +55,19 @@ pub(crate) struct Snapshots {
     /// Held while a snapshot gets its name or is opened by it: naming one removes the one before.
     files: Mutex<()>,
     latest: Mutex<Option<SnapshotInfo>>,
+    /// Size of the last one named since the start, in bytes.
+    size_bytes: AtomicU64,
 }
 
 impl Snapshots {
     /// What the latest snapshot on disk stands for.
     pub(crate) fn latest_info(&self) -> Option<SnapshotInfo> {
         self.latest.lock().clone()
+    }
+
+    /// Size of the last snapshot named since the start, in bytes.
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Relaxed)
     }
 
     /// Opens the latest snapshot on disk. Blocks on the disk.
@@ -80,6 +87,8 @@ impl Snapshots {
     ) -> Result<SnapshotReader, LogError> {
         let _files = self.files.lock();
         let reader = finish()?;
+        self.size_bytes
+            .store(reader.footer().bytes, Ordering::Relaxed);
         *self.latest.lock() = Some(info.clone());
         Ok(reader)
     }
@@ -92,6 +101,14 @@ pub(crate) async fn run(replica: Arc<Replica>, machine: StateMachine) {
         match take(&machine).await {
             Ok(info) => {
                 tracing::info!(shard = %replica.id, index = %info.start.index, "snapshot taken");
+                let due = replica
+                    .config
+                    .snapshot_log_bytes
+                    .max(replica.snapshots.size_bytes());
+                replica
+                    .counters
+                    .snapshot_due_bytes
+                    .store(due, Ordering::Relaxed);
                 adopt(&replica).await;
             }
             Err(error @ (SnapshotError::Empty | SnapshotError::Cancelled)) => {

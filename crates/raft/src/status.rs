@@ -97,4 +97,7 @@ pub(crate) struct Counters {
     pub(crate) swept_keys: AtomicU64,
     /// Bytes of entries appended since the last snapshot began.
     pub(crate) log_bytes: AtomicU64,
+    /// After how many of them the next one is wanted: at least what is configured, and at least
+    /// the size of the last snapshot, so that large states are not written over and over.
+    pub(crate) snapshot_due_bytes: AtomicU64,
 }

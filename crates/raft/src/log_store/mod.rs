@@ -37,8 +37,6 @@ pub(crate) struct LogStore {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) snapshot_wanted: Arc<Notify>,
-    /// Bytes of entries after which a snapshot is wanted.
-    pub(crate) snapshot_log_bytes: u64,
     /// What openraft last said is committed.
     pub(crate) committed: Option<LogId>,
 }
@@ -53,7 +51,8 @@ impl LogStore {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         let before = self.counters.log_bytes.fetch_add(bytes, Ordering::Relaxed);
         let after = before.saturating_add(bytes);
-        if before < self.snapshot_log_bytes && self.snapshot_log_bytes <= after {
+        let due = self.counters.snapshot_due_bytes.load(Ordering::Relaxed);
+        if before < due && due <= after {
             self.snapshot_wanted.notify_one();
         }
     }

@@ -225,7 +225,6 @@ impl StoreBuilder<TypeConfig, BegunAnywhere, Lenient, Log> for Builder {
             clock: Arc::new(RealClock::new()),
             counters: Arc::clone(&counters),
             snapshot_wanted: Arc::clone(&snapshot_wanted),
-            snapshot_log_bytes: u64::MAX,
             committed: None,
         };
         let machine = StateMachine {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use flux_log::{Log, LogEntry, LogId};
 use flux_store::batch::effective;
-use flux_store::{Read, Store, StoreConfig};
-use flux_types::{Command, DeleteCause, Fact, LogIndex, Reply, Term, UnixMillis};
+use flux_store::{BatchWriter, FactRef, Read};
+use flux_types::{Command, DeleteCause, Fact, LogIndex, Reply, Revision, Term, UnixMillis};
 
 use crate::harness::*;
 
@@ -73,12 +73,16 @@ fn rule_2_every_batch_names_the_term_of_its_log_id() {
     }
 }
 
-/// A batch that puts `k`, evaluated by the leader of a term.
+/// A batch that puts `k`, of the leader of a term, with a revision that would win.
 fn batch_of(term: Term) -> Bytes {
-    let store = Store::new(StoreConfig::default());
-    let mut evaluation = store.evaluation(UnixMillis::new(EPOCH_MILLIS), term);
-    evaluation.command(&set("k", "void"));
-    evaluation.finish().expect("a fact")
+    let at = UnixMillis::new(EPOCH_MILLIS);
+    let mut batch = BatchWriter::new(term, at, Revision::new(1000));
+    batch.push(FactRef::Put {
+        key: b"k",
+        value: b"void",
+        deadline: None,
+    });
+    batch.finish().expect("a fact")
 }
 
 #[test]
