@@ -6,6 +6,9 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use flux_wire::flux::frame::write_frame;
+use flux_wire::flux::{Header, Kind, Operation, PREFACE_BYTES, Preface};
+
 use crate::harness::resp::{Connection, Value, encode};
 use crate::harness::{Process, Start, wait_until};
 
@@ -180,5 +183,104 @@ fn a_client_that_does_not_read_costs_a_bounded_amount() {
         grown < GROWTH_BYTES_MAX,
         "{grown} bytes for one slow reader"
     );
+    witness.end();
+}
+
+/// A FLUX connection past its preface.
+fn flux_connection(process: &Process) -> Connection {
+    let mut connection = process.connect();
+    connection
+        .send(&Preface::announce(1 << 20).encode())
+        .expect("the node reads");
+    assert_eq!(&connection.exact(PREFACE_BYTES)[..4], b"FLX1");
+    connection
+}
+
+/// A whole request frame, to be spoiled.
+fn request() -> Vec<u8> {
+    let mut bytes = bytes::BytesMut::new();
+    let operation = Operation::Get { key: "k".into() };
+    operation
+        .write(&mut bytes, 7, 0, 1 << 20)
+        .expect("it is short");
+    bytes.to_vec()
+}
+
+#[test]
+fn flux_from_hell_ends_its_own_connection_only() {
+    let process = Start::node().ready();
+    let witness = Witness::begin(&process);
+    let mut good = flux_connection(&process);
+    let before = process.memory_bytes();
+
+    let mut oversize = request();
+    oversize[..4].copy_from_slice(&u32::MAX.to_le_bytes());
+    let mut checksum = request();
+    checksum[20] ^= 1;
+    let mut payload = request();
+    *payload.last_mut().expect("it is not empty") ^= 1;
+    let mut version = request();
+    version[4] = 99;
+    let mut kind = request();
+    kind[5] = 200;
+    let cases = [
+        (oversize, 2),
+        (checksum, 3),
+        (payload, 3),
+        (version, 1),
+        (kind, 1),
+        (vec![0xff; 64], 1),
+    ];
+    for (bytes, code) in cases {
+        let mut connection = flux_connection(&process);
+        connection.send(&bytes).expect("the node reads");
+        // A GOAWAY says why, and the connection ends.
+        let rest = connection.rest();
+        assert_eq!(rest.get(5), Some(&7), "a GOAWAY: {rest:?}");
+        assert_eq!(rest.get(24..26), Some(&[code, 0][..]), "its code: {rest:?}");
+    }
+
+    // What is only unknown is answered with an error, and the connection lives.
+    let mut unknown = bytes::BytesMut::new();
+    let header = Header {
+        kind: Kind::Request,
+        op: 250,
+        correlation: 9,
+        word: 0,
+    };
+    write_frame(&mut unknown, header, 1 << 20, |_| {}).expect("it is short");
+    good.send(&unknown).expect("the node reads");
+    let mut answer = good.exact(24);
+    assert_eq!((answer[5], &answer[8..16]), (2, &9_u64.to_le_bytes()[..]));
+    assert_ne!(answer[16..20], [0; 4], "an error");
+    let length = u32::from_le_bytes([answer[0], answer[1], answer[2], answer[3]]);
+    good.exact(length as usize);
+    // Split at every byte, and answered all the same.
+    for byte in request() {
+        good.send(&[byte]).expect("the node reads");
+    }
+    answer = good.exact(24);
+    assert_eq!(
+        (answer[5], &answer[8..16], &answer[16..20]),
+        (2, &7_u64.to_le_bytes()[..], &[0; 4][..])
+    );
+
+    // Half a preface, and a preface with nothing behind it, cost a connection and no more.
+    let waiting: Vec<Connection> = (0..100)
+        .map(|number| {
+            let mut connection = process.connect();
+            let preface = Preface::announce(1 << 20).encode();
+            let length = if number % 2 == 0 { 7 } else { PREFACE_BYTES };
+            connection.send(&preface[..length]).expect("the node reads");
+            connection
+        })
+        .collect();
+    assert_eq!(
+        process.connect().line("PING"),
+        Value::Simple("PONG".to_owned())
+    );
+    let grown = process.memory_bytes().saturating_sub(before);
+    assert!(grown < GROWTH_BYTES_MAX, "{grown} bytes");
+    drop(waiting);
     witness.end();
 }

@@ -113,6 +113,15 @@ impl Connection {
         })
     }
 
+    /// Reads so many bytes.
+    pub(crate) fn exact(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.reader
+            .read_exact(&mut bytes)
+            .expect("so many bytes arrive");
+        bytes
+    }
+
     /// Waits until something has arrived.
     pub(crate) fn peek(&mut self) {
         assert!(
