@@ -13,6 +13,7 @@ mod blocks;
 pub mod config;
 pub mod error;
 mod fields;
+pub mod fuzzing;
 pub mod identity;
 pub mod offline;
 mod positions;

@@ -73,3 +73,21 @@ fn golden(name: &str, bytes: &[u8]) {
         .join(name);
     expect_test::expect_file![path].assert_eq(&text);
 }
+
+/// Where the corpus of the fuzz target is kept.
+fn corpus() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/log_record")
+}
+
+#[test]
+fn the_corpus_of_the_fuzz_target_holds() {
+    let disk = flux_env::RealDisk;
+    let names = disk.read_dir(&corpus()).unwrap();
+    assert!(names.len() >= 6, "{names:?}");
+    for name in names {
+        let file = disk.open(&corpus().join(name), OpenMode::Read).unwrap();
+        let mut bytes = vec![0; file.size_bytes().unwrap() as usize];
+        file.read_at(&mut bytes, 0).unwrap();
+        fuzzing::log_record(&bytes);
+    }
+}
