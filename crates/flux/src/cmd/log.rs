@@ -9,14 +9,19 @@ use flux_env::{Disk, LockGuard, RealDisk, boot_id};
 use flux_log::identity::LOCK_NAME;
 use flux_log::offline::{self, DumpedRecord, Report, SegmentReport};
 use flux_log::record::NODE_WIDE;
-use flux_log::{Identity, OpenError};
+use flux_log::{Identity, OpenError, RecordKind};
+use flux_store::FactRef;
+use flux_store::batch::effective;
+use flux_types::{DeleteCause, Term, UnixMillis};
 
 use super::cli::quoted;
 use crate::args::LogTask;
 use crate::{Failure, out};
 
-/// How much of a payload a dump shows.
-const PAYLOAD_BYTES_SHOWN: usize = 256;
+/// How much of a value, or of a payload that is no batch, a dump shows.
+const BYTES_SHOWN: usize = 256;
+/// First byte of an entry that changes the membership; a batch begins with its version, which is never this.
+const MEMBERSHIP_MARK: u8 = 0x4d;
 
 /// Runs one of the three.
 ///
@@ -157,27 +162,139 @@ fn describe_record(dumped: &DumpedRecord<'_>) -> String {
         record,
     } = dumped;
     let header = &record.header;
-    let shown = record
-        .payload
-        .get(..PAYLOAD_BYTES_SHOWN)
-        .unwrap_or(record.payload);
-    let more = if shown.len() < record.payload.len() {
-        "…"
-    } else {
-        ""
-    };
-    format!(
-        "{segment}:{offset} shard={} {:?} term={} index={} bytes={} {}{more}",
+    let mut text = format!(
+        "{segment}:{offset} shard={} {:?} term={} index={} bytes={}",
         header.shard,
         header.kind,
         header.term,
         header.index,
         record.payload.len(),
-        quoted(shown),
-    )
+    );
+    if header.kind == RecordKind::Entry {
+        text.push_str(&describe_entry(header.term, record.payload));
+    } else if !record.payload.is_empty() {
+        text.push_str(&format!(" {}", shortened(record.payload)));
+    }
+    text
+}
+
+/// What an entry carries: each fact of a batch on a line of its own, with its revision.
+fn describe_entry(term: Term, payload: &[u8]) -> String {
+    match payload.first() {
+        None => return " no-op".to_owned(),
+        Some(&MEMBERSHIP_MARK) => return format!(" membership {}", shortened(payload)),
+        Some(_) => {}
+    }
+    match effective(term, payload) {
+        Ok(Some(batch)) => {
+            let mut text = format!(" batch at={}", batch.at().get());
+            for (revision, fact) in batch.facts() {
+                text.push_str(&format!("\n  {revision} {}", describe_fact(&fact)));
+            }
+            text
+        }
+        Ok(None) => " void batch: evaluated in another term".to_owned(),
+        Err(error) => format!(" {error}: {}", shortened(payload)),
+    }
+}
+
+fn describe_fact(fact: &FactRef<'_>) -> String {
+    let until = |deadline: Option<UnixMillis>| match deadline {
+        Some(deadline) => format!(" until {}", deadline.get()),
+        None => String::new(),
+    };
+    match *fact {
+        FactRef::Put {
+            key,
+            value,
+            deadline,
+        } => format!(
+            "put {} = {}{}",
+            quoted(key),
+            shortened(value),
+            until(deadline)
+        ),
+        FactRef::Delete { key, cause } => {
+            let cause = match cause {
+                DeleteCause::Deleted => "deleted",
+                DeleteCause::Expired => "expired",
+                DeleteCause::Evicted => "evicted",
+            };
+            format!("delete {} ({cause})", quoted(key))
+        }
+        FactRef::SetDeadline { key, deadline } => match deadline {
+            Some(_) => format!("expire {}{}", quoted(key), until(deadline)),
+            None => format!("persist {}", quoted(key)),
+        },
+        FactRef::Patch { key, offset, bytes } => {
+            format!("patch {} at {offset} = {}", quoted(key), shortened(bytes))
+        }
+        FactRef::Clear => "clear".to_owned(),
+    }
+}
+
+/// Bytes in quotes, cut after [`BYTES_SHOWN`].
+fn shortened(bytes: &[u8]) -> String {
+    match bytes.get(..BYTES_SHOWN) {
+        Some(shown) if shown.len() < bytes.len() => {
+            format!("{}… ({} bytes)", quoted(shown), bytes.len())
+        }
+        _ => quoted(bytes),
+    }
 }
 
 fn counted(count: usize, noun: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {noun}{plural}")
+}
+
+#[cfg(test)]
+mod tests {
+    use flux_store::BatchWriter;
+    use flux_types::Revision;
+
+    use super::*;
+
+    #[test]
+    fn entries_are_described_by_what_they_change() {
+        let mut writer = BatchWriter::new(Term::new(3), UnixMillis::new(1000), Revision::new(7));
+        let (key, value) = (b"k".as_slice(), [b'v'; 300].as_slice());
+        let deadline = Some(UnixMillis::new(5000));
+        writer.push(FactRef::Put {
+            key,
+            value: b"\x00v",
+            deadline,
+        });
+        writer.push(FactRef::Put {
+            key,
+            value,
+            deadline: None,
+        });
+        writer.push(FactRef::Patch {
+            key,
+            offset: 2,
+            bytes: b"xy",
+        });
+        writer.push(FactRef::SetDeadline {
+            key,
+            deadline: None,
+        });
+        writer.push(FactRef::Delete {
+            key,
+            cause: DeleteCause::Expired,
+        });
+        writer.push(FactRef::Clear);
+        let batch = writer.finish().unwrap();
+        let long = "v".repeat(BYTES_SHOWN);
+        let expected = format!(
+            " batch at=1000\n  7 put \"k\" = \"\\x00v\" until 5000\n  \
+             8 put \"k\" = \"{long}\"… (300 bytes)\n  9 patch \"k\" at 2 = \"xy\"\n  \
+             10 persist \"k\"\n  11 delete \"k\" (expired)\n  12 clear"
+        );
+        assert_eq!(describe_entry(Term::new(3), &batch), expected);
+        assert!(describe_entry(Term::new(4), &batch).contains("void"));
+        assert_eq!(describe_entry(Term::new(4), b""), " no-op");
+        assert!(describe_entry(Term::new(4), b"M\x01").starts_with(" membership"));
+        assert!(describe_entry(Term::new(4), b"??").contains("version"));
+    }
 }
