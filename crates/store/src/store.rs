@@ -22,7 +22,7 @@ const STRIPES_MAX: usize = 1 << 16;
 /// How a store is built.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
-    /// Lock stripes; rounded up to a power of two, 1 to 65,536. Each costs about 200 bytes.
+    /// Lock stripes; rounded up to a power of two, 1 to 65,536. Each costs about 320 bytes.
     pub stripes: usize,
     /// Seed of the hash: random and secret, or clients can choose keys that collide. Replicas may
     /// differ, but a scan's cursor is only good where the seed is the same.
