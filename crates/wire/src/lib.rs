@@ -5,7 +5,7 @@
 //! announced by a peer are checked against [`flux_types::limits`] before anything is allocated,
 //! and buffers grow with the bytes received, never with the bytes announced.
 //!
-//! Read in this order: [`sniff`] tells the two protocols of the port apart; [`resp`] decodes
+//! Read in this order: [`mod@sniff`] tells the two protocols of the port apart; [`resp`] decodes
 //! Redis's protocol, holds the command table and encodes replies; [`flux`] is the framed protocol
 //! of `docs/wire.md`. [`fuzzing`] holds the entry points of the fuzz targets.
 
