@@ -20,7 +20,10 @@ pub const SALT: u64 = 7;
 pub fn log_record(input: &[u8]) {
     let mut rest = input;
     while let Ok(record) = decode(rest, SALT) {
-        assert!(record.size() <= rest.len(), "a record reaches beyond its bytes");
+        assert!(
+            record.size() <= rest.len(),
+            "a record reaches beyond its bytes"
+        );
         rest = rest.get(record.size()..).unwrap_or_default();
     }
     let header = SegmentHeader {
@@ -32,10 +35,14 @@ pub fn log_record(input: &[u8]) {
     };
     let dir = Path::new("/fuzz");
     let disk = SimDisk::new();
-    disk.create_dir_all(&dir.join("log")).expect("a simulated disk");
+    disk.create_dir_all(&dir.join("log"))
+        .expect("a simulated disk");
     let path = dir.join("log").join(segment_name(1));
-    let file = disk.open(&path, OpenMode::CreateNew).expect("a simulated disk");
-    file.write_all_at(&header.encode(), 0).expect("a simulated disk");
+    let file = disk
+        .open(&path, OpenMode::CreateNew)
+        .expect("a simulated disk");
+    file.write_all_at(&header.encode(), 0)
+        .expect("a simulated disk");
     let offset = crate::fields::widen(SEGMENT_HEADER_BYTES);
     file.write_all_at(input, offset).expect("a simulated disk");
     // Once as the boot that wrote it, once as a later one: the two may judge a tail differently.
