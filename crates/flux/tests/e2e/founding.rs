@@ -1,7 +1,7 @@
 //! The founding requests, with their exact bodies, and what is wrong around them.
 
 use crate::harness::resp::Value;
-use crate::harness::{Process, Start, command, have, run, stdout};
+use crate::harness::{Process, Start, command, have, run, stdout, wait_until};
 
 /// Runs curl; answers the status code and the body.
 fn curl(args: &[&str]) -> (u16, String) {
@@ -235,6 +235,10 @@ fn node_and_gateway_run_apart() {
     assert!(node.addresses().http.is_none());
     let gateway = Start::gateway(node.addresses().grpc.expect("a node speaks gRPC")).ready();
     assert!(gateway.addresses().resp.is_none() && gateway.addresses().grpc.is_none());
+    // It accepts at once, and says 503 until it has learnt the upstream's services.
+    wait_until("the gateway knows its upstream's services", || {
+        curl(&[&url(&gateway, "/api/v1/kv?key=a")]).0 == 200
+    });
     check(
         &gateway,
         &["-X", "POST", "-d", "key=a&value=b"],
