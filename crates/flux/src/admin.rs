@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::header;
+use axum::extract::{RawQuery, State};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use flux_telemetry::Registry;
+use flux_telemetry::checks::{self, Report};
 use flux_telemetry::metrics::CONTENT_TYPE;
+use flux_telemetry::{Checks, Registry};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -24,15 +25,18 @@ impl Admin {
     ///
     /// # Errors
     /// When the address cannot be had.
-    pub(crate) async fn start(address: SocketAddr, registry: Registry) -> std::io::Result<Self> {
+    pub(crate) async fn start(
+        address: SocketAddr,
+        registry: Registry,
+        checks: Checks,
+    ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let router = Router::new()
             .route("/metrics", get(metrics))
             .route("/healthz", get(|| async { "ok\n" }))
-            // A gateway that accepts is ready: whether its upstreams are is told by each answer.
-            .route("/readyz", get(|| async { "ready\n" }))
-            .with_state(registry);
+            .route("/readyz", get(readyz))
+            .with_state((registry, checks));
         let task = tokio::spawn(async move {
             // It serves until it is aborted; single connections fail by themselves.
             drop(axum::serve(listener, router).await);
@@ -51,6 +55,22 @@ impl Drop for Admin {
     }
 }
 
-async fn metrics(State(registry): State<Registry>) -> Response {
+/// A gateway that accepts is ready, unless a part that it needs says otherwise: whether its
+/// upstreams are is told by each answer.
+async fn readyz(
+    State((_, checks)): State<(Registry, Checks)>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let reports = checks.reports();
+    let (status, word) = if reports.iter().any(Report::blocks) {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready")
+    } else {
+        (StatusCode::OK, "ready")
+    };
+    let is_verbose = query.is_some_and(|query| checks::is_verbose(&query));
+    (status, checks::text(word, &reports, is_verbose)).into_response()
+}
+
+async fn metrics(State((registry, _)): State<(Registry, Checks)>) -> Response {
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], registry.encode()).into_response()
 }

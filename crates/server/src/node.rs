@@ -18,7 +18,7 @@ use flux_env::{Clock, Disk, Instant, RealClock, RealDisk, Rng, SeededRng};
 use flux_log::{FsyncPolicy, Log, LogConfig, OpenError, Seeds};
 use flux_raft::{Formation, NoNetwork, Shard, ShardConfig, ShardParts};
 use flux_store::{Dropped, Store, StoreConfig};
-use flux_telemetry::Registry;
+use flux_telemetry::{Checks, Registry};
 use flux_types::{ClusterId, Error, NodeId, ShardId, UnixMillis};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -81,17 +81,22 @@ impl Node {
     /// # Cancellation
     /// Safe to drop; the node is then gone.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_with(config, &Registry::new()).await
+        Self::start_with(config, &Registry::new(), &Checks::new()).await
     }
 
-    /// As [`Node::start`], with metrics in a registry that the process shares.
+    /// As [`Node::start`], with metrics and named checks that the process shares: the admin port
+    /// shows both.
     ///
     /// # Errors
     /// As [`Node::start`].
     ///
     /// # Cancellation
     /// As [`Node::start`].
-    pub async fn start_with(config: Config, registry: &Registry) -> Result<Self, StartError> {
+    pub async fn start_with(
+        config: Config,
+        registry: &Registry,
+        checks: &Checks,
+    ) -> Result<Self, StartError> {
         config.validate().map_err(StartError::Config)?;
         let listeners = Listeners::bind(&config)?;
         let addresses = listeners.addresses()?;
@@ -136,11 +141,16 @@ impl Node {
             started_at,
             is_draining: AtomicBool::new(false),
         });
-        Self::run(context, cores, listeners)
+        Self::run(context, cores, listeners, checks)
     }
 
     /// Starts to accept.
-    fn run(context: Arc<Context>, cores: Cores, listeners: Listeners) -> Result<Self, StartError> {
+    fn run(
+        context: Arc<Context>,
+        cores: Cores,
+        listeners: Listeners,
+        checks: &Checks,
+    ) -> Result<Self, StartError> {
         let stop_accepting = CancellationToken::new();
         let places = Arc::clone(cores.places());
         let executors: Vec<Executor> = (0..places.count())
@@ -176,7 +186,7 @@ impl Node {
                 grpc::Password::new(move || context.switches.password())
             },
         });
-        let admin = admin::router(context.metrics.clone(), readiness);
+        let admin = admin::router(context.metrics.clone(), readiness, checks.clone());
         let mut tasks = Vec::new();
         for (socket, router, protocol) in [
             (listeners.grpc, grpc, Protocol::Grpc),

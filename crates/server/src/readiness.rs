@@ -1,7 +1,11 @@
 //! Whether this node can serve: asked by `/readyz`, the gRPC health service and the start-up.
+//!
+//! The shards answer here; what else the process has or would like to have adds itself to
+//! [`flux_telemetry::Checks`].
 
 use std::fmt;
 
+use flux_telemetry::checks::{Finding, Need, Report};
 use flux_types::{LogIndex, ShardId, Term};
 use serde::Serialize;
 
@@ -65,24 +69,26 @@ impl ShardReadiness {
         })
         .unwrap_or_default()
     }
-}
 
-/// As one line of text.
-impl fmt::Display for ShardReadiness {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = if self.is_writable {
-            "writable"
-        } else {
-            "not writable"
+    /// As a named check, without which the node is not ready.
+    pub(crate) fn report(&self) -> Report {
+        let Self {
+            role,
+            term,
+            applied,
+            committed,
+            ..
+        } = self;
+        let state = format!("{role} of term {term}, applied {applied} of {committed}");
+        let finding = match &self.failure {
+            Some(failure) => Finding::Failed(format!("{state}, failed: {failure}")),
+            None if self.is_writable => Finding::Ok(state),
+            None => Finding::Failed(format!("not writable, {state}")),
         };
-        write!(
-            f,
-            "shard {}: {state}, {} of term {}, applied {} of {}",
-            self.shard, self.role, self.term, self.applied, self.committed
-        )?;
-        match &self.failure {
-            Some(failure) => write!(f, ", failed: {failure}"),
-            None => Ok(()),
+        Report {
+            name: format!("shard-{}", self.shard),
+            need: Need::Required,
+            finding,
         }
     }
 }

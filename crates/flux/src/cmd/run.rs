@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use flux_gateway::Gateway;
 use flux_server::Node;
-use flux_telemetry::Registry;
+use flux_telemetry::{Checks, Registry};
 use tracing::{error, info};
 
 use crate::admin::Admin;
@@ -61,6 +61,7 @@ fn level(wanted: &str) -> String {
 #[derive(Debug, Default)]
 struct Running {
     registry: Registry,
+    checks: Checks,
     node: Option<Node>,
     gateway: Option<Gateway>,
     admin: Option<Admin>,
@@ -104,7 +105,7 @@ async fn serve(
 async fn start(settings: &Settings, parts: &[Part]) -> Result<Running, Failure> {
     let mut running = Running::default();
     if parts.contains(&Part::Node) {
-        running.node = Some(start_node(settings, parts, &running.registry).await?);
+        running.node = Some(start_node(settings, parts, &running).await?);
     }
     if parts.contains(&Part::Gateway) {
         running.start_gateway(settings, parts).await?;
@@ -115,9 +116,9 @@ async fn start(settings: &Settings, parts: &[Part]) -> Result<Running, Failure> 
 async fn start_node(
     settings: &Settings,
     parts: &[Part],
-    registry: &Registry,
+    running: &Running,
 ) -> Result<Node, Failure> {
-    let node = Node::start_with(settings.node(parts), registry)
+    let node = Node::start_with(settings.node(parts), &running.registry, &running.checks)
         .await
         .map_err(|error| {
             let message = error.to_string();
@@ -159,7 +160,7 @@ impl Running {
         if self.node.is_none() {
             // A node brings its own admin port, which then tells of both.
             let address = SocketAddr::new(settings.bind, settings.admin_port_for(parts));
-            let admin = Admin::start(address, self.registry.clone())
+            let admin = Admin::start(address, self.registry.clone(), self.checks.clone())
                 .await
                 .map_err(|error| failed(&error))?;
             self.admin = Some(admin);

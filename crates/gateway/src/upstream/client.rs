@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use flux_cluster::registry;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, TE, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri};
@@ -20,7 +21,6 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
@@ -68,17 +68,17 @@ pub(crate) struct Client {
 
 #[derive(Debug)]
 struct Endpoints {
-    source: watch::Receiver<Arc<[String]>>,
+    source: registry::Endpoints,
     all: Arc<[Arc<Endpoint>]>,
 }
 
 impl Client {
     pub(crate) fn new(upstream: Arc<Upstream>) -> Self {
-        let mut source = upstream.discovery.endpoints();
-        let names = Arc::clone(&source.borrow_and_update());
-        let all = names
+        let mut source = upstream.endpoints.clone();
+        let found = Arc::clone(&source.borrow_and_update());
+        let all = found
             .iter()
-            .filter_map(|name| Endpoint::new(name, &upstream))
+            .filter_map(|found| Endpoint::new(&found.address, &upstream))
             .collect();
         Self {
             upstream,
@@ -201,14 +201,16 @@ impl Client {
     fn endpoints(&self) -> Arc<[Arc<Endpoint>]> {
         let mut endpoints = self.endpoints.lock();
         if endpoints.source.has_changed().unwrap_or(false) {
-            let names = Arc::clone(&endpoints.source.borrow_and_update());
+            let found = Arc::clone(&endpoints.source.borrow_and_update());
             let old = Arc::clone(&endpoints.all);
-            endpoints.all = names
+            endpoints.all = found
                 .iter()
-                .filter_map(|name| {
-                    let kept = old.iter().find(|endpoint| endpoint.address == *name);
+                .filter_map(|found| {
+                    let kept = old
+                        .iter()
+                        .find(|endpoint| endpoint.address == found.address);
                     kept.cloned()
-                        .or_else(|| Endpoint::new(name, &self.upstream))
+                        .or_else(|| Endpoint::new(&found.address, &self.upstream))
                 })
                 .collect();
         }

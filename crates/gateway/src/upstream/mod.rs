@@ -5,24 +5,23 @@
 
 pub(crate) mod client;
 
-pub(crate) mod discovery;
-
 mod frame;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use flux_cluster::registry::{self, Endpoint, Endpoints};
 use tokio::sync::Notify;
 
 use crate::config::UpstreamConfig;
-use discovery::{Discovery, StaticDiscovery};
 
 /// What all workers share about one upstream.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     pub(crate) name: String,
-    pub(crate) discovery: Box<dyn Discovery>,
+    /// Where it can be called, now and after every change.
+    pub(crate) endpoints: Endpoints,
     pub(crate) connect_timeout: Duration,
     pub(crate) response_bytes_max: usize,
     in_flight: AtomicUsize,
@@ -35,7 +34,7 @@ impl Upstream {
     pub(crate) fn new(config: &UpstreamConfig, response_bytes_max: usize) -> Self {
         Self {
             name: config.name.clone(),
-            discovery: Box::new(StaticDiscovery::new(&config.endpoints)),
+            endpoints: registry::fixed(config.endpoints.iter().map(Endpoint::at).collect()),
             connect_timeout: config.connect_timeout.get(),
             response_bytes_max,
             in_flight: AtomicUsize::new(0),

@@ -10,11 +10,12 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use flux_telemetry::checks::{self, Checks, Finding, Need, Report};
 use flux_telemetry::metrics::CONTENT_TYPE;
 use serde_json::json;
 
 use crate::metrics::Metrics;
-use crate::readiness::Readiness;
+use crate::readiness::{Readiness, ShardReadiness};
 
 #[cfg(test)]
 mod tests;
@@ -24,24 +25,29 @@ Flux-KV node
 
 /metrics          what is measured, for Prometheus
 /healthz          200 while the process answers
-/readyz           200 while every shard takes writes, else 503
-/readyz?verbose   the same, shard by shard (JSON with Accept: application/json)
+/readyz           200 while everything that serving needs is there, else 503
+/readyz?verbose   the same, check by check (JSON with Accept: application/json)
 ";
 
 #[derive(Clone, Debug)]
 struct Admin {
     metrics: Metrics,
     readiness: Arc<dyn Readiness>,
+    checks: Checks,
 }
 
 /// What answers on the admin port.
-pub(crate) fn router(metrics: Metrics, readiness: Arc<dyn Readiness>) -> Router {
+pub(crate) fn router(metrics: Metrics, readiness: Arc<dyn Readiness>, checks: Checks) -> Router {
     Router::new()
         .route("/", get(|| async { INDEX }))
         .route("/metrics", get(metrics_text))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
-        .with_state(Admin { metrics, readiness })
+        .with_state(Admin {
+            metrics,
+            readiness,
+            checks,
+        })
 }
 
 async fn metrics_text(State(admin): State<Admin>) -> Response {
@@ -56,7 +62,9 @@ async fn readyz(
 ) -> Response {
     let shards = admin.readiness.shards();
     let is_draining = admin.readiness.is_draining();
-    let is_ready = !is_draining && shards.iter().all(|shard| shard.is_writable);
+    let mut reports: Vec<Report> = shards.iter().map(ShardReadiness::report).collect();
+    reports.extend(admin.checks.reports());
+    let is_ready = !is_draining && !reports.iter().any(Report::blocks);
     let status = if is_ready {
         StatusCode::OK
     } else {
@@ -67,24 +75,25 @@ async fn readyz(
         (false, true) => "shutting down",
         (false, false) => "not ready",
     };
-    let is_verbose = query.is_some_and(|query| {
-        let mut parameters = query.split('&');
-        parameters.any(|name| name == "verbose" || name.starts_with("verbose="))
-    });
     if wants_json(&headers) {
-        let shards: Vec<_> = shards.iter().map(|shard| shard.to_json()).collect();
-        let body = json!({ "status": word, "shards": shards });
+        let shards: Vec<_> = shards.iter().map(ShardReadiness::to_json).collect();
+        let checks: Vec<_> = reports.iter().map(report_json).collect();
+        let body = json!({ "status": word, "shards": shards, "checks": checks });
         return (status, axum::Json(body)).into_response();
     }
-    let mut text = format!("{word}\n");
     // Who is not ready says why without being asked.
-    for shard in shards
-        .iter()
-        .filter(|shard| is_verbose || !shard.is_writable)
-    {
-        text.push_str(&format!("{shard}\n"));
-    }
-    (status, text).into_response()
+    let is_verbose = query.is_some_and(|query| checks::is_verbose(&query));
+    (status, checks::text(word, &reports, is_verbose)).into_response()
+}
+
+fn report_json(report: &Report) -> serde_json::Value {
+    let (Finding::Ok(text) | Finding::Failed(text)) = &report.finding;
+    json!({
+        "name": report.name,
+        "ok": report.is_ok(),
+        "required": report.need == Need::Required,
+        "text": text,
+    })
 }
 
 fn wants_json(headers: &HeaderMap) -> bool {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use flux_telemetry::Registry;
+use flux_telemetry::checks::{Finding, Need};
+use flux_telemetry::{Checks, Registry};
 use flux_types::{LogIndex, ShardId, Term};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -44,22 +45,32 @@ impl Readiness for TwoShards {
 struct Server {
     address: std::net::SocketAddr,
     readiness: Arc<TwoShards>,
+    checks: Checks,
 }
 
 async fn start() -> Server {
     let readiness = Arc::new(TwoShards::default());
     let metrics = Metrics::new(&Registry::new());
+    let checks = Checks::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let http = HttpListener {
         listener,
-        router: router(metrics.clone(), Arc::<TwoShards>::clone(&readiness)),
+        router: router(
+            metrics.clone(),
+            Arc::<TwoShards>::clone(&readiness),
+            checks.clone(),
+        ),
         protocol: Protocol::Admin,
         permits: Arc::new(Semaphore::new(4)),
         metrics,
     };
     tokio::spawn(http.serve(CancellationToken::new()));
-    Server { address, readiness }
+    Server {
+        address,
+        readiness,
+        checks,
+    }
 }
 
 impl Server {
@@ -89,7 +100,7 @@ async fn the_process_is_alive_and_ready_when_every_shard_takes_writes() {
     assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
     assert_eq!(
         body,
-        "not ready\nshard 1: not writable, candidate of term 3, applied 7 of 8\n"
+        "not ready\n[-]shard-1 failed: not writable, candidate of term 3, applied 7 of 8\n"
     );
     server
         .readiness
@@ -101,7 +112,11 @@ async fn the_process_is_alive_and_ready_when_every_shard_takes_writes() {
         ("HTTP/1.1 200 OK", "ready\n")
     );
     let (_, _, body) = server.get("/readyz?verbose", "").await;
-    assert_eq!(body.lines().count(), 3, "{body}");
+    assert_eq!(
+        body,
+        "ready\n[+]shard-0 ok: leader of term 3, applied 7 of 8\n\
+         [+]shard-1 ok: leader of term 3, applied 7 of 8\n"
+    );
     let (_, _, body) = server.get("/readyz", "accept: application/json\r\n").await;
     let json: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!(json["status"], "ready");
@@ -112,6 +127,30 @@ async fn the_process_is_alive_and_ready_when_every_shard_takes_writes() {
     assert_eq!(body, "shutting down\n");
     let (status, ..) = server.get("/healthz", "").await;
     assert_eq!(status, "HTTP/1.1 200 OK");
+}
+
+#[tokio::test]
+async fn what_others_have_added_is_shown_and_only_what_is_required_decides() {
+    let server = start().await;
+    let shards = &server.readiness.second_is_writable;
+    shards.store(true, Ordering::SeqCst);
+    server.checks.add("etcd", Need::Optional, || {
+        Finding::Failed("no answer".to_owned())
+    });
+    let (status, _, body) = server.get("/readyz?verbose", "").await;
+    assert_eq!(status, "HTTP/1.1 200 OK");
+    let line = "[-]etcd failed (serving goes on): no answer";
+    assert_eq!(body.lines().last(), Some(line), "{body}");
+    server.checks.add("sink", Need::Required, || {
+        Finding::Failed("gone".to_owned())
+    });
+    let (status, _, body) = server.get("/readyz", "").await;
+    assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
+    assert_eq!(body, "not ready\n[-]sink failed: gone\n");
+    let (_, _, body) = server.get("/readyz", "accept: application/json\r\n").await;
+    let json: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(json["checks"][2]["name"], "etcd");
+    assert_eq!(json["checks"][2]["required"], false);
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ async fn a_node_tells_that_it_is_ready_and_what_it_has_done() {
     let (status, body) = fetch(addresses.admin, "/readyz?verbose").await;
     assert_eq!(status, "HTTP/1.1 200 OK");
     assert_eq!(body.lines().count(), 3, "{body}");
-    assert!(body.contains("shard 1: writable, leader of term"), "{body}");
+    assert!(body.contains("[+]shard-1 ok: leader of term"), "{body}");
 
     let mut redis = TcpStream::connect(addresses.resp).await.unwrap();
     redis
