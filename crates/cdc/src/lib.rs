@@ -1,4 +1,17 @@
 //! The change stream: what was committed, read from the log, for whoever wants to follow it.
 //!
-//! Emits only committed changes, in order of revision within a shard, at least once; never slows a
-//! commit. Nothing is queued in memory: whoever is slow reads later, from the log.
+//! Emits only committed changes that are on this disk, in order of revision within a shard, at
+//! least once; never slows a commit. Nothing is queued in memory: whoever is slow reads later, from
+//! the log. Read in this order: [`event`] is what there is to tell, [`cursor`] how far somebody has
+//! got, [`origin`] what a shard must offer, `tail` one shard's changes, [`feed`] all of them
+//! together, [`envelope`] how an event looks outside.
+
+pub mod cursor;
+pub mod envelope;
+pub mod error;
+pub mod event;
+
+pub use cursor::{Cursor, CursorError, Place, Start};
+pub use envelope::Envelope;
+pub use error::CdcError;
+pub use event::{Change, Control, Event, Group, Position};

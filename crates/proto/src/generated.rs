@@ -25,6 +25,15 @@ pub(crate) mod flux {
         }
     }
 
+    pub(crate) mod cdc {
+        //! The change stream.
+
+        pub mod v1 {
+            //! The interface `flux.cdc.v1`.
+            tonic::include_proto!("flux.cdc.v1");
+        }
+    }
+
     pub(crate) mod error {
         //! What went wrong.
 

@@ -7,9 +7,13 @@
 pub mod convert;
 mod generated;
 pub mod status;
+mod text_number;
 
 /// The interface `flux.kv.v1`.
 pub use generated::flux::kv::v1 as kv;
+
+/// The interface `flux.cdc.v1`.
+pub use generated::flux::cdc::v1 as cdc;
 
 /// The interface of the first Flux-KV, package `service`.
 pub use generated::service as original;
@@ -26,6 +30,8 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "
 
 /// Full name of the service in [`kv`].
 pub const KV_SERVICE: &str = "flux.kv.v1.Kv";
+/// Full name of the service in [`cdc`].
+pub const WATCH_SERVICE: &str = "flux.cdc.v1.Watch";
 /// Full name of the service in [`original`].
 pub const ORIGINAL_SERVICE: &str = "service.KVService";
 
@@ -33,7 +39,7 @@ pub const ORIGINAL_SERVICE: &str = "service.KVService";
 mod tests {
     use prost_reflect::{DescriptorPool, Kind, Value};
 
-    use super::{FILE_DESCRIPTOR_SET, KV_SERVICE, ORIGINAL_SERVICE};
+    use super::{FILE_DESCRIPTOR_SET, KV_SERVICE, ORIGINAL_SERVICE, WATCH_SERVICE};
 
     fn pool() -> DescriptorPool {
         DescriptorPool::decode(FILE_DESCRIPTOR_SET).unwrap()
@@ -80,6 +86,32 @@ mod tests {
                 method.full_name()
             );
         }
+    }
+
+    /// An event's JSON is a `CloudEvent` whoever writes it: no `bytes`, which JSON could not show as
+    /// text, every field with presence, so that an absent one is absent and not a default, and the
+    /// names of the specification, which knows no camel case.
+    #[test]
+    fn the_json_of_an_event_does_not_depend_on_who_writes_it() {
+        let pool = pool();
+        let service = pool.get_service_by_name(WATCH_SERVICE).unwrap();
+        let method = service.methods().next().unwrap();
+        assert!(method.is_server_streaming() && !method.is_client_streaming());
+        let message = pool.get_message_by_name("flux.cdc.v1.CloudEvent").unwrap();
+        let mut waiting = vec![message];
+        let mut seen = 0;
+        while let Some(message) = waiting.pop() {
+            for field in message.fields() {
+                seen += 1;
+                assert!(field.supports_presence(), "{}", field.full_name());
+                assert_ne!(field.kind(), Kind::Bytes, "{}", field.full_name());
+                assert_eq!(field.json_name(), field.name(), "{}", field.full_name());
+                if let Kind::Message(inner) = field.kind() {
+                    waiting.push(inner);
+                }
+            }
+        }
+        assert!(seen > 50, "{seen}");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! Nothing here does I/O, reads a clock, or knows a wire or disk format; each boundary has its own
 //! versioned encoding and converts to and from these types. Read in this order: [`ids`] and
 //! [`time`] name things, [`limits`] bounds them, [`command`] asks, [`reply`] answers, [`fact`] is
-//! what a command becomes once the leader has decided, and [`error`] says what went wrong, whose
-//! fault it was, and whether the write happened.
+//! what a command becomes once the leader has decided, [`trace`] names the request behind it, and
+//! [`error`] says what went wrong, whose fault it was, and whether the write happened.
 
 pub mod command;
 pub mod error;
@@ -13,6 +13,7 @@ pub mod ids;
 pub mod limits;
 pub mod reply;
 pub mod time;
+pub mod trace;
 
 pub use command::{
     Command, Compare, Condition, ExpireCondition, Expiry, RequestId, ScanPage, Set, SetReply,
@@ -23,3 +24,4 @@ pub use fact::{DeleteCause, Fact};
 pub use ids::{ClusterId, LogIndex, NodeId, Revision, ShardId, Slot, Term};
 pub use reply::{Answer, Entry, Reply, Written};
 pub use time::UnixMillis;
+pub use trace::TraceParent;
