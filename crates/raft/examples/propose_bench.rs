@@ -17,7 +17,7 @@ use flux_env::{Clock, RealClock, RealDisk, Rng, SeededRng};
 use flux_log::{FsyncPolicy, Log, LogConfig, Seeds};
 use flux_raft::{Formation, NoNetwork, Shard, ShardConfig, ShardParts, Submission};
 use flux_store::{Store, StoreConfig};
-use flux_types::{Answer, ClusterId, Command, NodeId, Reply, Revision, Set, ShardId};
+use flux_types::{Answer, ClusterId, Command, NodeId, Reply, Revision, Set, ShardId, WriteCommand};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
@@ -46,7 +46,10 @@ fn commands(rng: &mut SeededRng, depth: usize) -> Vec<Command> {
     (0..depth)
         .map(|at| {
             let key = buffer.slice(at * KEY_BYTES..(at + 1) * KEY_BYTES);
-            Command::Set(Set::plain(key, Bytes::from_static(VALUE)))
+            Command::Write(WriteCommand::Set(Set::plain(
+                key,
+                Bytes::from_static(VALUE),
+            )))
         })
         .collect()
 }

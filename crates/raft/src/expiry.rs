@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flux_store::Store;
-use flux_types::{Command, Reply, UnixMillis};
+use flux_types::{Command, Reply, UnixMillis, WriteCommand};
 use tokio::sync::{Notify, oneshot};
 
 use crate::queue::{Refused, Submission};
@@ -123,7 +123,7 @@ async fn sleep(replica: &Replica, alarm: &SweepAlarm, now: UnixMillis) {
 async fn sweep(replica: &Replica, keys: Vec<Bytes>) -> bool {
     let (reply, answers) = oneshot::channel();
     let submission = Submission {
-        commands: vec![Command::SweepExpired { keys }],
+        commands: vec![Command::Write(WriteCommand::SweepExpired { keys })],
         deadline: replica.clock.now() + SWEEP_TIMEOUT,
         reply,
     };

@@ -148,11 +148,13 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::task::{Context, Wake};
 
+    use flux_types::ReadCommand;
+
     use super::*;
 
     fn submission(operations: usize) -> Submission {
         Submission {
-            commands: vec![Command::Count; operations],
+            commands: vec![Command::Read(ReadCommand::Count); operations],
             deadline: Instant::from_nanos(u64::MAX),
             reply: oneshot::channel().0,
         }

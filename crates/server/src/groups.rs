@@ -77,16 +77,16 @@ pub(crate) fn groups<T>(
 mod tests {
     use bytes::Bytes;
     use flux_env::Instant;
-    use flux_types::{Command, Set, ShardId};
+    use flux_types::{Command, ReadCommand, Set, ShardId, WriteCommand};
 
     use super::{Asked, groups};
 
     fn read(key: &'static str) -> Command {
-        Command::Get { key: key.into() }
+        Command::Read(ReadCommand::Get { key: key.into() })
     }
 
     fn write(key: &'static str) -> Command {
-        Command::Set(Set::plain(key.into(), Bytes::new()))
+        Command::Write(WriteCommand::Set(Set::plain(key.into(), Bytes::new())))
     }
 
     /// The shard is the key's first byte; several keys have none.
@@ -134,8 +134,10 @@ mod tests {
 
     #[test]
     fn shards_and_deadlines_are_apart_and_commands_of_several_shards_alone() {
-        let both = || Command::GetMany {
-            keys: vec!["a1".into(), "b1".into()],
+        let both = || {
+            Command::Read(ReadCommand::GetMany {
+                keys: vec!["a1".into(), "b1".into()],
+            })
         };
         let commands = vec![
             (write("a1"), 5),

@@ -8,7 +8,7 @@ use std::hint::black_box;
 
 use bytes::Bytes;
 use flux_store::{BatchView, Lookup, Store, StoreConfig};
-use flux_types::{Command, Set, Term, UnixMillis};
+use flux_types::{Command, Set, Term, UnixMillis, WriteCommand};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -66,7 +66,7 @@ fn report(name: &str, operations: usize, since: &Instant) {
 
 fn sets(numbers: impl Iterator<Item = u64>, value: &Bytes) -> Vec<Command> {
     numbers
-        .map(|number| Command::Set(Set::plain(key(number), value.clone())))
+        .map(|number| Command::Write(WriteCommand::Set(Set::plain(key(number), value.clone()))))
         .collect()
 }
 
@@ -172,10 +172,10 @@ fn main() {
         report_write(name, operations, write(&store, &commands, ahead));
     }
     read(&store, &picked);
-    let increment = Command::Increment {
+    let increment = Command::Write(WriteCommand::Increment {
         key: Bytes::from_static(b"counter"),
         by: 1,
-    };
+    });
     let commands = vec![increment; operations];
     report_write("INCR of one key", operations, write(&store, &commands, 0));
     let start = Instant::now();

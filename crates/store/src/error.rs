@@ -74,13 +74,6 @@ pub(crate) fn incompatible_conditions() -> Error {
     )
 }
 
-pub(crate) fn not_a_read() -> Error {
-    Error::not_done(
-        ErrorCode::Internal,
-        "a command that changes data was read past the proposer",
-    )
-}
-
 pub(crate) fn nested_transaction() -> Error {
     Error::not_done(ErrorCode::Internal, "a transaction inside a transaction")
 }

@@ -8,9 +8,8 @@
 //! facts whole or not at all.
 
 use bytes::Bytes;
-use flux_types::{Command, Entry as EntryReply, Expiry, Reply, ScanPage, TtlForm, UnixMillis};
+use flux_types::{Entry as EntryReply, ReadCommand, Reply, ScanPage, TtlForm, UnixMillis};
 
-use crate::error;
 use crate::glob;
 use crate::hash::KeyHash;
 use crate::store::{EntryRef, Lookup, Store, is_past, lookup};
@@ -42,63 +41,46 @@ impl From<Reply> for Read {
 }
 
 impl Store {
-    /// Answers a reading command at the time `now`. A command that may change data is refused with
-    /// an error, whose code is *internal*: it should not have come here.
+    /// Answers a reading command at the time `now`.
     #[must_use]
-    pub fn read(&self, command: &Command, now: UnixMillis) -> Read {
+    pub fn read(&self, command: &ReadCommand, now: UnixMillis) -> Read {
         match command {
-            Command::Get { key }
-            | Command::GetExpire {
-                key,
-                expiry: Expiry::Keep,
-            } => self.read_one(key, now, Reply::Nil, |entry| bulk(entry.value)),
-            Command::GetEntry { key } => self.read_one(key, now, Reply::Entry(None), |entry| {
+            ReadCommand::Get { key } => {
+                self.read_one(key, now, Reply::Nil, |entry| bulk(entry.value))
+            }
+            ReadCommand::GetEntry { key } => self.read_one(key, now, Reply::Entry(None), |entry| {
                 Reply::Entry(Some(Box::new(entry_reply(entry))))
             }),
-            Command::Length { key } => self.read_one(key, now, Reply::Integer(0), |entry| {
+            ReadCommand::Length { key } => self.read_one(key, now, Reply::Integer(0), |entry| {
                 integer(entry.value.len())
             }),
-            Command::GetRange { key, start, end } => self.read_one(key, now, bulk(&[]), |entry| {
-                bulk(range(entry.value, *start, *end))
-            }),
-            Command::Type { key } => {
+            ReadCommand::GetRange { key, start, end } => {
+                self.read_one(key, now, bulk(&[]), |entry| {
+                    bulk(range(entry.value, *start, *end))
+                })
+            }
+            ReadCommand::Type { key } => {
                 self.read_one(key, now, Reply::Simple("none"), |_| Reply::Simple("string"))
             }
-            Command::Ttl { key, form } => self.read_one(key, now, Reply::Integer(-2), |entry| {
-                Reply::Integer(ttl(entry.deadline, *form, now))
-            }),
-            Command::GetMany { keys } => self.read_many(keys, now, |found| {
+            ReadCommand::Ttl { key, form } => {
+                self.read_one(key, now, Reply::Integer(-2), |entry| {
+                    Reply::Integer(ttl(entry.deadline, *form, now))
+                })
+            }
+            ReadCommand::GetMany { keys } => self.read_many(keys, now, |found| {
                 Reply::Array(
                     found
                         .map(|entry| entry.map_or(Reply::Nil, |entry| bulk(entry.value)))
                         .collect(),
                 )
             }),
-            Command::Exists { keys } | Command::Touch { keys } => {
+            ReadCommand::Exists { keys } | ReadCommand::Touch { keys } => {
                 self.read_many(keys, now, |found| integer(found.flatten().count()))
             }
-            Command::RandomKey => self.random_key(now),
-            Command::Scan(page) => self.scan(page, now),
-            Command::Keys { pattern } => self.keys(pattern, now),
-            Command::Count => integer(self.len()).into(),
-            Command::Set(_)
-            | Command::CompareAndSet { .. }
-            | Command::CompareAndDelete { .. }
-            | Command::GetDelete { .. }
-            | Command::GetExpire { .. }
-            | Command::SetMany { .. }
-            | Command::Append { .. }
-            | Command::SetRange { .. }
-            | Command::Increment { .. }
-            | Command::IncrementFloat { .. }
-            | Command::Delete { .. }
-            | Command::Expire { .. }
-            | Command::Persist { .. }
-            | Command::Rename { .. }
-            | Command::Copy { .. }
-            | Command::Clear
-            | Command::Transaction(_)
-            | Command::SweepExpired { .. } => Reply::from(error::not_a_read()).into(),
+            ReadCommand::RandomKey => self.random_key(now),
+            ReadCommand::Scan(page) => self.scan(page, now),
+            ReadCommand::Keys { pattern } => self.keys(pattern, now),
+            ReadCommand::Count => integer(self.len()).into(),
         }
     }
 

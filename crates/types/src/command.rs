@@ -8,13 +8,24 @@
 //! Arguments are `Bytes`: slices of the buffer they were read into, shared without a copy. A
 //! decoder has already checked keys and values against [`crate::limits`].
 
+use std::fmt;
+
 use bytes::Bytes;
 
 use crate::{Revision, UnixMillis};
 
-/// One operation on data.
-#[derive(Clone, Debug, PartialEq)]
+/// One operation on data, of which the type says whether it may change any.
+#[derive(Clone, PartialEq)]
 pub enum Command {
+    /// It changes nothing, and may be answered from memory while the lease gate is open.
+    Read(ReadCommand),
+    /// It may change data, and so must pass a proposer.
+    Write(WriteCommand),
+}
+
+/// A command that changes nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ReadCommand {
     /// GET, and GET of the FLUX and gRPC protocols: the value, or nil.
     Get {
         /// The key.
@@ -25,6 +36,64 @@ pub enum Command {
         /// The key.
         key: Bytes,
     },
+    /// MGET: one bulk or nil for each key.
+    GetMany {
+        /// The keys, in reply order.
+        keys: Vec<Bytes>,
+    },
+    /// STRLEN.
+    Length {
+        /// The key.
+        key: Bytes,
+    },
+    /// GETRANGE and SUBSTR, with Redis's negative offsets.
+    GetRange {
+        /// The key.
+        key: Bytes,
+        /// First offset.
+        start: i64,
+        /// Last offset, included.
+        end: i64,
+    },
+    /// EXISTS: how many of the keys (counted with repetition) exist.
+    Exists {
+        /// The keys.
+        keys: Vec<Bytes>,
+    },
+    /// TOUCH: like EXISTS, and marks them used.
+    Touch {
+        /// The keys.
+        keys: Vec<Bytes>,
+    },
+    /// TYPE: `string` or `none`, as a simple string.
+    Type {
+        /// The key.
+        key: Bytes,
+    },
+    /// TTL, PTTL, EXPIRETIME, PEXPIRETIME: -2 if the key is absent, -1 if it has no deadline.
+    Ttl {
+        /// The key.
+        key: Bytes,
+        /// Which of the four.
+        form: TtlForm,
+    },
+    /// RANDOMKEY.
+    RandomKey,
+    /// SCAN: a cursor and a page of keys.
+    Scan(ScanPage),
+    /// KEYS.
+    Keys {
+        /// A glob pattern.
+        pattern: Bytes,
+    },
+    /// DBSIZE.
+    Count,
+}
+
+/// A command that may change data. A transaction is one even when it only reads, because its reads
+/// must be of one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WriteCommand {
     /// SET and its relatives.
     Set(Set),
     /// Value is replaced only where the key is as expected; answered with [`crate::Reply::Written`].
@@ -50,17 +119,12 @@ pub enum Command {
         /// The key.
         key: Bytes,
     },
-    /// GETEX: the value, and its expiry changed. `Expiry::Keep` is a plain read.
+    /// GETEX with an option: the value, and its expiry changed. Without one it is a `Get`.
     GetExpire {
         /// The key.
         key: Bytes,
         /// The change.
         expiry: Expiry,
-    },
-    /// MGET: one bulk or nil for each key.
-    GetMany {
-        /// The keys, in reply order.
-        keys: Vec<Bytes>,
     },
     /// MSET and MSETNX (`if_none_exists`): all or nothing, as one group. MSET answers OK, MSETNX 1 or 0.
     SetMany {
@@ -75,20 +139,6 @@ pub enum Command {
         key: Bytes,
         /// What is added.
         value: Bytes,
-    },
-    /// STRLEN.
-    Length {
-        /// The key.
-        key: Bytes,
-    },
-    /// GETRANGE and SUBSTR, with Redis's negative offsets.
-    GetRange {
-        /// The key.
-        key: Bytes,
-        /// First offset.
-        start: i64,
-        /// Last offset, included.
-        end: i64,
     },
     /// SETRANGE: overwrites from `offset`, padding with zeros; answers the new length.
     SetRange {
@@ -118,21 +168,6 @@ pub enum Command {
         /// The keys.
         keys: Vec<Bytes>,
     },
-    /// EXISTS: how many of the keys (counted with repetition) exist.
-    Exists {
-        /// The keys.
-        keys: Vec<Bytes>,
-    },
-    /// TOUCH: like EXISTS, and marks them used.
-    Touch {
-        /// The keys.
-        keys: Vec<Bytes>,
-    },
-    /// TYPE: `string` or `none`, as a simple string.
-    Type {
-        /// The key.
-        key: Bytes,
-    },
     /// EXPIRE, PEXPIRE, EXPIREAT, PEXPIREAT: 1 if the deadline was set. A deadline in the past deletes.
     Expire {
         /// The key.
@@ -141,13 +176,6 @@ pub enum Command {
         expiry: Expiry,
         /// NX, XX, GT, LT.
         condition: ExpireCondition,
-    },
-    /// TTL, PTTL, EXPIRETIME, PEXPIRETIME: -2 if the key is absent, -1 if it has no deadline.
-    Ttl {
-        /// The key.
-        key: Bytes,
-        /// Which of the four.
-        form: TtlForm,
     },
     /// PERSIST: 1 if a deadline was removed.
     Persist {
@@ -172,17 +200,6 @@ pub enum Command {
         /// Whether an existing target is replaced.
         replace: bool,
     },
-    /// RANDOMKEY.
-    RandomKey,
-    /// SCAN: a cursor and a page of keys.
-    Scan(ScanPage),
-    /// KEYS.
-    Keys {
-        /// A glob pattern.
-        pattern: Bytes,
-    },
-    /// DBSIZE.
-    Count,
     /// FLUSHALL and FLUSHDB.
     Clear,
     /// MULTI … EXEC: all commands as one group, or nil if a watched key has changed.
@@ -350,87 +367,92 @@ pub struct RequestId {
     pub lowest_unanswered: u64,
 }
 
+impl From<ReadCommand> for Command {
+    fn from(read: ReadCommand) -> Self {
+        Self::Read(read)
+    }
+}
+
+impl From<WriteCommand> for Command {
+    fn from(write: WriteCommand) -> Self {
+        Self::Write(write)
+    }
+}
+
+/// Shown as the operation itself: which half it belongs to follows from its name.
+impl fmt::Debug for Command {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read(read) => read.fmt(formatter),
+            Self::Write(write) => write.fmt(formatter),
+        }
+    }
+}
+
 /// The keys of a command, for routing: none for commands on the whole keyspace.
 impl Command {
     /// Calls `visit` with each key that the command names, in order.
     pub fn for_each_key<'a>(&'a self, visit: &mut dyn FnMut(&'a Bytes)) {
         match self {
+            Self::Read(read) => read.for_each_key(visit),
+            Self::Write(write) => write.for_each_key(visit),
+        }
+    }
+
+    /// Whether the command may change data.
+    #[must_use]
+    pub const fn is_write(&self) -> bool {
+        matches!(self, Self::Write(_))
+    }
+}
+
+impl ReadCommand {
+    /// Calls `visit` with each key that the command names, in order.
+    pub fn for_each_key<'a>(&'a self, visit: &mut dyn FnMut(&'a Bytes)) {
+        match self {
             Self::Get { key }
             | Self::GetEntry { key }
-            | Self::Set(Set { key, .. })
+            | Self::Length { key }
+            | Self::GetRange { key, .. }
+            | Self::Type { key }
+            | Self::Ttl { key, .. } => visit(key),
+            Self::GetMany { keys } | Self::Exists { keys } | Self::Touch { keys } => {
+                keys.iter().for_each(visit);
+            }
+            Self::RandomKey | Self::Scan(_) | Self::Keys { .. } | Self::Count => {}
+        }
+    }
+}
+
+impl WriteCommand {
+    /// Calls `visit` with each key that the command names, in order.
+    pub fn for_each_key<'a>(&'a self, visit: &mut dyn FnMut(&'a Bytes)) {
+        match self {
+            Self::Set(Set { key, .. })
             | Self::CompareAndSet { key, .. }
             | Self::CompareAndDelete { key, .. }
             | Self::GetDelete { key }
             | Self::GetExpire { key, .. }
             | Self::Append { key, .. }
-            | Self::Length { key }
-            | Self::GetRange { key, .. }
             | Self::SetRange { key, .. }
             | Self::Increment { key, .. }
             | Self::IncrementFloat { key, .. }
-            | Self::Type { key }
             | Self::Expire { key, .. }
-            | Self::Ttl { key, .. }
             | Self::Persist { key } => visit(key),
-            Self::GetMany { keys }
-            | Self::Delete { keys }
-            | Self::Exists { keys }
-            | Self::Touch { keys }
-            | Self::SweepExpired { keys } => keys.iter().for_each(visit),
+            Self::Delete { keys } | Self::SweepExpired { keys } => keys.iter().for_each(visit),
             Self::SetMany { pairs, .. } => pairs.iter().for_each(|(key, _)| visit(key)),
             Self::Rename { source, target, .. } | Self::Copy { source, target, .. } => {
                 visit(source);
                 visit(target);
             }
             Self::Transaction(transaction) => {
-                transaction
-                    .watches
-                    .iter()
-                    .for_each(|watch| visit(&watch.key));
+                let watches = transaction.watches.iter();
+                watches.for_each(|watch| visit(&watch.key));
                 for command in &transaction.commands {
                     command.for_each_key(visit);
                 }
             }
-            Self::RandomKey | Self::Scan(_) | Self::Keys { .. } | Self::Count | Self::Clear => {}
-        }
-    }
-
-    /// Whether the command may change data, and so must pass a proposer. EXEC counts as a write
-    /// even when it only reads, because its reads must be of one moment.
-    #[must_use]
-    pub const fn is_write(&self) -> bool {
-        match self {
-            Self::Get { .. }
-            | Self::GetEntry { .. }
-            | Self::GetMany { .. }
-            | Self::Length { .. }
-            | Self::GetRange { .. }
-            | Self::Exists { .. }
-            | Self::Touch { .. }
-            | Self::Type { .. }
-            | Self::Ttl { .. }
-            | Self::RandomKey
-            | Self::Scan(_)
-            | Self::Keys { .. }
-            | Self::Count => false,
-            Self::GetExpire { expiry, .. } => !matches!(expiry, Expiry::Keep),
-            Self::Set(_)
-            | Self::CompareAndSet { .. }
-            | Self::CompareAndDelete { .. }
-            | Self::GetDelete { .. }
-            | Self::SetMany { .. }
-            | Self::Append { .. }
-            | Self::SetRange { .. }
-            | Self::Increment { .. }
-            | Self::IncrementFloat { .. }
-            | Self::Delete { .. }
-            | Self::Expire { .. }
-            | Self::Persist { .. }
-            | Self::Rename { .. }
-            | Self::Copy { .. }
-            | Self::Clear
-            | Self::Transaction(_)
-            | Self::SweepExpired { .. } => true,
+            Self::Clear => {}
         }
     }
 }

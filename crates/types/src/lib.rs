@@ -16,8 +16,8 @@ pub mod time;
 pub mod trace;
 
 pub use command::{
-    Command, Compare, Condition, ExpireCondition, Expiry, RequestId, ScanPage, Set, SetReply,
-    Transaction, TtlForm, Watch,
+    Command, Compare, Condition, ExpireCondition, Expiry, ReadCommand, RequestId, ScanPage, Set,
+    SetReply, Transaction, TtlForm, Watch, WriteCommand,
 };
 pub use error::{Blame, Error, ErrorCode, Outcome, Retry};
 pub use fact::{DeleteCause, Fact};

@@ -1,8 +1,8 @@
 //! The calls of `flux.kv.v1.Kv` with one response.
 
 use flux_types::{
-    Answer, Command, Compare, Condition, Error, ExpireCondition, Expiry, Reply, Set, SetReply,
-    UnixMillis, Written,
+    Answer, Command, Compare, Condition, Error, ExpireCondition, Expiry, ReadCommand, Reply, Set,
+    SetReply, UnixMillis, WriteCommand, Written,
 };
 
 use super::{
@@ -21,9 +21,9 @@ impl Call for kv::GetRequest {
         };
         let key = checked_key(self.key)?;
         let command = if asked.revision {
-            Command::GetEntry { key }
+            Command::Read(ReadCommand::GetEntry { key })
         } else {
-            Command::Get { key }
+            Command::Read(ReadCommand::Get { key })
         };
         Ok((command, asked))
     }
@@ -79,7 +79,7 @@ impl Call for kv::SetRequest {
                 SetReply::Status
             },
         };
-        Ok((Command::Set(set), asked))
+        Ok((Command::Write(WriteCommand::Set(set)), asked))
     }
 
     fn response(asked: Asked, answer: Answer) -> Result<kv::SetResponse, Error> {
@@ -112,9 +112,9 @@ impl Call for kv::DeleteRequest {
             None => Compare::Anything,
         };
         let command = if asked.conditional || asked.previous {
-            Command::CompareAndDelete { key, expected }
+            Command::Write(WriteCommand::CompareAndDelete { key, expected })
         } else {
-            Command::Delete { keys: vec![key] }
+            Command::Write(WriteCommand::Delete { keys: vec![key] })
         };
         Ok((command, asked))
     }
@@ -148,7 +148,7 @@ impl Call for kv::CompareAndSetRequest {
             previous: self.return_previous,
             conditional: true,
         };
-        let command = Command::CompareAndSet {
+        let command = Command::Write(WriteCommand::CompareAndSet {
             key: checked_key(self.key)?,
             expected: checked_compare(self.expected.unwrap_or_default(), limits)?,
             value: checked_value(self.value, limits)?,
@@ -157,7 +157,7 @@ impl Call for kv::CompareAndSetRequest {
                 Given::ExpiresAtMs(millis) => Deadline::ExpiresAtMs(millis),
                 Given::KeepTtl(keep) => Deadline::Keep(keep),
             }))?,
-        };
+        });
         Ok((command, asked))
     }
 
@@ -181,10 +181,10 @@ impl Call for kv::IncrementRequest {
             revision: self.return_revision,
             ..Asked::default()
         };
-        let command = Command::Increment {
+        let command = Command::Write(WriteCommand::Increment {
             key: checked_key(self.key)?,
             by: self.by.unwrap_or(1),
-        };
+        });
         Ok((command, asked))
     }
 
@@ -216,7 +216,7 @@ impl Call for kv::ExpireRequest {
                 Expiry::At(checked_millis("expires_at_ms", millis)?)
             }
             Some(Given::Persist(true)) if condition == ExpireCondition::default() => {
-                return Ok((Command::Persist { key }, asked));
+                return Ok((Command::Write(WriteCommand::Persist { key }), asked));
             }
             Some(Given::Persist(true)) => {
                 return Err(InvalidField::new("condition", "must be unset with persist"));
@@ -231,11 +231,11 @@ impl Call for kv::ExpireRequest {
                 ));
             }
         };
-        let command = Command::Expire {
+        let command = Command::Write(WriteCommand::Expire {
             key,
             expiry,
             condition,
-        };
+        });
         Ok((command, asked))
     }
 

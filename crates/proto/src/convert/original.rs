@@ -5,7 +5,7 @@
 //! value fails here, with the name of the interface that can.
 
 use bytes::Bytes;
-use flux_types::{Answer, Command, Error, ErrorCode, Reply, Set};
+use flux_types::{Answer, Command, Error, ErrorCode, ReadCommand, Reply, Set, WriteCommand};
 
 use super::{Asked, Call, InvalidField, Limits, checked_key, checked_value, unexpected};
 use crate::original;
@@ -16,7 +16,10 @@ impl Call for original::SetRequest {
     fn command(self, limits: Limits) -> Result<(Command, Asked), InvalidField> {
         let key = checked_key(Bytes::from(self.key))?;
         let value = checked_value(Some(Bytes::from(self.value)), limits)?;
-        Ok((Command::Set(Set::plain(key, value)), Asked::default()))
+        Ok((
+            Command::Write(WriteCommand::Set(Set::plain(key, value))),
+            Asked::default(),
+        ))
     }
 
     fn response(_asked: Asked, answer: Answer) -> Result<original::SetResponse, Error> {
@@ -32,7 +35,7 @@ impl Call for original::GetRequest {
 
     fn command(self, _limits: Limits) -> Result<(Command, Asked), InvalidField> {
         let key = checked_key(Bytes::from(self.key))?;
-        Ok((Command::Get { key }, Asked::default()))
+        Ok((Command::Read(ReadCommand::Get { key }), Asked::default()))
     }
 
     fn response(_asked: Asked, answer: Answer) -> Result<original::GetResponse, Error> {
@@ -56,7 +59,10 @@ impl Call for original::DelRequest {
 
     fn command(self, _limits: Limits) -> Result<(Command, Asked), InvalidField> {
         let keys = vec![checked_key(Bytes::from(self.key))?];
-        Ok((Command::Delete { keys }, Asked::default()))
+        Ok((
+            Command::Write(WriteCommand::Delete { keys }),
+            Asked::default(),
+        ))
     }
 
     fn response(_asked: Asked, answer: Answer) -> Result<original::DelResponse, Error> {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use flux_types::limits::KEY_BYTES_MAX;
 use flux_types::{
     Answer, Command, Compare, Condition, Entry, Error, ErrorCode, ExpireCondition, Expiry, Outcome,
-    Reply, Revision, Set, SetReply, UnixMillis, Written,
+    ReadCommand, Reply, Revision, Set, SetReply, UnixMillis, WriteCommand, Written,
 };
 
 use super::{Asked, Call, InvalidField, Limits, plan_operation, scan_entry, scan_pattern};
@@ -59,7 +59,7 @@ fn get(return_revision: bool) -> kv::GetRequest {
 #[test]
 fn a_get_answers_value_and_found_and_nothing_else() {
     let (made, asked) = command(get(false));
-    assert_eq!(made, Command::Get { key: "k".into() });
+    assert_eq!(made, Command::Read(ReadCommand::Get { key: "k".into() }));
     let found = kv::GetRequest::response(asked, answer(Reply::Bulk("world".into()))).unwrap();
     assert_eq!(
         found,
@@ -77,7 +77,10 @@ fn a_get_answers_value_and_found_and_nothing_else() {
 #[test]
 fn a_get_that_asks_for_the_revision_gets_the_deadline_too() {
     let (made, asked) = command(get(true));
-    assert_eq!(made, Command::GetEntry { key: "k".into() });
+    assert_eq!(
+        made,
+        Command::Read(ReadCommand::GetEntry { key: "k".into() })
+    );
     let reply = Reply::Entry(Some(Box::new(stored())));
     let found = kv::GetRequest::response(asked, answer(reply)).unwrap();
     assert_eq!((found.revision, found.expires_at_ms), (Some(4), Some(77)));
@@ -88,7 +91,10 @@ fn a_get_that_asks_for_the_revision_gets_the_deadline_too() {
 #[test]
 fn a_plain_set_answers_success_and_nothing_else() {
     let (made, asked) = command(set("k", Some("")));
-    assert_eq!(made, Command::Set(Set::plain("k".into(), Bytes::new())));
+    assert_eq!(
+        made,
+        Command::Write(WriteCommand::Set(Set::plain("k".into(), Bytes::new())))
+    );
     let done = kv::SetRequest::response(asked, answer(Reply::Ok)).unwrap();
     assert_eq!(
         done,
@@ -118,13 +124,13 @@ fn a_set_carries_condition_expiry_and_what_it_asks_for() {
         let (made, asked) = command(request);
         assert_eq!(
             made,
-            Command::Set(Set {
+            Command::Write(WriteCommand::Set(Set {
                 key: "k".into(),
                 value: "v".into(),
                 condition: Condition::Absent,
                 expiry: expected,
                 reply: SetReply::Written,
-            })
+            }))
         );
         let done = kv::SetRequest::response(asked, written(true, None)).unwrap();
         assert_eq!(
@@ -151,9 +157,9 @@ fn a_delete_succeeds_whether_or_not_the_key_was_there() {
     let (made, asked) = command(request.clone());
     assert_eq!(
         made,
-        Command::Delete {
+        Command::Write(WriteCommand::Delete {
             keys: vec!["k".into()]
-        }
+        })
     );
     for count in [0, 1] {
         let done = kv::DeleteRequest::response(asked, answer(Reply::Integer(count))).unwrap();
@@ -171,10 +177,10 @@ fn a_delete_succeeds_whether_or_not_the_key_was_there() {
     });
     assert_eq!(
         made,
-        Command::CompareAndDelete {
+        Command::Write(WriteCommand::CompareAndDelete {
             key: "k".into(),
             expected: Compare::Anything
-        }
+        })
     );
     let absent = kv::DeleteRequest::response(asked, written(false, None)).unwrap();
     assert_eq!((absent.success, absent.deleted), (true, Some(false)));
@@ -195,10 +201,10 @@ fn a_conditional_delete_fails_if_the_key_is_not_as_expected() {
     });
     assert_eq!(
         made,
-        Command::CompareAndDelete {
+        Command::Write(WriteCommand::CompareAndDelete {
             key: "k".into(),
             expected: Compare::RevisionIs(Revision::new(3))
-        }
+        })
     );
     let kept = kv::DeleteRequest::response(asked, written(false, Some(stored()))).unwrap();
     assert_eq!(
@@ -225,12 +231,12 @@ fn a_compare_and_set_names_what_it_expects() {
         });
         assert_eq!(
             made,
-            Command::CompareAndSet {
+            Command::Write(WriteCommand::CompareAndSet {
                 key: "k".into(),
                 expected,
                 value: "v".into(),
                 expiry: Expiry::Clear,
-            }
+            })
         );
         let done = kv::CompareAndSetRequest::response(asked, written(true, None)).unwrap();
         assert!(done.success && done.revision.is_none());
@@ -246,10 +252,10 @@ fn an_increment_without_a_step_adds_one() {
     });
     assert_eq!(
         made,
-        Command::Increment {
+        Command::Write(WriteCommand::Increment {
             key: "k".into(),
             by: 1
-        }
+        })
     );
     let done = kv::IncrementRequest::response(asked, answer(Reply::Integer(-3))).unwrap();
     assert_eq!((done.value, done.revision), (-3, Some(9)));
@@ -267,20 +273,23 @@ fn an_expire_sets_moves_or_removes_the_deadline() {
     let (made, asked) = command(request(Some(Given::TtlMs(0)), kv::ExpireCondition::Later));
     assert_eq!(
         made,
-        Command::Expire {
+        Command::Write(WriteCommand::Expire {
             key: "k".into(),
             expiry: Expiry::In(0),
             condition: ExpireCondition {
                 if_later: true,
                 ..ExpireCondition::default()
             },
-        }
+        })
     );
     let done = kv::ExpireRequest::response(asked, answer(Reply::Integer(0))).unwrap();
     assert!(!done.success);
     let unset = kv::ExpireCondition::Unspecified;
     let (made, _) = command(request(Some(Given::Persist(true)), unset));
-    assert_eq!(made, Command::Persist { key: "k".into() });
+    assert_eq!(
+        made,
+        Command::Write(WriteCommand::Persist { key: "k".into() })
+    );
     assert_eq!(refused(request(None, unset)), "expiry");
     assert_eq!(
         refused(request(
@@ -354,7 +363,7 @@ fn the_original_interface_speaks_text() {
     });
     assert_eq!(
         made,
-        Command::Set(Set::plain("k".into(), Bytes::new())),
+        Command::Write(WriteCommand::Set(Set::plain("k".into(), Bytes::new()))),
         "an empty value is stored"
     );
     assert!(
@@ -380,7 +389,7 @@ fn each_operation_of_a_batch_has_its_own_result() {
         operation: Some(given),
     };
     let (made, planned) = plan_operation(operation(Given::Get(get(false))), LIMITS).unwrap();
-    assert_eq!(made, Command::Get { key: "k".into() });
+    assert_eq!(made, Command::Read(ReadCommand::Get { key: "k".into() }));
     let result = planned.result(answer(Reply::Nil)).result.unwrap();
     assert_eq!(result, Done::Get(kv::GetResponse::default()));
     let failed = planned

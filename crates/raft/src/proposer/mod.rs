@@ -23,7 +23,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flux_env::Instant;
 use flux_log::{LogError, Space};
-use flux_types::{Answer, Error, ErrorCode, Term, UnixMillis};
+use flux_types::{Answer, Command, Error, ErrorCode, Term, UnixMillis};
 use openraft::errors::ClientWriteError;
 use openraft::impls::OneshotResponder;
 use tokio::time::Sleep;
@@ -175,10 +175,11 @@ impl Proposer {
                     break;
                 }
                 room.operations += 1;
-                let answer = if is_full && command.is_write() && !frees_space(command) {
-                    Answer::error(Error::not_done(ErrorCode::NoSpace, DISK_FULL))
-                } else {
-                    evaluation.command(command)
+                let answer = match command {
+                    Command::Write(write) if is_full && !frees_space(write) => {
+                        Answer::error(Error::not_done(ErrorCode::NoSpace, DISK_FULL))
+                    }
+                    Command::Read(_) | Command::Write(_) => evaluation.command(command),
                 };
                 pending.answer(answer);
             }

@@ -134,7 +134,7 @@ fn uncertain(command: &Command, code: ErrorCode, message: &'static str) -> Error
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use flux_types::{Reply, Revision, Set};
+    use flux_types::{ReadCommand, Reply, Revision, Set, WriteCommand};
 
     use super::*;
 
@@ -151,7 +151,7 @@ mod tests {
 
     fn set() -> Command {
         let value = Bytes::from_static(b"x");
-        Command::Set(Set::plain(value.clone(), value))
+        Command::Write(WriteCommand::Set(Set::plain(value.clone(), value)))
     }
 
     fn ok() -> Answer {
@@ -163,7 +163,8 @@ mod tests {
 
     #[test]
     fn a_lost_batch_makes_its_writes_unknown_and_leaves_settled_answers_alone() {
-        let (mut pending, mut answers) = pending(vec![set(), set(), Command::Count, set()]);
+        let (mut pending, mut answers) =
+            pending(vec![set(), set(), Command::Read(ReadCommand::Count), set()]);
         pending.answer(ok());
         pending.settle();
         pending.answer(ok());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use flux_env::Clock;
 use flux_raft::Submission;
-use flux_types::{Answer, Command, Condition, ErrorCode, Outcome, Reply, Set};
+use flux_types::{Answer, Command, Condition, ErrorCode, Outcome, Reply, Set, WriteCommand};
 use tokio::sync::oneshot;
 
 use crate::harness::*;
@@ -45,10 +45,10 @@ fn set_if_absent_twice_in_one_pipeline_has_one_winner() {
     on_runtime(async {
         let node = Setup::new().start_writable().await;
         let set = |value| {
-            Command::Set(Set {
+            Command::Write(WriteCommand::Set(Set {
                 condition: Condition::Absent,
                 ..Set::plain(bytes("k"), bytes(value))
-            })
+            }))
         };
         let replies = node.run(vec![set("a"), set("b")]).await;
         assert_eq!(replies, [Reply::Ok, Reply::Nil]);

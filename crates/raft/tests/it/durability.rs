@@ -8,7 +8,7 @@ use std::time::Duration;
 use flux_env::{CrashLoss, Rng, SeededRng};
 use flux_log::FsyncPolicy;
 use flux_raft::Failure;
-use flux_types::{Command, ErrorCode, Outcome, Reply, TtlForm};
+use flux_types::{Command, ErrorCode, Outcome, ReadCommand, Reply, TtlForm, WriteCommand};
 use parking_lot::Mutex;
 
 use crate::harness::*;
@@ -32,7 +32,7 @@ async fn client(node: Arc<Node>, number: u64, told: Arc<Mutex<Told>>, acked: Arc
         let value = format!("value {round} of {number}");
         let deadline = i64::try_from(EPOCH_MILLIS + 1_000_000 + round).expect("small");
         let mut write = set_for(&key, &value, 0);
-        if let Command::Set(set) = &mut write {
+        if let Command::Write(WriteCommand::Set(set)) = &mut write {
             set.expiry = flux_types::Expiry::At(deadline);
         }
         told.lock().submitted += 1;
@@ -76,10 +76,10 @@ fn check_kept(setup: &Setup, told: &Told, submitted_before: u64) -> i64 {
     on_runtime(async {
         let node = setup.start_writable().await;
         for (key, (value, deadline)) in &told.values {
-            let ttl = Command::Ttl {
+            let ttl = Command::Read(ReadCommand::Ttl {
                 key: bytes(key),
                 form: TtlForm::AbsoluteMillis,
-            };
+            });
             let replies = node.run(vec![get(key), ttl]).await;
             assert_eq!(replies, [bulk(value), Reply::Integer(*deadline)], "{key}");
         }

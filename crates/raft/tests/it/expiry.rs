@@ -46,7 +46,7 @@ fn a_sweeper_asleep_is_woken_by_an_earlier_deadline() {
         clock.advance(Duration::from_millis(500));
         // Its deadline lies in the past of the clock when it is applied.
         let mut past = set_for("soon", "1", 0);
-        if let flux_types::Command::Set(set) = &mut past {
+        if let flux_types::Command::Write(flux_types::WriteCommand::Set(set)) = &mut past {
             let at = i64::try_from(EPOCH_MILLIS + 501).expect("small");
             set.expiry = flux_types::Expiry::At(at);
         }

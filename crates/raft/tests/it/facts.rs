@@ -8,7 +8,7 @@ use bytes::Bytes;
 use flux_log::{Log, LogEntry, LogId};
 use flux_store::batch::effective;
 use flux_store::{BatchWriter, FactRef, Read};
-use flux_types::{Command, DeleteCause, Fact, LogIndex, Reply, Revision, Term, UnixMillis};
+use flux_types::{DeleteCause, Fact, LogIndex, ReadCommand, Reply, Revision, Term, UnixMillis};
 
 use crate::harness::*;
 
@@ -138,7 +138,7 @@ fn rule_5_a_transaction_is_never_half_visible() {
         let reader = {
             let (store, stop) = (Arc::clone(node.shard.store()), Arc::clone(&stop));
             let keys = keys.iter().map(|key| bytes(key)).collect();
-            let read = Command::GetMany { keys };
+            let read = ReadCommand::GetMany { keys };
             std::thread::spawn(move || {
                 let mut reads = 0_u64;
                 while !stop.load(Ordering::SeqCst) {

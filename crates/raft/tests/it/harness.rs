@@ -13,7 +13,8 @@ use flux_raft::{Formation, MemoryNetwork, Network, NoNetwork, Shard, ShardConfig
 use flux_raft::{Submission, Timings};
 use flux_store::{Store, StoreConfig};
 use flux_types::{
-    Answer, ClusterId, Command, Error, Expiry, NodeId, Reply, Set, ShardId, Transaction,
+    Answer, ClusterId, Command, Error, Expiry, NodeId, ReadCommand, Reply, Set, ShardId,
+    Transaction, WriteCommand,
 };
 use tokio::sync::oneshot;
 
@@ -226,38 +227,38 @@ pub(crate) fn bytes(text: &str) -> Bytes {
 }
 
 pub(crate) fn set(key: &str, value: &str) -> Command {
-    Command::Set(Set::plain(bytes(key), bytes(value)))
+    Command::Write(WriteCommand::Set(Set::plain(bytes(key), bytes(value))))
 }
 
 pub(crate) fn set_for(key: &str, value: &str, millis: i64) -> Command {
-    Command::Set(Set {
+    Command::Write(WriteCommand::Set(Set {
         expiry: Expiry::In(millis),
         ..Set::plain(bytes(key), bytes(value))
-    })
+    }))
 }
 
 pub(crate) fn get(key: &str) -> Command {
-    Command::Get { key: bytes(key) }
+    Command::Read(ReadCommand::Get { key: bytes(key) })
 }
 
 pub(crate) fn increment(key: &str) -> Command {
-    Command::Increment {
+    Command::Write(WriteCommand::Increment {
         key: bytes(key),
         by: 1,
-    }
+    })
 }
 
 pub(crate) fn delete(key: &str) -> Command {
-    Command::Delete {
+    Command::Write(WriteCommand::Delete {
         keys: vec![bytes(key)],
-    }
+    })
 }
 
 pub(crate) fn transaction(commands: Vec<Command>) -> Command {
-    Command::Transaction(Transaction {
+    Command::Write(WriteCommand::Transaction(Transaction {
         watches: Vec::new(),
         commands,
-    })
+    }))
 }
 
 pub(crate) fn bulk(text: &str) -> Reply {

@@ -136,7 +136,7 @@ fn outer_cursor(inner: u64, shard: u32, count: u32) -> Option<u64> {
 mod tests {
     use bytes::Bytes;
     use flux_cluster::SlotMap;
-    use flux_types::{Command, ScanPage, ShardId};
+    use flux_types::{Command, ReadCommand, ScanPage, ShardId, WriteCommand};
 
     use super::super::split::{Split, split};
     use super::*;
@@ -169,9 +169,9 @@ mod tests {
     fn values_come_back_in_the_order_of_the_keys() {
         let map = SlotMap::even(4).unwrap();
         // Slots 12182, 5061, 866, 12182 again: shards 2, 1, 0, 2.
-        let command = Command::GetMany {
+        let command = Command::Read(ReadCommand::GetMany {
             keys: keys(&["foo", "bar", "hello", "{foo}2"]),
-        };
+        });
         let Split::Many(parts, how) = split(command, &map, 0) else {
             panic!("three shards are concerned");
         };
@@ -182,7 +182,7 @@ mod tests {
         ];
         for ((shard, command), (owner, keys)) in parts.iter().zip(expected) {
             assert_eq!(*shard, owner);
-            assert_eq!(*command, Command::GetMany { keys });
+            assert_eq!(*command, Command::Read(ReadCommand::GetMany { keys }));
         }
         assert_eq!(parts.len(), 3);
         let reply = joined(how, vec![bulks(&["f", "f2"]), bulks(&["b"]), bulks(&["h"])]);
@@ -192,9 +192,9 @@ mod tests {
     #[test]
     fn keys_of_one_shard_stay_one_command() {
         let map = SlotMap::even(4).unwrap();
-        let command = Command::Delete {
+        let command = Command::Write(WriteCommand::Delete {
             keys: keys(&["{foo}1", "{foo}2"]),
-        };
+        });
         assert_eq!(
             split(command.clone(), &map, 0),
             Split::One(ShardId::new(2), command)
@@ -239,10 +239,12 @@ mod tests {
     #[test]
     fn commands_of_one_moment_are_refused_across_shards() {
         let map = SlotMap::even(4).unwrap();
-        let rename = |source, target| Command::Rename {
-            source: Bytes::from_static(source),
-            target: Bytes::from_static(target),
-            if_absent: false,
+        let rename = |source, target| {
+            Command::Write(WriteCommand::Rename {
+                source: Bytes::from_static(source),
+                target: Bytes::from_static(target),
+                if_absent: false,
+            })
         };
         let refused = split(rename(b"foo", b"bar"), &map, 0);
         assert!(matches!(refused, Split::Refused(error) if error.code == ErrorCode::CrossShard));
@@ -253,10 +255,10 @@ mod tests {
             split(rename(b"foo", b"bar"), &one, 0),
             Split::One(..)
         ));
-        let transaction = Command::Transaction(flux_types::Transaction {
+        let transaction = Command::Write(WriteCommand::Transaction(flux_types::Transaction {
             watches: Vec::new(),
-            commands: vec![Command::Count],
-        });
+            commands: vec![Command::Read(ReadCommand::Count)],
+        }));
         assert!(matches!(
             split(transaction.clone(), &map, 0),
             Split::Refused(_)
@@ -277,10 +279,11 @@ mod tests {
                 count: 10,
                 type_matches: true,
             };
-            let Split::Many(parts, how) = split(Command::Scan(page), &map, 0) else {
+            let Split::Many(parts, how) = split(Command::Read(ReadCommand::Scan(page)), &map, 0)
+            else {
                 panic!("a scan is always rewritten");
             };
-            let [(shard, Command::Scan(inner))] = parts.as_slice() else {
+            let [(shard, Command::Read(ReadCommand::Scan(inner)))] = parts.as_slice() else {
                 panic!("one shard at a time");
             };
             visited.push((shard.get(), inner.cursor));

@@ -187,12 +187,12 @@ impl Executor {
 
     /// Plans a command that concerns one shard.
     pub(crate) fn plan_part(&self, shard: ShardId, command: Command, turn: &mut Turn) -> Place {
-        if !command.is_write()
+        if let Command::Read(read) = &command
             && let Some(now) = turn.direct_now(&self.home, shard)
             && let Some(handle) = self.home.shard(shard)
         {
             let revision = handle.store().revision();
-            match handle.store().read(&command, now) {
+            match handle.store().read(read, now) {
                 Read::Reply(reply) => {
                     turn.keep(&self.home, shard, command);
                     return Place::Direct(shard, Answer { reply, revision });

@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 use flux_cluster::SlotMap;
-use flux_types::{Command, Error, ErrorCode, ScanPage, ShardId};
+use flux_types::{Command, Error, ErrorCode, ReadCommand, ScanPage, ShardId, WriteCommand};
 
 /// A command on its way to shards.
 #[derive(Debug, PartialEq)]
@@ -57,22 +57,38 @@ pub(crate) fn split(command: Command, map: &SlotMap, lot: u64) -> Split {
         return Split::One(map.shard_of_key(key), command);
     }
     match command {
-        Command::GetMany { keys } => split_many(keys, map),
-        Command::Delete { keys } => sum(keys, map, |keys| Command::Delete { keys }),
-        Command::Exists { keys } => sum(keys, map, |keys| Command::Exists { keys }),
-        Command::Touch { keys } => sum(keys, map, |keys| Command::Touch { keys }),
-        Command::SweepExpired { keys } => sum(keys, map, |keys| Command::SweepExpired { keys }),
-        Command::SetMany {
+        Command::Read(ReadCommand::GetMany { keys }) => split_many(keys, map),
+        Command::Write(WriteCommand::Delete { keys }) => sum(keys, map, |keys| {
+            Command::Write(WriteCommand::Delete { keys })
+        }),
+        Command::Read(ReadCommand::Exists { keys }) => sum(keys, map, |keys| {
+            Command::Read(ReadCommand::Exists { keys })
+        }),
+        Command::Read(ReadCommand::Touch { keys }) => {
+            sum(keys, map, |keys| Command::Read(ReadCommand::Touch { keys }))
+        }
+        Command::Write(WriteCommand::SweepExpired { keys }) => sum(keys, map, |keys| {
+            Command::Write(WriteCommand::SweepExpired { keys })
+        }),
+        Command::Write(WriteCommand::SetMany {
             pairs,
             if_none_exists: false,
-        } => split_pairs(pairs, map),
-        Command::Count => everywhere(map, 0, Join::Sum, || Command::Count),
-        Command::Clear => everywhere(map, 0, Join::AllOk, || Command::Clear),
-        Command::Keys { pattern } => everywhere(map, 0, Join::Concat, || Command::Keys {
-            pattern: pattern.clone(),
+        }) => split_pairs(pairs, map),
+        Command::Read(ReadCommand::Count) => {
+            everywhere(map, 0, Join::Sum, || Command::Read(ReadCommand::Count))
+        }
+        Command::Write(WriteCommand::Clear) => {
+            everywhere(map, 0, Join::AllOk, || Command::Write(WriteCommand::Clear))
+        }
+        Command::Read(ReadCommand::Keys { pattern }) => everywhere(map, 0, Join::Concat, || {
+            Command::Read(ReadCommand::Keys {
+                pattern: pattern.clone(),
+            })
         }),
-        Command::RandomKey => everywhere(map, lot, Join::FirstFound, || Command::RandomKey),
-        Command::Scan(page) => scan(page, map),
+        Command::Read(ReadCommand::RandomKey) => everywhere(map, lot, Join::FirstFound, || {
+            Command::Read(ReadCommand::RandomKey)
+        }),
+        Command::Read(ReadCommand::Scan(page)) => scan(page, map),
         whole => whole_in_one_shard(whole, map),
     }
 }
@@ -102,7 +118,7 @@ fn single_key(command: &Command) -> Option<&Bytes> {
         }
         count += 1;
     });
-    first.filter(|_| count == 1 && !matches!(command, Command::Transaction(_)))
+    first.filter(|_| count == 1 && !matches!(command, Command::Write(WriteCommand::Transaction(_))))
 }
 
 fn whole_in_one_shard(command: Command, map: &SlotMap) -> Split {
@@ -113,7 +129,7 @@ fn whole_in_one_shard(command: Command, map: &SlotMap) -> Split {
         differ |= owner.is_some_and(|owner| owner != shard);
         owner = Some(shard);
     });
-    if let Command::Transaction(transaction) = &command
+    if let Command::Write(WriteCommand::Transaction(transaction)) = &command
         && transaction.commands.iter().any(is_on_every_key)
     {
         return Split::Refused(cross_shard(
@@ -132,11 +148,12 @@ fn whole_in_one_shard(command: Command, map: &SlotMap) -> Split {
 pub(crate) const fn is_on_every_key(command: &Command) -> bool {
     matches!(
         command,
-        Command::RandomKey
-            | Command::Scan(_)
-            | Command::Keys { .. }
-            | Command::Count
-            | Command::Clear
+        Command::Read(
+            ReadCommand::RandomKey
+                | ReadCommand::Scan(_)
+                | ReadCommand::Keys { .. }
+                | ReadCommand::Count
+        ) | Command::Write(WriteCommand::Clear)
     )
 }
 
@@ -186,15 +203,17 @@ fn one_or_many(mut parts: Vec<(ShardId, Command)>, join: Join) -> Split {
 
 fn split_many(keys: Vec<Bytes>, map: &SlotMap) -> Split {
     let (groups, positions) = group(keys, map, |key| key);
-    let parts = parts(groups, |keys| Command::GetMany { keys });
+    let parts = parts(groups, |keys| Command::Read(ReadCommand::GetMany { keys }));
     one_or_many(parts, Join::Interleave(positions))
 }
 
 fn split_pairs(pairs: Vec<(Bytes, Bytes)>, map: &SlotMap) -> Split {
     let (groups, _) = group(pairs, map, |(key, _)| key);
-    let parts = parts(groups, |pairs| Command::SetMany {
-        pairs,
-        if_none_exists: false,
+    let parts = parts(groups, |pairs| {
+        Command::Write(WriteCommand::SetMany {
+            pairs,
+            if_none_exists: false,
+        })
     });
     one_or_many(parts, Join::AllOk)
 }
@@ -225,5 +244,8 @@ fn scan(page: ScanPage, map: &SlotMap) -> Split {
         shard,
         count: map.shard_count(),
     };
-    Split::Many(vec![(ShardId::new(shard), Command::Scan(page))], join)
+    Split::Many(
+        vec![(ShardId::new(shard), Command::Read(ReadCommand::Scan(page)))],
+        join,
+    )
 }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flux_env::Instant;
 use flux_types::{
-    Answer, Command, Compare, Condition, Entry, Error, ErrorCode, Reply, Revision, SetReply,
-    ShardId, Written,
+    Answer, Command, Compare, Condition, Entry, Error, ErrorCode, ReadCommand, Reply, Revision,
+    SetReply, ShardId, WriteCommand, Written,
 };
 use futures_util::future::join_all;
 use parking_lot::Mutex;
@@ -155,14 +155,14 @@ impl State {
     )]
     fn reply(&mut self, command: Command) -> Reply {
         match command {
-            Command::Get { key } => match self.entries.get(&key) {
+            Command::Read(ReadCommand::Get { key }) => match self.entries.get(&key) {
                 Some(entry) => Reply::Bulk(entry.value.clone()),
                 None => Reply::Nil,
             },
-            Command::GetEntry { key } => {
+            Command::Read(ReadCommand::GetEntry { key }) => {
                 Reply::Entry(self.entries.get(&key).cloned().map(Box::new))
             }
-            Command::Set(set) => {
+            Command::Write(WriteCommand::Set(set)) => {
                 let previous = self.entries.get(&set.key).cloned();
                 let applied = match set.condition {
                     Condition::Absent => previous.is_none(),
@@ -180,12 +180,12 @@ impl State {
                     (_, false) => Reply::Nil,
                 }
             }
-            Command::CompareAndSet {
+            Command::Write(WriteCommand::CompareAndSet {
                 key,
                 expected,
                 value,
                 ..
-            } => {
+            }) => {
                 let previous = self.entries.get(&key).cloned();
                 let applied = self.holds(&key, &expected);
                 if applied {
@@ -193,7 +193,7 @@ impl State {
                 }
                 Reply::Written(Box::new(Written { applied, previous }))
             }
-            Command::CompareAndDelete { key, expected } => {
+            Command::Write(WriteCommand::CompareAndDelete { key, expected }) => {
                 let previous = self.entries.get(&key).cloned();
                 let applied = self.holds(&key, &expected);
                 if applied {
@@ -201,11 +201,11 @@ impl State {
                 }
                 Reply::Written(Box::new(Written { applied, previous }))
             }
-            Command::Delete { keys } => {
+            Command::Write(WriteCommand::Delete { keys }) => {
                 let removed = keys.iter().filter(|key| self.remove(key).is_some());
                 Reply::Integer(i64::try_from(removed.count()).unwrap())
             }
-            Command::Increment { key, by } => {
+            Command::Write(WriteCommand::Increment { key, by }) => {
                 let text = self.entries.get(&key).map(|entry| entry.value.clone());
                 let text = text.unwrap_or_else(|| Bytes::from_static(b"0"));
                 let Some(number) = str::from_utf8(&text).unwrap().parse::<i64>().ok() else {
@@ -214,10 +214,10 @@ impl State {
                 self.put(key, (number + by).to_string().into());
                 Reply::Integer(number + by)
             }
-            Command::Expire { key, .. } | Command::Persist { key } => {
+            Command::Write(WriteCommand::Expire { key, .. } | WriteCommand::Persist { key }) => {
                 Reply::Integer(i64::from(self.entries.contains_key(&key)))
             }
-            Command::Scan(page) => {
+            Command::Read(ReadCommand::Scan(page)) => {
                 let begin = usize::try_from(page.cursor).unwrap();
                 let prefix = page.pattern.unwrap_or_else(|| Bytes::from_static(b"*"));
                 let prefix = &prefix[..prefix.len() - 1];
@@ -235,7 +235,9 @@ impl State {
                         .collect(),
                 }
             }
-            Command::Count => Reply::Integer(i64::try_from(self.entries.len()).unwrap()),
+            Command::Read(ReadCommand::Count) => {
+                Reply::Integer(i64::try_from(self.entries.len()).unwrap())
+            }
             other => Error::not_done(ErrorCode::UnknownCommand, format!("{other:?}")).into(),
         }
     }

@@ -77,7 +77,7 @@ impl Flights {
 mod tests {
     use bytes::Bytes;
     use flux_env::Instant;
-    use flux_types::Command;
+    use flux_types::{Command, ReadCommand};
     use flux_wire::flux::Op;
 
     use super::{Flight, Flights};
@@ -87,7 +87,7 @@ mod tests {
         Flight {
             correlation,
             op: Op::Get,
-            counted: CommandCount::of(&Command::Get { key: Bytes::new() }),
+            counted: CommandCount::of(&Command::Read(ReadCommand::Get { key: Bytes::new() })),
             begun: Instant::default(),
             is_cancelled: false,
         }

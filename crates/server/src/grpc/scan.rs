@@ -12,7 +12,7 @@ use flux_env::Instant;
 use flux_proto::convert::{InvalidField, entry_without_value, scan_entry, scan_pattern};
 use flux_proto::kv::{Entry, ScanRequest, ScanResponse};
 use flux_proto::status;
-use flux_types::{Command, Error, ErrorCode, Reply, ScanPage};
+use flux_types::{Command, Error, ErrorCode, ReadCommand, Reply, ScanPage};
 use futures_util::stream::{self, Stream};
 use prost::Message as _;
 use tonic::{Request, Status};
@@ -123,12 +123,12 @@ impl<E: Execute> Scan<E> {
 
     async fn read_page(&mut self, cursor: u64) -> Result<(), Error> {
         let wanted = self.remaining.and_then(|count| usize::try_from(count).ok());
-        let command = Command::Scan(ScanPage {
+        let command = Command::Read(ReadCommand::Scan(ScanPage {
             cursor,
             pattern: self.pattern.clone(),
             count: wanted.unwrap_or(PAGE_KEYS).min(PAGE_KEYS),
             type_matches: true,
-        });
+        }));
         let answer = self.api.execute(command, self.deadline()).await;
         match answer.reply {
             Reply::Page { cursor: next, keys } => {
@@ -157,7 +157,7 @@ impl<E: Execute> Scan<E> {
         if self.keys_only {
             return Ok(Some(entry_without_value(key)));
         }
-        let command = Command::GetEntry { key: key.clone() };
+        let command = Command::Read(ReadCommand::GetEntry { key: key.clone() });
         let answer = self.api.execute(command, self.deadline()).await;
         scan_entry(key, answer)
     }

@@ -1,6 +1,6 @@
 //! The names under which commands are counted: a closed set, one for each kind of command.
 
-use flux_types::Command;
+use flux_types::{Command, ReadCommand, WriteCommand};
 
 /// Names by [`command_row`].
 pub(crate) const COMMAND_NAMES: [&str; 29] = [
@@ -38,35 +38,37 @@ pub(crate) const COMMAND_NAMES: [&str; 29] = [
 /// The row in which a command is counted.
 pub(super) const fn command_row(command: &Command) -> usize {
     match command {
-        Command::Get { .. } => 0,
-        Command::GetEntry { .. } => 1,
-        Command::Set(_) => 2,
-        Command::CompareAndSet { .. } => 3,
-        Command::CompareAndDelete { .. } => 4,
-        Command::GetDelete { .. } => 5,
-        Command::GetExpire { .. } => 6,
-        Command::GetMany { .. } => 7,
-        Command::SetMany { .. } => 8,
-        Command::Append { .. } => 9,
-        Command::Length { .. } => 10,
-        Command::GetRange { .. } => 11,
-        Command::SetRange { .. } => 12,
-        Command::Increment { .. } => 13,
-        Command::IncrementFloat { .. } => 14,
-        Command::Delete { .. } => 15,
-        Command::Exists { .. } => 16,
-        Command::Touch { .. } => 17,
-        Command::Type { .. } => 18,
-        Command::Expire { .. } => 19,
-        Command::Ttl { .. } => 20,
-        Command::Persist { .. } => 21,
-        Command::Rename { .. } => 22,
-        Command::Copy { .. } => 23,
+        Command::Read(ReadCommand::Get { .. }) => 0,
+        Command::Read(ReadCommand::GetEntry { .. }) => 1,
+        Command::Write(WriteCommand::Set(_)) => 2,
+        Command::Write(WriteCommand::CompareAndSet { .. }) => 3,
+        Command::Write(WriteCommand::CompareAndDelete { .. }) => 4,
+        Command::Write(WriteCommand::GetDelete { .. }) => 5,
+        Command::Write(WriteCommand::GetExpire { .. }) => 6,
+        Command::Read(ReadCommand::GetMany { .. }) => 7,
+        Command::Write(WriteCommand::SetMany { .. }) => 8,
+        Command::Write(WriteCommand::Append { .. }) => 9,
+        Command::Read(ReadCommand::Length { .. }) => 10,
+        Command::Read(ReadCommand::GetRange { .. }) => 11,
+        Command::Write(WriteCommand::SetRange { .. }) => 12,
+        Command::Write(WriteCommand::Increment { .. }) => 13,
+        Command::Write(WriteCommand::IncrementFloat { .. }) => 14,
+        Command::Write(WriteCommand::Delete { .. }) => 15,
+        Command::Read(ReadCommand::Exists { .. }) => 16,
+        Command::Read(ReadCommand::Touch { .. }) => 17,
+        Command::Read(ReadCommand::Type { .. }) => 18,
+        Command::Write(WriteCommand::Expire { .. }) => 19,
+        Command::Read(ReadCommand::Ttl { .. }) => 20,
+        Command::Write(WriteCommand::Persist { .. }) => 21,
+        Command::Write(WriteCommand::Rename { .. }) => 22,
+        Command::Write(WriteCommand::Copy { .. }) => 23,
         // All three walk the keyspace.
-        Command::Scan(_) | Command::Keys { .. } | Command::RandomKey => 24,
-        Command::Count => 25,
-        Command::Clear => 26,
-        Command::Transaction(_) => 27,
-        Command::SweepExpired { .. } => 28,
+        Command::Read(ReadCommand::Scan(_) | ReadCommand::Keys { .. } | ReadCommand::RandomKey) => {
+            24
+        }
+        Command::Read(ReadCommand::Count) => 25,
+        Command::Write(WriteCommand::Clear) => 26,
+        Command::Write(WriteCommand::Transaction(_)) => 27,
+        Command::Write(WriteCommand::SweepExpired { .. }) => 28,
     }
 }

@@ -126,7 +126,7 @@ mod tests {
     use bytes::Bytes;
     use flux_store::{BatchView, Store, StoreConfig};
     use flux_telemetry::Registry;
-    use flux_types::{Command, Expiry, Set, ShardId, Term, UnixMillis};
+    use flux_types::{Command, Expiry, Set, ShardId, Term, UnixMillis, WriteCommand};
 
     use super::register_stores;
 
@@ -139,7 +139,7 @@ mod tests {
         let mut evaluation = store.evaluation(UnixMillis::new(1_000), Term::new(1));
         let mut set = Set::plain(Bytes::from_static(b"k"), Bytes::from_static(b"v"));
         set.expiry = Expiry::In(500);
-        drop(evaluation.command(&Command::Set(set)));
+        drop(evaluation.command(&Command::Write(WriteCommand::Set(set))));
         let batch = evaluation.finish().unwrap();
         store.apply(&BatchView::parse(&batch).unwrap());
         let text = registry.encode();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flux_log::{LogStats, Space};
 use flux_telemetry::{Family, Kind, Registry};
-use flux_types::{Command, Error, ErrorCode, Reply, Set, UnixMillis};
+use flux_types::{Command, Error, ErrorCode, ReadCommand, Reply, Set, UnixMillis, WriteCommand};
 
 use super::{
     COMMAND_NAMES, CommandCount, LogState, Metrics, Protocol, command_row, register_log,
@@ -13,7 +13,10 @@ use super::{
 };
 
 fn set() -> Command {
-    Command::Set(Set::plain(Bytes::from_static(b"k"), Bytes::new()))
+    Command::Write(WriteCommand::Set(Set::plain(
+        Bytes::from_static(b"k"),
+        Bytes::new(),
+    )))
 }
 
 #[test]
@@ -54,24 +57,30 @@ fn names_are_distinct_and_rows_are_where_the_names_say() {
     assert_eq!(names.len(), COMMAND_NAMES.len());
     let key = Bytes::from_static(b"k");
     for (command, name) in [
-        (Command::Get { key: key.clone() }, "get"),
+        (Command::Read(ReadCommand::Get { key: key.clone() }), "get"),
         (set(), "set"),
         (
-            Command::Increment {
+            Command::Write(WriteCommand::Increment {
                 key: key.clone(),
                 by: 1,
-            },
+            }),
             "increment",
         ),
-        (Command::Persist { key: key.clone() }, "persist"),
         (
-            Command::Exists {
+            Command::Write(WriteCommand::Persist { key: key.clone() }),
+            "persist",
+        ),
+        (
+            Command::Read(ReadCommand::Exists {
                 keys: vec![key.clone()],
-            },
+            }),
             "exists",
         ),
-        (Command::Count, "count"),
-        (Command::SweepExpired { keys: vec![key] }, "sweep_expired"),
+        (Command::Read(ReadCommand::Count), "count"),
+        (
+            Command::Write(WriteCommand::SweepExpired { keys: vec![key] }),
+            "sweep_expired",
+        ),
     ] {
         assert_eq!(COMMAND_NAMES[command_row(&command)], name);
     }

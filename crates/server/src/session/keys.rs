@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use flux_types::{Answer, Command, Entry, Error, ErrorCode, Reply};
+use flux_types::{Answer, Command, Entry, Error, ErrorCode, ReadCommand, Reply};
 use flux_wire::number::{parse_f64, parse_i64};
 use flux_wire::resp::{SessionCommand, error};
 
@@ -40,7 +40,9 @@ impl Session {
                  some time to adjust.",
             ));
         }
-        let answer = self.execute(Command::GetEntry { key: key.clone() }).await;
+        let answer = self
+            .execute(Command::Read(ReadCommand::GetEntry { key: key.clone() }))
+            .await;
         let Some(entry) = entry_of(answer)? else {
             if command == C::DebugObject {
                 return Err(Error::not_done(ErrorCode::NoSuchKey, "no such key"));

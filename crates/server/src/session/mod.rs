@@ -32,7 +32,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use flux_env::Instant;
 use flux_store::{KeyHash, Lookup};
-use flux_types::{Answer, Command, Error, ErrorCode, ShardId};
+use flux_types::{Answer, Command, Error, ErrorCode, ReadCommand, ShardId};
 use flux_wire::resp::{
     Decoded, Decoder, Flags, ProtocolError, Request, SessionCommand, Spec, Writer,
 };
@@ -246,7 +246,7 @@ impl Session {
     fn prefetch(&mut self) {
         let home = self.context.executor.home();
         for arrived in &mut self.ahead {
-            if let Request::Data(Command::Get { key }) = &arrived.decoded.request
+            if let Request::Data(Command::Read(ReadCommand::Get { key })) = &arrived.decoded.request
                 && let Some(shard) = home.shard(home.map().shard_of_key(key))
             {
                 let hash = shard.store().hash(key);
@@ -256,7 +256,8 @@ impl Session {
         }
         for arrived in &self.ahead {
             if let Some(hash) = arrived.hash
-                && let Request::Data(Command::Get { key }) = &arrived.decoded.request
+                && let Request::Data(Command::Read(ReadCommand::Get { key })) =
+                    &arrived.decoded.request
                 && let Some(shard) = home.shard(home.map().shard_of_key(key))
             {
                 shard.store().prefetch_entry(hash);
@@ -359,7 +360,7 @@ impl Session {
             }
         };
         if mute == Mute::No
-            && let Command::Get { key } = &command
+            && let Command::Read(ReadCommand::Get { key }) = &command
         {
             let hash = hash.or_else(|| Some(home.shard(shard)?.store().hash(key)));
             self.plan_get(shard, command, hash, counted);
@@ -384,7 +385,7 @@ impl Session {
         counted: CommandCount,
     ) {
         let home = self.context.executor.home();
-        if let Command::Get { key } = &command
+        if let Command::Read(ReadCommand::Get { key }) = &command
             && let Some(hash) = hash
             && let Some(now) = self.turn.direct_now(home, shard)
             && let Some(handle) = home.shard(shard)

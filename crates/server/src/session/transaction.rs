@@ -7,7 +7,7 @@
 
 use bytes::{Bytes, BytesMut};
 use flux_types::limits::{FRAME_BYTES_MAX, TRANSACTION_COMMANDS_MAX, WATCHED_KEYS_MAX};
-use flux_types::{Command, Error, ErrorCode, Reply, Transaction, Watch};
+use flux_types::{Command, Error, ErrorCode, ReadCommand, Reply, Transaction, Watch, WriteCommand};
 use flux_wire::resp::{Request, SessionCommand};
 
 use super::keys::entry_of;
@@ -133,7 +133,7 @@ impl Session {
             }
             return Planned::Yes;
         }
-        let command = Command::Transaction(Transaction { watches, commands });
+        let command = Command::Write(WriteCommand::Transaction(Transaction { watches, commands }));
         let counted = CommandCount::of(&command);
         let place = self.context.executor.plan(command, &mut self.turn);
         self.place(place, counted, mute);
@@ -151,7 +151,8 @@ impl Session {
         let reply = if commands.is_empty() && watches.is_empty() {
             Reply::Array(Vec::new())
         } else {
-            let command = Command::Transaction(Transaction { watches, commands });
+            let command =
+                Command::Write(WriteCommand::Transaction(Transaction { watches, commands }));
             self.execute(command).await.reply
         };
         let Reply::Array(replies) = reply else {
@@ -201,7 +202,9 @@ impl Session {
             let home = self.context.executor.home();
             let shard = home.shard(home.map().shard_of_key(key));
             let since = shard.map_or_else(Default::default, flux_raft::Shard::now);
-            let answer = self.execute(Command::GetEntry { key: key.clone() }).await;
+            let answer = self
+                .execute(Command::Read(ReadCommand::GetEntry { key: key.clone() }))
+                .await;
             let revision = entry_of(answer)?.map(|entry| entry.revision);
             self.state.watches.push(Watch {
                 key: key.clone(),

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use flux_types::limits::KEY_BYTES_MAX;
 use flux_types::{
     Answer, Command, DeleteCause, Error, Expiry, Reply, Revision, Term, Transaction, UnixMillis,
-    Watch,
+    Watch, WriteCommand,
 };
 
 use crate::batch::{BATCH_BYTES_MAX, BatchWriter, FactRef};
@@ -89,7 +89,7 @@ impl<'a> Evaluation<'a> {
     /// have been said to be expired.
     pub fn command(&mut self, command: &Command) -> Answer {
         // The sweeper's deletions need not take effect together; small groups lock less.
-        let grouped = !matches!(command, Command::SweepExpired { .. });
+        let grouped = !matches!(command, Command::Write(WriteCommand::SweepExpired { .. }));
         if grouped {
             self.writer.begin_group();
         }
@@ -165,7 +165,7 @@ impl<'a> Evaluation<'a> {
 
     /// Refuses what is too large for any batch, and writes that may grow while memory is full.
     fn admit(&mut self, command: &Command) -> Result<(), Error> {
-        if let Command::Transaction(transaction) = command {
+        if let Command::Write(WriteCommand::Transaction(transaction)) = command {
             // Each of its commands is admitted by itself, but if memory is short it does not
             // begin at all.
             if self.is_full() && transaction.commands.iter().any(may_grow) {
@@ -193,7 +193,7 @@ impl<'a> Evaluation<'a> {
     /// A bound on the facts of one command: each key said to be expired, and then written.
     fn bytes_at_most(&self, command: &Command) -> usize {
         const FACT_BYTES: usize = 32;
-        if let Command::Set(set) = command {
+        if let Command::Write(WriteCommand::Set(set)) = command {
             return 2 * (set.key.len() + FACT_BYTES) + set.value.len();
         }
         let mut bytes = FACT_BYTES;
@@ -202,19 +202,24 @@ impl<'a> Evaluation<'a> {
     }
 
     fn value_bytes_at_most(&self, command: &Command) -> usize {
-        if let Command::SetMany { pairs, .. } = command {
+        if let Command::Write(WriteCommand::SetMany { pairs, .. }) = command {
             return pairs.iter().map(|(_, value)| value.len()).sum();
         }
-        if let Command::CompareAndSet { value, .. } | Command::Append { value, .. } = command {
+        if let Command::Write(
+            WriteCommand::CompareAndSet { value, .. } | WriteCommand::Append { value, .. },
+        ) = command
+        {
             return value.len();
         }
         // These write a value that is not among their arguments, or longer than what is.
         let carries = matches!(
             command,
-            Command::SetRange { .. }
-                | Command::IncrementFloat { .. }
-                | Command::Rename { .. }
-                | Command::Copy { .. }
+            Command::Write(
+                WriteCommand::SetRange { .. }
+                    | WriteCommand::IncrementFloat { .. }
+                    | WriteCommand::Rename { .. }
+                    | WriteCommand::Copy { .. }
+            )
         );
         if carries {
             self.store.config.value_bytes_max
@@ -238,57 +243,53 @@ impl<'a> Evaluation<'a> {
 
     fn dispatch(&mut self, command: &Command) -> Outcome {
         match command {
-            Command::Set(set) => self.set(set),
-            Command::CompareAndSet {
+            Command::Read(read) => Ok(self.read(read)),
+            Command::Write(write) => self.change(write),
+        }
+    }
+
+    fn change(&mut self, write: &WriteCommand) -> Outcome {
+        match write {
+            WriteCommand::Set(set) => self.set(set),
+            WriteCommand::CompareAndSet {
                 key,
                 expected,
                 value,
                 expiry,
             } => self.compare_and_set(key, expected, value, *expiry),
-            Command::CompareAndDelete { key, expected } => self.compare_and_delete(key, expected),
-            Command::GetDelete { key } => Ok(self.get_delete(key)),
-            Command::GetExpire { key, expiry } => self.get_expire(key, *expiry),
-            Command::SetMany {
+            WriteCommand::CompareAndDelete { key, expected } => {
+                self.compare_and_delete(key, expected)
+            }
+            WriteCommand::GetDelete { key } => Ok(self.get_delete(key)),
+            WriteCommand::GetExpire { key, expiry } => self.get_expire(key, *expiry),
+            WriteCommand::SetMany {
                 pairs,
                 if_none_exists,
             } => self.set_many(pairs, *if_none_exists),
-            Command::Append { key, value } => self.append(key, value),
-            Command::SetRange { key, offset, value } => self.set_range(key, *offset, value),
-            Command::Increment { key, by } => self.increment(key, *by),
-            Command::IncrementFloat { key, by } => self.increment_float(key, *by),
-            Command::Delete { keys } => Ok(self.delete_all(keys)),
-            Command::Expire {
+            WriteCommand::Append { key, value } => self.append(key, value),
+            WriteCommand::SetRange { key, offset, value } => self.set_range(key, *offset, value),
+            WriteCommand::Increment { key, by } => self.increment(key, *by),
+            WriteCommand::IncrementFloat { key, by } => self.increment_float(key, *by),
+            WriteCommand::Delete { keys } => Ok(self.delete_all(keys)),
+            WriteCommand::Expire {
                 key,
                 expiry,
                 condition,
             } => self.expire(key, *expiry, *condition),
-            Command::Persist { key } => Ok(self.persist(key)),
-            Command::Rename {
+            WriteCommand::Persist { key } => Ok(self.persist(key)),
+            WriteCommand::Rename {
                 source,
                 target,
                 if_absent,
             } => self.rename(source, target, *if_absent),
-            Command::Copy {
+            WriteCommand::Copy {
                 source,
                 target,
                 replace,
             } => self.copy(source, target, *replace),
-            Command::Clear => Ok(self.clear()),
-            Command::Transaction(transaction) => self.transaction(transaction),
-            Command::SweepExpired { keys } => Ok(self.sweep(keys)),
-            Command::Get { .. }
-            | Command::GetEntry { .. }
-            | Command::GetMany { .. }
-            | Command::Length { .. }
-            | Command::GetRange { .. }
-            | Command::Exists { .. }
-            | Command::Touch { .. }
-            | Command::Type { .. }
-            | Command::Ttl { .. }
-            | Command::RandomKey
-            | Command::Scan(_)
-            | Command::Keys { .. }
-            | Command::Count => Ok(self.read(command)),
+            WriteCommand::Clear => Ok(self.clear()),
+            WriteCommand::Transaction(transaction) => self.transaction(transaction),
+            WriteCommand::SweepExpired { keys } => Ok(self.sweep(keys)),
         }
     }
 
@@ -300,11 +301,13 @@ impl<'a> Evaluation<'a> {
         }
         let mut replies = Vec::with_capacity(transaction.commands.len());
         for command in &transaction.commands {
-            replies.push(if matches!(command, Command::Transaction(_)) {
-                Reply::Error(error::nested_transaction())
-            } else {
-                self.reply(command)
-            });
+            replies.push(
+                if matches!(command, Command::Write(WriteCommand::Transaction(_))) {
+                    Reply::Error(error::nested_transaction())
+                } else {
+                    self.reply(command)
+                },
+            );
         }
         Ok(Reply::Array(replies))
     }
@@ -492,14 +495,16 @@ impl<'a> Evaluation<'a> {
 const fn may_grow(command: &Command) -> bool {
     matches!(
         command,
-        Command::Set(_)
-            | Command::CompareAndSet { .. }
-            | Command::SetMany { .. }
-            | Command::Append { .. }
-            | Command::SetRange { .. }
-            | Command::Increment { .. }
-            | Command::IncrementFloat { .. }
-            | Command::Copy { .. }
+        Command::Write(
+            WriteCommand::Set(_)
+                | WriteCommand::CompareAndSet { .. }
+                | WriteCommand::SetMany { .. }
+                | WriteCommand::Append { .. }
+                | WriteCommand::SetRange { .. }
+                | WriteCommand::Increment { .. }
+                | WriteCommand::IncrementFloat { .. }
+                | WriteCommand::Copy { .. }
+        )
     )
 }
 

@@ -1,10 +1,9 @@
 //! Reading commands inside a batch, answered through the overlay.
 
 use bytes::Bytes;
-use flux_types::{Command, Entry as EntryReply, Reply, ScanPage};
+use flux_types::{Entry as EntryReply, ReadCommand, Reply, ScanPage};
 
 use super::{Evaluation, Hashed};
-use crate::error;
 use crate::glob;
 use crate::read::{self, bulk, cursor_position, in_page, integer, range};
 use crate::store::is_past;
@@ -15,23 +14,23 @@ use crate::store::is_past;
 const EXPIRED_FACTS_MAX: usize = 64;
 
 impl Evaluation<'_> {
-    pub(super) fn read(&mut self, command: &Command) -> Reply {
+    pub(super) fn read(&mut self, command: &ReadCommand) -> Reply {
         match command {
-            Command::Get { key } => self.read_value(key, Reply::Nil, bulk),
-            Command::GetEntry { key } => Reply::Entry(self.read_entry(key).map(Box::new)),
-            Command::GetMany { keys } => Reply::Array(
+            ReadCommand::Get { key } => self.read_value(key, Reply::Nil, bulk),
+            ReadCommand::GetEntry { key } => Reply::Entry(self.read_entry(key).map(Box::new)),
+            ReadCommand::GetMany { keys } => Reply::Array(
                 keys.iter()
                     .map(|key| self.read_value(key, Reply::Nil, bulk))
                     .collect(),
             ),
-            Command::Length { key } => {
+            ReadCommand::Length { key } => {
                 let at = self.hashed(key);
                 integer(self.find(at).map_or(0, |live| live.len))
             }
-            Command::GetRange { key, start, end } => {
+            ReadCommand::GetRange { key, start, end } => {
                 self.read_value(key, bulk(&[]), |value| bulk(range(value, *start, *end)))
             }
-            Command::Exists { keys } | Command::Touch { keys } => {
+            ReadCommand::Exists { keys } | ReadCommand::Touch { keys } => {
                 let mut count = 0;
                 for key in keys {
                     let at = self.hashed(key);
@@ -39,14 +38,14 @@ impl Evaluation<'_> {
                 }
                 integer(count)
             }
-            Command::Type { key } => {
+            ReadCommand::Type { key } => {
                 let at = self.hashed(key);
                 Reply::Simple(match self.find(at) {
                     Some(_) => "string",
                     None => "none",
                 })
             }
-            Command::Ttl { key, form } => {
+            ReadCommand::Ttl { key, form } => {
                 let at = self.hashed(key);
                 let now = self.at;
                 Reply::Integer(
@@ -54,28 +53,10 @@ impl Evaluation<'_> {
                         .map_or(-2, |live| read::ttl(live.deadline, *form, now)),
                 )
             }
-            Command::RandomKey => self.random_key(),
-            Command::Scan(page) => self.scan(page),
-            Command::Keys { pattern } => self.keys(pattern),
-            Command::Count => self.count(),
-            Command::Set(_)
-            | Command::CompareAndSet { .. }
-            | Command::CompareAndDelete { .. }
-            | Command::GetDelete { .. }
-            | Command::GetExpire { .. }
-            | Command::SetMany { .. }
-            | Command::Append { .. }
-            | Command::SetRange { .. }
-            | Command::Increment { .. }
-            | Command::IncrementFloat { .. }
-            | Command::Delete { .. }
-            | Command::Expire { .. }
-            | Command::Persist { .. }
-            | Command::Rename { .. }
-            | Command::Copy { .. }
-            | Command::Clear
-            | Command::Transaction(_)
-            | Command::SweepExpired { .. } => Reply::Error(error::not_a_read()),
+            ReadCommand::RandomKey => self.random_key(),
+            ReadCommand::Scan(page) => self.scan(page),
+            ReadCommand::Keys { pattern } => self.keys(pattern),
+            ReadCommand::Count => self.count(),
         }
     }
 

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use flux_types::{
-    Command, Condition, DeleteCause, ErrorCode, ExpireCondition, Expiry, Fact, Reply, Set,
-    SetReply, Term, Transaction, UnixMillis, Watch,
+    Command, Condition, DeleteCause, ErrorCode, ExpireCondition, Expiry, Fact, ReadCommand, Reply,
+    Set, SetReply, Term, Transaction, UnixMillis, Watch, WriteCommand,
 };
 
 use crate::tests::{bytes, run};
@@ -19,19 +19,19 @@ fn store() -> Store {
 }
 
 fn set(key: &str, value: &str) -> Command {
-    Command::Set(Set::plain(bytes(key), bytes(value)))
+    Command::Write(WriteCommand::Set(Set::plain(bytes(key), bytes(value))))
 }
 
 fn get(key: &str) -> Command {
-    Command::Get { key: bytes(key) }
+    Command::Read(ReadCommand::Get { key: bytes(key) })
 }
 
 fn expire_at(key: &str, deadline: i64) -> Command {
-    Command::Expire {
+    Command::Write(WriteCommand::Expire {
         key: bytes(key),
         expiry: Expiry::At(deadline),
         condition: ExpireCondition::default(),
-    }
+    })
 }
 
 /// The facts of a batch of these commands, by groups; the batch is applied.
@@ -86,13 +86,17 @@ fn commands_fail_with_the_words_of_redis() {
         let expected = (code, message.to_owned());
         assert_eq!(error_of(&replies[0]), expected, "{command:?}");
     };
-    let increment = |key: &str, by| Command::Increment {
-        key: bytes(key),
-        by,
+    let increment = |key: &str, by| {
+        Command::Write(WriteCommand::Increment {
+            key: bytes(key),
+            by,
+        })
     };
-    let float = |key: &str, by| Command::IncrementFloat {
-        key: bytes(key),
-        by,
+    let float = |key: &str, by| {
+        Command::Write(WriteCommand::IncrementFloat {
+            key: bytes(key),
+            by,
+        })
     };
     let not_integer = "value is not an integer or out of range";
     check(increment("text", 1), ErrorCode::NotAnInteger, not_integer);
@@ -106,55 +110,57 @@ fn commands_fail_with_the_words_of_redis() {
     let infinite = "increment would produce NaN or Infinity";
     check(float("new", f64::INFINITY), ErrorCode::Overflow, infinite);
     check(float("new", f64::NAN), ErrorCode::Overflow, infinite);
-    let rename = Command::Rename {
+    let rename = Command::Write(WriteCommand::Rename {
         source: bytes("absent"),
         target: bytes("absent"),
         if_absent: false,
-    };
+    });
     check(rename, ErrorCode::NoSuchKey, "no such key");
-    let copy = Command::Copy {
+    let copy = Command::Write(WriteCommand::Copy {
         source: bytes("text"),
         target: bytes("text"),
         replace: true,
-    };
+    });
     let same = "source and destination objects are the same";
     check(copy, ErrorCode::Invalid, same);
     let too_long = "string exceeds maximum allowed size (proto-max-bulk-len)";
-    let plain = Command::Set(Set::plain(bytes("k"), text(101)));
+    let plain = Command::Write(WriteCommand::Set(Set::plain(bytes("k"), text(101))));
     check(plain, ErrorCode::TooLarge, too_long);
-    let append = Command::Append {
+    let append = Command::Write(WriteCommand::Append {
         key: bytes("text"),
         value: text(98),
-    };
+    });
     check(append, ErrorCode::TooLarge, too_long);
-    let set_range = |offset| Command::SetRange {
-        key: bytes("text"),
-        offset,
-        value: text(1),
+    let set_range = |offset| {
+        Command::Write(WriteCommand::SetRange {
+            key: bytes("text"),
+            offset,
+            value: text(1),
+        })
     };
     check(set_range(100), ErrorCode::TooLarge, too_long);
     check(set_range(u64::MAX), ErrorCode::TooLarge, too_long);
-    let many = Command::SetMany {
+    let many = Command::Write(WriteCommand::SetMany {
         pairs: vec![(bytes("ok"), text(1)), (bytes("long"), text(101))],
         if_none_exists: false,
-    };
+    });
     check(many, ErrorCode::TooLarge, too_long);
-    let get_expire = Command::GetExpire {
+    let get_expire = Command::Write(WriteCommand::GetExpire {
         key: bytes("text"),
         expiry: Expiry::In(0),
-    };
+    });
     let invalid = "invalid expire time in 'getex' command";
     check(get_expire, ErrorCode::Invalid, invalid);
     check(
-        Command::Expire {
+        Command::Write(WriteCommand::Expire {
             key: bytes("text"),
             expiry: Expiry::In(i64::MAX),
             condition: ExpireCondition::default(),
-        },
+        }),
         ErrorCode::Invalid,
         "invalid expire time in 'expire' command",
     );
-    let long_key = Command::Set(Set::plain(text(65_537), text(1)));
+    let long_key = Command::Write(WriteCommand::Set(Set::plain(text(65_537), text(1))));
     check(
         long_key,
         ErrorCode::TooLarge,
@@ -167,9 +173,13 @@ fn commands_fail_with_the_words_of_redis() {
 fn a_key_of_the_greatest_length_and_an_empty_one_are_kept() {
     let store = store();
     let long = Bytes::from(vec![b'k'; 65_536]);
-    let set_long = Command::Set(Set::plain(long.clone(), bytes("v")));
+    let set_long = Command::Write(WriteCommand::Set(Set::plain(long.clone(), bytes("v"))));
     run(&store, 1, &[set_long, set("", "")]);
-    let replies = run(&store, 1, &[Command::Get { key: long }, get("")]);
+    let replies = run(
+        &store,
+        1,
+        &[Command::Read(ReadCommand::Get { key: long }), get("")],
+    );
     assert_eq!(replies, [Reply::Bulk(bytes("v")), Reply::Bulk(bytes(""))]);
 }
 
@@ -177,11 +187,11 @@ fn a_key_of_the_greatest_length_and_an_empty_one_are_kept() {
 fn of_two_set_nx_in_one_batch_one_wins() {
     let store = store();
     let set = |value: &str| {
-        Command::Set(Set {
+        Command::Write(WriteCommand::Set(Set {
             condition: Condition::Absent,
             reply: SetReply::Flag,
             ..Set::plain(bytes("lock"), bytes(value))
-        })
+        }))
     };
     let replies = run(&store, 1, &[set("a"), set("b"), get("lock")]);
     assert_eq!(
@@ -209,9 +219,9 @@ fn a_write_over_an_expired_key_says_expired_and_then_put() {
 fn a_set_in_the_same_batch_wins_over_the_sweeper() {
     let store = store();
     run(&store, 1000, &[set("k", "old"), expire_at("k", 1500)]);
-    let sweep = Command::SweepExpired {
+    let sweep = Command::Write(WriteCommand::SweepExpired {
         keys: vec![bytes("k"), bytes("absent")],
-    };
+    });
     let replies = run(&store, 1500, &[set("k", "new"), sweep, get("k")]);
     assert_eq!(replies[1..], [Reply::Integer(0), Reply::Bulk(bytes("new"))]);
 }
@@ -228,7 +238,11 @@ fn the_sweeper_makes_one_group_for_each_key() {
     let due = store.due(UnixMillis::new(1600), 10);
     assert_eq!(due.len(), 3);
     assert_eq!(store.expiry_lag(UnixMillis::new(1600)), 100);
-    let groups = facts(&store, 1600, &[Command::SweepExpired { keys: due }]);
+    let groups = facts(
+        &store,
+        1600,
+        &[Command::Write(WriteCommand::SweepExpired { keys: due })],
+    );
     assert!(groups.iter().all(|group| group.len() == 1) && groups.len() == 3);
     assert_eq!(store.stats().expired_active, 3);
     assert_eq!(store.expiry_lag(UnixMillis::new(1600)), 0);
@@ -238,10 +252,10 @@ fn the_sweeper_makes_one_group_for_each_key() {
 #[test]
 fn a_deadline_in_the_past_deletes() {
     let store = store();
-    let set_past = Command::Set(Set {
+    let set_past = Command::Write(WriteCommand::Set(Set {
         expiry: Expiry::At(999),
         ..Set::plain(bytes("k"), bytes("v"))
-    });
+    }));
     assert_eq!(
         facts(&store, 1000, std::slice::from_ref(&set_past)),
         Vec::<Vec<Fact>>::new()
@@ -262,15 +276,15 @@ fn a_deadline_in_the_past_deletes() {
 fn appends_and_ranges_are_patches_that_keep_the_deadline() {
     let store = store();
     run(&store, 1000, &[set("k", "ab"), expire_at("k", 5000)]);
-    let append = Command::Append {
+    let append = Command::Write(WriteCommand::Append {
         key: bytes("k"),
         value: bytes("cd"),
-    };
-    let set_range = Command::SetRange {
+    });
+    let set_range = Command::Write(WriteCommand::SetRange {
         key: bytes("k"),
         offset: 6,
         value: bytes("x"),
-    };
+    });
     let patch = |offset, text: &str| Fact::Patch {
         key: bytes("k"),
         offset,
@@ -291,9 +305,11 @@ fn a_long_row_of_appends_reads_back_whole() {
     let mut expected = Vec::new();
     for round in 0..300_u32 {
         let commands: Vec<Command> = (0..10_u32)
-            .map(|n| Command::Append {
-                key: bytes("k"),
-                value: Bytes::from(format!("{round}.{n},")),
+            .map(|n| {
+                Command::Write(WriteCommand::Append {
+                    key: bytes("k"),
+                    value: Bytes::from(format!("{round}.{n},")),
+                })
             })
             .collect();
         for n in 0..10_u32 {
@@ -308,9 +324,9 @@ fn a_long_row_of_appends_reads_back_whole() {
     run(
         &store,
         1,
-        &[Command::Delete {
+        &[Command::Write(WriteCommand::Delete {
             keys: vec![bytes("k")],
-        }],
+        })],
     );
     assert_eq!(store.stats().entry_bytes, 0);
 }
@@ -319,14 +335,16 @@ fn a_long_row_of_appends_reads_back_whole() {
 fn a_transaction_is_one_group_and_goes_on_after_an_error() {
     let store = store();
     run(&store, 1, &[set("text", "abc")]);
-    let increment = |key: &str| Command::Increment {
-        key: bytes(key),
-        by: 1,
+    let increment = |key: &str| {
+        Command::Write(WriteCommand::Increment {
+            key: bytes(key),
+            by: 1,
+        })
     };
-    let transaction = Command::Transaction(Transaction {
+    let transaction = Command::Write(WriteCommand::Transaction(Transaction {
         watches: Vec::new(),
         commands: vec![set("a", "1"), increment("text"), increment("a"), get("a")],
-    });
+    }));
     let mut evaluation = store.evaluation(UnixMillis::new(1), Term::new(1));
     let reply = evaluation.command(&transaction).reply;
     let Reply::Array(replies) = reply else {
@@ -340,10 +358,10 @@ fn a_transaction_is_one_group_and_goes_on_after_an_error() {
 }
 
 fn exec(store: &Store, at: u64, watch: Watch) -> Reply {
-    let transaction = Command::Transaction(Transaction {
+    let transaction = Command::Write(WriteCommand::Transaction(Transaction {
         watches: vec![watch],
         commands: vec![set("done", "1")],
-    });
+    }));
     run(store, at, &[transaction]).remove(0)
 }
 
@@ -382,9 +400,9 @@ fn a_watched_key_aborts_when_it_was_written_deleted_or_expired() {
     run(
         &store,
         1000,
-        &[Command::Delete {
+        &[Command::Write(WriteCommand::Delete {
             keys: vec![bytes("k")],
-        }],
+        })],
     );
     assert_eq!(exec(&store, 1000, before), Reply::Aborted);
     // Expired since it was watched: aborts. Watched when already expired: does not.
@@ -393,9 +411,9 @@ fn a_watched_key_aborts_when_it_was_written_deleted_or_expired() {
     assert_eq!(exec(&store, 2000, before), Reply::Aborted);
     let after = watch(&store, "k", 2500);
     assert_eq!(exec(&store, 2600, after.clone()), ran);
-    let sweep = Command::SweepExpired {
+    let sweep = Command::Write(WriteCommand::SweepExpired {
         keys: vec![bytes("k")],
-    };
+    });
     run(&store, 2600, &[sweep]);
     assert_eq!(exec(&store, 2600, after), ran);
 }
@@ -418,19 +436,19 @@ fn when_memory_is_full_growth_is_refused_and_deletes_go_on() {
         }
     }
     assert!((17..=19).contains(&stored), "{stored}");
-    let transaction = Command::Transaction(Transaction {
+    let transaction = Command::Write(WriteCommand::Transaction(Transaction {
         watches: Vec::new(),
         commands: vec![get("k1"), set("k1", "v")],
-    });
+    }));
     let replies = run(&store, 1, &[transaction, get("k1"), expire_at("k1", 5000)]);
     assert_eq!(error_of(&replies[0]).0, ErrorCode::OutOfMemory);
     assert_eq!(
         replies[1..],
         [Reply::Bulk(bytes(&value)), Reply::Integer(1)]
     );
-    let delete = Command::Delete {
+    let delete = Command::Write(WriteCommand::Delete {
         keys: vec![bytes("k1"), bytes("k2")],
-    };
+    });
     let replies = run(&store, 1, &[delete, set("new", "v")]);
     assert_eq!(replies, [Reply::Integer(2), Reply::Ok]);
     assert!(store.stats().refused_memory > 80);
@@ -439,9 +457,11 @@ fn when_memory_is_full_growth_is_refused_and_deletes_go_on() {
 #[test]
 fn the_float_of_a_decimal_is_the_decimal() {
     let store = store();
-    let float = |by| Command::IncrementFloat {
-        key: bytes("f"),
-        by,
+    let float = |by| {
+        Command::Write(WriteCommand::IncrementFloat {
+            key: bytes("f"),
+            by,
+        })
     };
     let replies = run(
         &store,

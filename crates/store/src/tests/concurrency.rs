@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use flux_types::{Command, Reply, ScanPage, Transaction, UnixMillis};
+use flux_types::{Command, ReadCommand, Reply, ScanPage, Transaction, UnixMillis, WriteCommand};
 
 use super::{bytes, run};
 use crate::{Read, Store, StoreConfig};
@@ -17,20 +17,20 @@ fn keys() -> Vec<Bytes> {
 }
 
 fn set_all(round: usize) -> Command {
-    Command::SetMany {
+    Command::Write(WriteCommand::SetMany {
         pairs: keys()
             .into_iter()
             .map(|key| (key, Bytes::from(round.to_string())))
             .collect(),
         if_none_exists: false,
-    }
+    })
 }
 
 /// Reads all keys again and again until told to stop; counts the reads.
 fn read_whole_groups(store: &Store, stop: &AtomicBool, reads: &AtomicUsize) {
-    let get = Command::GetMany { keys: keys() };
-    let exists = Command::Exists { keys: keys() };
-    let list = Command::Keys {
+    let get = ReadCommand::GetMany { keys: keys() };
+    let exists = ReadCommand::Exists { keys: keys() };
+    let list = ReadCommand::Keys {
         pattern: bytes("key*"),
     };
     let now = UnixMillis::new(2000);
@@ -48,7 +48,7 @@ fn read_whole_groups(store: &Store, stop: &AtomicBool, reads: &AtomicUsize) {
             Read::Reply(Reply::Array(found)) => assert!(matches!(found.len(), 0 | KEYS)),
             other => panic!("{other:?}"),
         }
-        match store.read(&Command::Count, now) {
+        match store.read(&ReadCommand::Count, now) {
             Read::Reply(Reply::Integer(0 | 5)) => {}
             other => panic!("{other:?}"),
         }
@@ -75,15 +75,18 @@ fn no_reader_sees_half_of_a_group() {
             round += 1;
             let commands = match round % 5 {
                 // Deleted and written back as one.
-                0 => vec![Command::Transaction(Transaction {
+                0 => vec![Command::Write(WriteCommand::Transaction(Transaction {
                     watches: Vec::new(),
-                    commands: vec![Command::Delete { keys: keys() }, set_all(round)],
-                })],
-                1 => vec![Command::Delete { keys: keys() }],
-                2 => vec![Command::Transaction(Transaction {
+                    commands: vec![
+                        Command::Write(WriteCommand::Delete { keys: keys() }),
+                        set_all(round),
+                    ],
+                }))],
+                1 => vec![Command::Write(WriteCommand::Delete { keys: keys() })],
+                2 => vec![Command::Write(WriteCommand::Transaction(Transaction {
                     watches: Vec::new(),
-                    commands: vec![Command::Clear, set_all(round)],
-                })],
+                    commands: vec![Command::Write(WriteCommand::Clear), set_all(round)],
+                }))],
                 _ => vec![set_all(round)],
             };
             run(&store, 1000, &commands);
@@ -113,7 +116,7 @@ fn readers_and_walks_go_on_while_the_table_grows() {
                     loader.load_block(&block).unwrap();
                 }
                 assert!(loader.entries() >= 5);
-                let page = Command::Scan(ScanPage {
+                let page = ReadCommand::Scan(ScanPage {
                     cursor: 0,
                     pattern: Some(bytes("key*")),
                     count: 1_000_000,
@@ -133,12 +136,12 @@ fn readers_and_walks_go_on_while_the_table_grows() {
                 .map(|n| Bytes::from(format!("other{n}.{}", round / 2)))
                 .collect();
             let command = if round % 20 > 16 {
-                Command::Delete { keys }
+                Command::Write(WriteCommand::Delete { keys })
             } else {
-                Command::SetMany {
+                Command::Write(WriteCommand::SetMany {
                     pairs: keys.into_iter().map(|key| (key, bytes("x"))).collect(),
                     if_none_exists: false,
-                }
+                })
             };
             run(&store, 1000, &[command]);
         }

@@ -6,7 +6,7 @@ mod random;
 mod scan;
 
 use bytes::Bytes;
-use flux_types::{Command, Reply, Set, Term, UnixMillis};
+use flux_types::{Command, ReadCommand, Reply, Set, Term, UnixMillis, WriteCommand};
 
 use crate::{BatchView, Lookup, Store, StoreConfig};
 
@@ -30,7 +30,7 @@ pub(crate) fn run(store: &Store, at: u64, commands: &[Command]) -> Vec<Reply> {
 #[test]
 fn a_value_that_was_set_is_read_back() {
     let store = Store::new(StoreConfig::default());
-    let set = Command::Set(Set::plain(bytes("k"), bytes("v")));
+    let set = Command::Write(WriteCommand::Set(Set::plain(bytes("k"), bytes("v"))));
     assert_eq!(run(&store, 1, &[set]), [Reply::Ok]);
     store.get(b"k", UnixMillis::new(2), |found| {
         assert!(matches!(found, Lookup::Live(entry) if entry.value == b"v"));
@@ -40,13 +40,13 @@ fn a_value_that_was_set_is_read_back() {
 #[test]
 fn a_thousand_increments_in_one_batch_count_to_a_thousand() {
     let store = Store::new(StoreConfig::default());
-    let increment = Command::Increment {
+    let increment = Command::Write(WriteCommand::Increment {
         key: bytes("n"),
         by: 1,
-    };
+    });
     let replies = run(&store, 1, &vec![increment; 1000]);
     assert_eq!(replies.last(), Some(&Reply::Integer(1000)));
-    let get = Command::Get { key: bytes("n") };
+    let get = ReadCommand::Get { key: bytes("n") };
     let read = store.read(&get, UnixMillis::new(2));
     assert_eq!(read, crate::Read::Reply(Reply::Bulk(bytes("1000"))));
 }

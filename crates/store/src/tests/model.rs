@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use flux_types::{
-    Command, Compare, Condition, Entry, Error, ErrorCode, ExpireCondition, Expiry, Reply, Revision,
-    Set, SetReply, Transaction, TtlForm, UnixMillis, Watch, Written,
+    Command, Compare, Condition, Entry, Error, ErrorCode, ExpireCondition, Expiry, ReadCommand,
+    Reply, Revision, Set, SetReply, Transaction, TtlForm, UnixMillis, Watch, WriteCommand, Written,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -240,13 +240,13 @@ impl Model {
     /// Carries out one command at the time `now`.
     pub(super) fn run(&mut self, command: &Command) -> Reply {
         match command {
-            Command::Set(set) => self.set(set),
-            Command::CompareAndSet {
+            Command::Write(WriteCommand::Set(set)) => self.set(set),
+            Command::Write(WriteCommand::CompareAndSet {
                 key,
                 expected,
                 value,
                 expiry,
-            } => {
+            }) => {
                 if self.due(*expiry, None, true).is_none() {
                     return error(ErrorCode::Invalid, "invalid expire time in 'set' command");
                 }
@@ -260,7 +260,7 @@ impl Model {
                 let previous = was.as_ref().map(Self::entry);
                 Reply::Written(Box::new(Written { applied, previous }))
             }
-            Command::CompareAndDelete { key, expected } => {
+            Command::Write(WriteCommand::CompareAndDelete { key, expected }) => {
                 let was = self.meet(key);
                 let applied = was.is_some() && Self::compare(was.as_ref(), expected);
                 if applied {
@@ -269,12 +269,12 @@ impl Model {
                 let previous = was.as_ref().map(Self::entry);
                 Reply::Written(Box::new(Written { applied, previous }))
             }
-            Command::GetDelete { key } => {
+            Command::Write(WriteCommand::GetDelete { key }) => {
                 let was = self.meet(key);
                 self.remove(key);
                 was.map_or(Reply::Nil, |item| bulk(&item.value))
             }
-            Command::GetExpire { key, expiry } => {
+            Command::Write(WriteCommand::GetExpire { key, expiry }) => {
                 if self.due(*expiry, None, true).is_none() {
                     return error(ErrorCode::Invalid, "invalid expire time in 'getex' command");
                 }
@@ -292,10 +292,10 @@ impl Model {
                 }
                 bulk(&was.value)
             }
-            Command::SetMany {
+            Command::Write(WriteCommand::SetMany {
                 pairs,
                 if_none_exists,
-            } => {
+            }) => {
                 if *if_none_exists {
                     for (key, _) in pairs {
                         if self.meet(key).is_some() {
@@ -313,19 +313,19 @@ impl Model {
                     Reply::Ok
                 }
             }
-            Command::Append { key, value } => match self.meet(key) {
+            Command::Write(WriteCommand::Append { key, value }) => match self.meet(key) {
                 Some(was) if value.is_empty() => int(was.value.len()),
                 Some(was) => self.patch(key, was.value.len(), value),
                 None => self.patch(key, 0, value),
             },
-            Command::SetRange { key, offset, value } => {
+            Command::Write(WriteCommand::SetRange { key, offset, value }) => {
                 let was = self.meet(key);
                 if value.is_empty() {
                     return int(was.map_or(0, |item| item.value.len()));
                 }
                 self.patch(key, usize::try_from(*offset).unwrap(), value)
             }
-            Command::Increment { key, by } => {
+            Command::Write(WriteCommand::Increment { key, by }) => {
                 let was = self.meet(key);
                 let text = was.as_ref().map_or(b"0".as_slice(), |item| &item.value);
                 let text = std::str::from_utf8(text).unwrap_or("x");
@@ -342,7 +342,7 @@ impl Model {
                 self.put(key, sum.to_string().as_bytes(), deadline);
                 Reply::Integer(sum)
             }
-            Command::Delete { keys } => {
+            Command::Write(WriteCommand::Delete { keys }) => {
                 let mut count = 0;
                 for key in keys {
                     self.meet(key);
@@ -350,23 +350,23 @@ impl Model {
                 }
                 int(count)
             }
-            Command::Expire {
+            Command::Write(WriteCommand::Expire {
                 key,
                 expiry,
                 condition,
-            } => self.expire(key, *expiry, *condition),
-            Command::Persist { key } => {
+            }) => self.expire(key, *expiry, *condition),
+            Command::Write(WriteCommand::Persist { key }) => {
                 let has = self.meet(key).is_some_and(|item| item.deadline.is_some());
                 if has {
                     self.set_deadline(key, &Due::Never);
                 }
                 Reply::Integer(i64::from(has))
             }
-            Command::Rename {
+            Command::Write(WriteCommand::Rename {
                 source,
                 target,
                 if_absent,
-            } => {
+            }) => {
                 let Some(moved) = self.meet(source) else {
                     return error(ErrorCode::NoSuchKey, "no such key");
                 };
@@ -387,11 +387,11 @@ impl Model {
                 self.put(target, &moved.value, moved.deadline);
                 done
             }
-            Command::Copy {
+            Command::Write(WriteCommand::Copy {
                 source,
                 target,
                 replace,
-            } => {
+            }) => {
                 if source == target {
                     let message = "source and destination objects are the same";
                     return error(ErrorCode::Invalid, message);
@@ -405,13 +405,13 @@ impl Model {
                 self.put(target, &copied.value, copied.deadline);
                 Reply::Integer(1)
             }
-            Command::Clear => {
+            Command::Write(WriteCommand::Clear) => {
                 self.step();
                 self.items.clear();
                 Reply::Ok
             }
-            Command::Transaction(transaction) => self.transaction(transaction),
-            Command::SweepExpired { keys } => {
+            Command::Write(WriteCommand::Transaction(transaction)) => self.transaction(transaction),
+            Command::Write(WriteCommand::SweepExpired { keys }) => {
                 let mut count = 0;
                 for key in keys {
                     let expired = self.is_expired(key);
@@ -427,17 +427,21 @@ impl Model {
     fn read(&mut self, command: &Command) -> Reply {
         let item = |model: &mut Self, key: &Bytes| model.meet(key);
         match command {
-            Command::Get { key } => item(self, key).map_or(Reply::Nil, |i| bulk(&i.value)),
-            Command::GetEntry { key } => {
+            Command::Read(ReadCommand::Get { key }) => {
+                item(self, key).map_or(Reply::Nil, |i| bulk(&i.value))
+            }
+            Command::Read(ReadCommand::GetEntry { key }) => {
                 Reply::Entry(item(self, key).map(|i| Box::new(Self::entry(&i))))
             }
-            Command::GetMany { keys } => Reply::Array(
+            Command::Read(ReadCommand::GetMany { keys }) => Reply::Array(
                 keys.iter()
                     .map(|key| item(self, key).map_or(Reply::Nil, |i| bulk(&i.value)))
                     .collect(),
             ),
-            Command::Length { key } => int(item(self, key).map_or(0, |i| i.value.len())),
-            Command::GetRange { key, start, end } => {
+            Command::Read(ReadCommand::Length { key }) => {
+                int(item(self, key).map_or(0, |i| i.value.len()))
+            }
+            Command::Read(ReadCommand::GetRange { key, start, end }) => {
                 let value = item(self, key).map_or_else(Vec::new, |i| i.value);
                 let len = i64::try_from(value.len()).unwrap();
                 let fix = |offset: i64| if offset < 0 { len + offset } else { offset };
@@ -451,15 +455,17 @@ impl Model {
                     .filter(|(i, _)| start <= *i && *i <= end);
                 bulk(&picked.map(|(_, byte)| *byte).collect::<Vec<u8>>())
             }
-            Command::Exists { keys } | Command::Touch { keys } => {
+            Command::Read(ReadCommand::Exists { keys } | ReadCommand::Touch { keys }) => {
                 int(keys.iter().filter(|key| item(self, key).is_some()).count())
             }
-            Command::Type { key } => Reply::Simple(if item(self, key).is_some() {
-                "string"
-            } else {
-                "none"
-            }),
-            Command::Ttl { key, form } => {
+            Command::Read(ReadCommand::Type { key }) => {
+                Reply::Simple(if item(self, key).is_some() {
+                    "string"
+                } else {
+                    "none"
+                })
+            }
+            Command::Read(ReadCommand::Ttl { key, form }) => {
                 let now = i64::try_from(self.now).unwrap();
                 let Some(item) = item(self, key) else {
                     return Reply::Integer(-2);
@@ -475,8 +481,8 @@ impl Model {
                     TtlForm::AbsoluteMillis => deadline,
                 })
             }
-            Command::Count => int(self.items.len()),
-            Command::Keys { .. } => Reply::Array(self.live_keys()),
+            Command::Read(ReadCommand::Count) => int(self.items.len()),
+            Command::Read(ReadCommand::Keys { .. }) => Reply::Array(self.live_keys()),
             other => panic!("the model does not know {other:?}"),
         }
     }

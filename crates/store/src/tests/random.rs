@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flux_types::{
-    Command, Compare, Condition, ExpireCondition, Expiry, Reply, Revision, Set, SetReply, Term,
-    Transaction, TtlForm, UnixMillis, Watch,
+    Command, Compare, Condition, ExpireCondition, Expiry, ReadCommand, Reply, Revision, Set,
+    SetReply, Term, Transaction, TtlForm, UnixMillis, Watch, WriteCommand,
 };
 use proptest::prelude::*;
 
@@ -65,13 +65,13 @@ fn set() -> impl Strategy<Value = Command> {
     ];
     (key(), value(), condition, expiry(), reply).prop_map(
         |(key, value, condition, expiry, reply)| {
-            Command::Set(Set {
+            Command::Write(WriteCommand::Set(Set {
                 key,
                 value,
                 condition,
                 expiry,
                 reply,
-            })
+            }))
         },
     )
 }
@@ -100,38 +100,38 @@ fn write() -> impl Strategy<Value = Command> {
     prop_oneof![
         6 => set(),
         2 => (key(), compare(), value(), expiry()).prop_map(|(key, expected, value, expiry)| {
-            Command::CompareAndSet { key, expected, value, expiry }
+            Command::Write(WriteCommand::CompareAndSet { key, expected, value, expiry })
         }),
         1 => (key(), compare()).prop_map(|(key, expected)| {
-            Command::CompareAndDelete { key, expected }
+            Command::Write(WriteCommand::CompareAndDelete { key, expected })
         }),
-        1 => key().prop_map(|key| Command::GetDelete { key }),
-        2 => (key(), expiry()).prop_map(|(key, expiry)| Command::GetExpire { key, expiry }),
+        1 => key().prop_map(|key| Command::Write(WriteCommand::GetDelete { key })),
+        2 => (key(), expiry()).prop_map(|(key, expiry)| Command::Write(WriteCommand::GetExpire { key, expiry })),
         2 => (proptest::collection::vec((key(), value()), 1..5), any::<bool>()).prop_map(
-            |(pairs, if_none_exists)| Command::SetMany { pairs, if_none_exists }
+            |(pairs, if_none_exists)| Command::Write(WriteCommand::SetMany { pairs, if_none_exists })
         ),
-        3 => (key(), value()).prop_map(|(key, value)| Command::Append { key, value }),
+        3 => (key(), value()).prop_map(|(key, value)| Command::Write(WriteCommand::Append { key, value })),
         3 => (key(), 0..150_u64, value()).prop_map(|(key, offset, value)| {
-            Command::SetRange { key, offset, value }
+            Command::Write(WriteCommand::SetRange { key, offset, value })
         }),
-        3 => (key(), -3..20_i64).prop_map(|(key, by)| Command::Increment { key, by }),
-        2 => proptest::collection::vec(key(), 1..4).prop_map(|keys| Command::Delete { keys }),
+        3 => (key(), -3..20_i64).prop_map(|(key, by)| Command::Write(WriteCommand::Increment { key, by })),
+        2 => proptest::collection::vec(key(), 1..4).prop_map(|keys| Command::Write(WriteCommand::Delete { keys })),
         3 => (key(), expire_at, condition()).prop_map(|(key, expiry, condition)| {
-            Command::Expire { key, expiry, condition }
+            Command::Write(WriteCommand::Expire { key, expiry, condition })
         }),
-        1 => key().prop_map(|key| Command::Persist { key }),
+        1 => key().prop_map(|key| Command::Write(WriteCommand::Persist { key })),
         2 => (key(), key(), any::<bool>()).prop_map(|(source, target, if_absent)| {
-            Command::Rename { source, target, if_absent }
+            Command::Write(WriteCommand::Rename { source, target, if_absent })
         }),
         2 => (key(), key(), any::<bool>()).prop_map(|(source, target, replace)| {
-            Command::Copy { source, target, replace }
+            Command::Write(WriteCommand::Copy { source, target, replace })
         }),
-        1 => Just(Command::Clear),
-        1 => proptest::collection::vec(key(), 1..4).prop_map(|keys| Command::SweepExpired { keys }),
+        1 => Just(Command::Write(WriteCommand::Clear)),
+        1 => proptest::collection::vec(key(), 1..4).prop_map(|keys| Command::Write(WriteCommand::SweepExpired { keys })),
     ]
 }
 
-fn read() -> impl Strategy<Value = Command> {
+fn read() -> impl Strategy<Value = ReadCommand> {
     let keys = || proptest::collection::vec(key(), 1..5);
     let form = prop_oneof![
         Just(TtlForm::Seconds),
@@ -140,23 +140,23 @@ fn read() -> impl Strategy<Value = Command> {
         Just(TtlForm::AbsoluteMillis)
     ];
     prop_oneof![
-        3 => key().prop_map(|key| Command::Get { key }),
-        1 => key().prop_map(|key| Command::GetEntry { key }),
-        1 => keys().prop_map(|keys| Command::GetMany { keys }),
-        1 => key().prop_map(|key| Command::Length { key }),
+        3 => key().prop_map(|key| ReadCommand::Get { key }),
+        1 => key().prop_map(|key| ReadCommand::GetEntry { key }),
+        1 => keys().prop_map(|keys| ReadCommand::GetMany { keys }),
+        1 => key().prop_map(|key| ReadCommand::Length { key }),
         1 => (key(), -30..30_i64, -30..30_i64).prop_map(|(key, start, end)| {
-            Command::GetRange { key, start, end }
+            ReadCommand::GetRange { key, start, end }
         }),
-        1 => keys().prop_map(|keys| Command::Exists { keys }),
-        1 => key().prop_map(|key| Command::Type { key }),
-        1 => (key(), form).prop_map(|(key, form)| Command::Ttl { key, form }),
-        1 => Just(Command::Count),
-        1 => Just(Command::Keys { pattern: Bytes::from("*") }),
+        1 => keys().prop_map(|keys| ReadCommand::Exists { keys }),
+        1 => key().prop_map(|key| ReadCommand::Type { key }),
+        1 => (key(), form).prop_map(|(key, form)| ReadCommand::Ttl { key, form }),
+        1 => Just(ReadCommand::Count),
+        1 => Just(ReadCommand::Keys { pattern: Bytes::from("*") }),
     ]
 }
 
 fn command() -> impl Strategy<Value = Command> {
-    let plain = || prop_oneof![3 => write(), 2 => read()];
+    let plain = || prop_oneof![3 => write(), 2 => read().prop_map(Command::Read)];
     let watch = (key(), proptest::option::of(0..60_u64)).prop_map(|(key, revision)| Watch {
         key,
         revision: revision.map(Revision::new),
@@ -166,7 +166,9 @@ fn command() -> impl Strategy<Value = Command> {
         proptest::collection::vec(watch, 0..2),
         proptest::collection::vec(plain(), 0..5),
     )
-        .prop_map(|(watches, commands)| Command::Transaction(Transaction { watches, commands }));
+        .prop_map(|(watches, commands)| {
+            Command::Write(WriteCommand::Transaction(Transaction { watches, commands }))
+        });
     prop_oneof![8 => plain(), 1 => transaction]
 }
 
@@ -175,7 +177,7 @@ enum Step {
     /// Time passes, then one batch.
     Batch(u64, Vec<Command>),
     /// A read past the proposer; if it meets a passed deadline it goes through it.
-    Read(Command),
+    Read(ReadCommand),
     /// Everything that is due is swept.
     Sweep,
     /// A new process replays the log.
@@ -277,8 +279,11 @@ impl World {
         }
     }
 
-    fn read(&mut self, command: &Command) {
-        match self.store.read(command, UnixMillis::new(self.model.now)) {
+    fn read(&mut self, read: ReadCommand) {
+        let now = UnixMillis::new(self.model.now);
+        let reply = self.store.read(&read, now);
+        let command = &Command::Read(read);
+        match reply {
             Read::Expired => self.batch(std::slice::from_ref(command)),
             Read::Reply(reply) => {
                 let revision = self.model.revision;
@@ -301,7 +306,7 @@ impl World {
                 self.model.now += ahead;
                 self.batch(&commands);
             }
-            Step::Read(command) => self.read(&command),
+            Step::Read(command) => self.read(command),
             Step::Sweep => {
                 let now = UnixMillis::new(self.model.now);
                 let keys = self.store.due(now, 1000);
@@ -314,7 +319,7 @@ impl World {
                     let deadlines = self.model.items.values().filter_map(|i| i.deadline);
                     deadlines.min().is_some_and(|at| at < self.model.now)
                 });
-                self.batch(&[Command::SweepExpired { keys }]);
+                self.batch(&[Command::Write(WriteCommand::SweepExpired { keys })]);
                 assert_eq!(self.store.due(now, 1000), Vec::<Bytes>::new());
             }
             Step::Restart => {
@@ -405,7 +410,7 @@ proptest! {
         world.run(Step::BeginWalk);
         world.end_walk();
         world.check();
-        world.batch(&[Command::Clear]);
+        world.batch(&[Command::Write(WriteCommand::Clear)]);
         world.check();
         let fresh = Store::new(world.store.config().clone());
         prop_assert_eq!(world.store.memory_bytes(), fresh.memory_bytes());

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flux_types::{Command, Reply, Revision, ScanPage, Set, Term, UnixMillis};
+use flux_types::{
+    Command, ReadCommand, Reply, Revision, ScanPage, Set, Term, UnixMillis, WriteCommand,
+};
 use proptest::prelude::*;
 
 use super::{bytes, run};
@@ -26,14 +28,18 @@ fn key(number: usize) -> Bytes {
 
 fn put(store: &Store, numbers: impl Iterator<Item = usize>) {
     let commands: Vec<Command> = numbers
-        .map(|number| Command::Set(Set::plain(key(number), bytes("v"))))
+        .map(|number| Command::Write(WriteCommand::Set(Set::plain(key(number), bytes("v")))))
         .collect();
     run(store, 1000, &commands);
 }
 
 fn delete(store: &Store, numbers: impl Iterator<Item = usize>) {
     let keys = numbers.map(key).collect();
-    run(store, 1000, &[Command::Delete { keys }]);
+    run(
+        store,
+        1000,
+        &[Command::Write(WriteCommand::Delete { keys })],
+    );
 }
 
 fn page(store: &Store, cursor: u64, count: usize) -> (u64, Vec<Bytes>) {
@@ -43,7 +49,7 @@ fn page(store: &Store, cursor: u64, count: usize) -> (u64, Vec<Bytes>) {
         count,
         type_matches: true,
     };
-    match store.read(&Command::Scan(page), NOW) {
+    match store.read(&ReadCommand::Scan(page), NOW) {
         Read::Reply(Reply::Page { cursor, keys }) => (cursor, keys),
         other => panic!("{other:?}"),
     }
@@ -163,7 +169,7 @@ fn a_scan_with_a_pattern_shows_only_what_matches() {
             count: 1000,
             type_matches,
         };
-        match store.read(&Command::Scan(page), NOW) {
+        match store.read(&ReadCommand::Scan(page), NOW) {
             Read::Reply(Reply::Page { cursor: 0, keys }) => keys.len(),
             other => panic!("{other:?}"),
         }
@@ -178,11 +184,14 @@ fn a_scan_inside_a_batch_sees_the_batch() {
     let store = store(4, 1);
     put(&store, 0..200);
     let mut evaluation = store.evaluation(NOW, Term::new(1));
-    evaluation.command(&Command::Delete {
+    evaluation.command(&Command::Write(WriteCommand::Delete {
         keys: (0..100).map(key).collect(),
-    });
+    }));
     for number in 200..300 {
-        evaluation.command(&Command::Set(Set::plain(key(number), bytes("v"))));
+        evaluation.command(&Command::Write(WriteCommand::Set(Set::plain(
+            key(number),
+            bytes("v"),
+        ))));
     }
     let (mut cursor, mut met) = (0, Vec::new());
     loop {
@@ -192,7 +201,9 @@ fn a_scan_inside_a_batch_sees_the_batch() {
             count: 10,
             type_matches: true,
         };
-        let Reply::Page { cursor: next, keys } = evaluation.command(&Command::Scan(page)).reply
+        let Reply::Page { cursor: next, keys } = evaluation
+            .command(&Command::Read(ReadCommand::Scan(page)))
+            .reply
         else {
             panic!("not a page");
         };
@@ -207,7 +218,7 @@ fn a_scan_inside_a_batch_sees_the_batch() {
     expected.sort();
     assert_eq!(met, expected);
     assert_eq!(
-        evaluation.command(&Command::Count).reply,
+        evaluation.command(&Command::Read(ReadCommand::Count)).reply,
         Reply::Integer(200)
     );
 }
@@ -216,25 +227,25 @@ fn a_scan_inside_a_batch_sees_the_batch() {
 fn an_expired_key_sends_a_scan_through_the_proposer_and_is_not_shown() {
     let store = store(4, 1);
     put(&store, 0..10);
-    let expire = Command::Expire {
+    let expire = Command::Write(WriteCommand::Expire {
         key: key(3),
         expiry: flux_types::Expiry::At(1500),
         condition: flux_types::ExpireCondition::default(),
-    };
+    });
     run(&store, 1000, &[expire]);
-    let scan = Command::Scan(ScanPage {
+    let scan = ReadCommand::Scan(ScanPage {
         cursor: 0,
         pattern: None,
         count: 1000,
         type_matches: true,
     });
-    let keys = Command::Keys {
+    let keys = ReadCommand::Keys {
         pattern: bytes("*"),
     };
     let later = UnixMillis::new(1500);
     assert_eq!(store.read(&scan, later), Read::Expired);
     assert_eq!(store.read(&keys, later), Read::Expired);
-    let replies = run(&store, 1500, &[scan, keys]);
+    let replies = run(&store, 1500, &[Command::Read(scan), Command::Read(keys)]);
     let (Reply::Page { keys: page, .. }, Reply::Array(keys)) = (&replies[0], &replies[1]) else {
         panic!("{replies:?}");
     };
@@ -246,7 +257,7 @@ fn an_expired_key_sends_a_scan_through_the_proposer_and_is_not_shown() {
 #[test]
 fn random_keys_are_drawn_from_all_keys() {
     let store = store(8, 3);
-    let random = Command::RandomKey;
+    let random = ReadCommand::RandomKey;
     assert_eq!(store.read(&random, NOW), Read::Reply(Reply::Nil));
     put(&store, 0..40);
     let mut drawn = BTreeSet::new();
@@ -263,15 +274,34 @@ fn random_keys_are_drawn_from_all_keys() {
 fn a_random_key_inside_a_batch_is_one_the_batch_left() {
     let store = store(8, 3);
     put(&store, 0..40);
-    let delete = Command::Delete {
+    let delete = Command::Write(WriteCommand::Delete {
         keys: (0..39).map(key).collect(),
-    };
-    let replies = run(&store, 1000, &[delete, Command::RandomKey]);
+    });
+    let replies = run(
+        &store,
+        1000,
+        &[delete, Command::Read(ReadCommand::RandomKey)],
+    );
     assert_eq!(replies[1], Reply::Bulk(key(39)));
-    let set = Command::Set(Set::plain(bytes("new"), bytes("v")));
-    let replies = run(&store, 1000, &[Command::Clear, set, Command::RandomKey]);
+    let set = Command::Write(WriteCommand::Set(Set::plain(bytes("new"), bytes("v"))));
+    let replies = run(
+        &store,
+        1000,
+        &[
+            Command::Write(WriteCommand::Clear),
+            set,
+            Command::Read(ReadCommand::RandomKey),
+        ],
+    );
     assert_eq!(replies[2], Reply::Bulk(bytes("new")));
-    let replies = run(&store, 1000, &[Command::Clear, Command::RandomKey]);
+    let replies = run(
+        &store,
+        1000,
+        &[
+            Command::Write(WriteCommand::Clear),
+            Command::Read(ReadCommand::RandomKey),
+        ],
+    );
     assert_eq!(replies[1], Reply::Nil);
 }
 
@@ -314,7 +344,7 @@ fn a_cleared_table_goes_to_the_reclaimer() {
     let (sender, receiver) = std::sync::mpsc::sync_channel::<Dropped>(4);
     store.set_reclaimer(move |dropped| drop(sender.try_send(dropped)));
     put(&store, 0..100);
-    run(&store, 1000, &[Command::Clear]);
+    run(&store, 1000, &[Command::Write(WriteCommand::Clear)]);
     assert!(receiver.try_recv().is_ok());
     assert!(store.is_empty());
 }
@@ -324,16 +354,16 @@ fn a_clear_applied_again_leaves_what_came_after_it() {
     let store = store(4, 1);
     put(&store, 0..10);
     let mut evaluation = store.evaluation(NOW, Term::new(1));
-    evaluation.command(&Command::Clear);
+    evaluation.command(&Command::Write(WriteCommand::Clear));
     let clear = evaluation.finish().unwrap();
     let clear = BatchView::parse(&clear).unwrap();
     store.apply(&clear);
     put(&store, 20..30);
-    let expire = Command::Expire {
+    let expire = Command::Write(WriteCommand::Expire {
         key: key(25),
         expiry: flux_types::Expiry::At(2000),
         condition: flux_types::ExpireCondition::default(),
-    };
+    });
     run(&store, 1000, &[expire]);
     let digest = store.digest();
     store.apply(&clear);

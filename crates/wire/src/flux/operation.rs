@@ -3,7 +3,8 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flux_types::{
-    Command, Compare, Condition, Error, ErrorCode, ExpireCondition, Expiry, Set, SetReply, limits,
+    Command, Compare, Condition, Error, ErrorCode, ExpireCondition, Expiry, ReadCommand, Set,
+    SetReply, WriteCommand, limits,
 };
 
 use super::field::{Malformed, Reader, put_bytes, put_compare, put_condition, put_expiry};
@@ -322,7 +323,7 @@ impl Operation {
         Ok(Request::Data(match self {
             Self::Get { key } => {
                 check_key(&key)?;
-                Command::GetEntry { key }
+                Command::Read(ReadCommand::GetEntry { key })
             }
             Self::Set {
                 key,
@@ -338,13 +339,13 @@ impl Operation {
                 } else {
                     SetReply::Status
                 };
-                Command::Set(Set {
+                Command::Write(WriteCommand::Set(Set {
                     key,
                     value,
                     condition,
                     expiry,
                     reply,
-                })
+                }))
             }
             Self::Delete {
                 key,
@@ -353,9 +354,9 @@ impl Operation {
             } => {
                 check_key(&key)?;
                 if expected == Compare::Anything && !return_previous {
-                    Command::Delete { keys: vec![key] }
+                    Command::Write(WriteCommand::Delete { keys: vec![key] })
                 } else {
-                    Command::CompareAndDelete { key, expected }
+                    Command::Write(WriteCommand::CompareAndDelete { key, expected })
                 }
             }
             Self::CompareAndSet {
@@ -366,16 +367,16 @@ impl Operation {
             } => {
                 check_key(&key)?;
                 check_value(&value, limits)?;
-                Command::CompareAndSet {
+                Command::Write(WriteCommand::CompareAndSet {
                     key,
                     expected,
                     value,
                     expiry,
-                }
+                })
             }
             Self::Increment { key, by } => {
                 check_key(&key)?;
-                Command::Increment { key, by }
+                Command::Write(WriteCommand::Increment { key, by })
             }
             Self::Expire {
                 key,
@@ -392,12 +393,14 @@ fn expire(key: Bytes, expiry: Expiry, condition: ExpireCondition) -> Result<Comm
     check_key(&key)?;
     check_expire_condition(condition)?;
     match expiry {
-        Expiry::In(_) | Expiry::At(_) => Ok(Command::Expire {
+        Expiry::In(_) | Expiry::At(_) => Ok(Command::Write(WriteCommand::Expire {
             key,
             expiry,
             condition,
-        }),
-        Expiry::Clear if condition == ExpireCondition::default() => Ok(Command::Persist { key }),
+        })),
+        Expiry::Clear if condition == ExpireCondition::default() => {
+            Ok(Command::Write(WriteCommand::Persist { key }))
+        }
         Expiry::Clear => Err(Error::not_done(
             ErrorCode::Invalid,
             "a deadline is removed without conditions",

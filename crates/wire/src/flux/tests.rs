@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use flux_types::{
     Answer, Command, Compare, Condition, Entry, Error, ErrorCode, ExpireCondition, Expiry, Outcome,
-    Reply, Revision, Set, SetReply, UnixMillis, Written, limits,
+    ReadCommand, Reply, Revision, Set, SetReply, UnixMillis, WriteCommand, Written, limits,
 };
 use proptest::prelude::*;
 
@@ -259,13 +259,13 @@ fn operations_become_the_commands_of_the_store() {
         return_previous,
     };
     let expected = |reply| {
-        Command::Set(Set {
+        Command::Write(WriteCommand::Set(Set {
             key: key.clone(),
             value: value.clone(),
             condition: Condition::Absent,
             expiry: Expiry::In(5),
             reply,
-        })
+        }))
     };
     assert_eq!(command(set(false)), expected(SetReply::Status));
     assert_eq!(command(set(true)), expected(SetReply::Written));
@@ -276,17 +276,17 @@ fn operations_become_the_commands_of_the_store() {
     };
     assert_eq!(
         command(delete(Compare::Anything, false)),
-        Command::Delete {
+        Command::Write(WriteCommand::Delete {
             keys: vec![key.clone()]
-        }
+        })
     );
     for (compare, return_previous) in [(Compare::Anything, true), (Compare::Exists, false)] {
         assert_eq!(
             command(delete(compare.clone(), return_previous)),
-            Command::CompareAndDelete {
+            Command::Write(WriteCommand::CompareAndDelete {
                 key: key.clone(),
                 expected: compare
-            }
+            })
         );
     }
     let persist = Operation::Expire {
@@ -294,9 +294,12 @@ fn operations_become_the_commands_of_the_store() {
         expiry: Expiry::Clear,
         condition: ExpireCondition::default(),
     };
-    assert_eq!(command(persist), Command::Persist { key: key.clone() });
+    assert_eq!(
+        command(persist),
+        Command::Write(WriteCommand::Persist { key: key.clone() })
+    );
     let get = Operation::Get { key: key.clone() };
-    assert_eq!(command(get), Command::GetEntry { key });
+    assert_eq!(command(get), Command::Read(ReadCommand::GetEntry { key }));
 }
 
 #[test]
@@ -306,9 +309,9 @@ fn a_command_operation_is_parsed_as_over_resp() {
     let Ok(Request::Command(decoded)) = request else {
         panic!("it is a command");
     };
-    let get = Command::Get {
+    let get = Command::Read(ReadCommand::Get {
         key: Bytes::from_static(b"k"),
-    };
+    });
     assert_eq!(decoded.request, crate::resp::Request::Data(get));
     let request = Operation::Command { argv: Vec::new() }.into_request(Limits::default());
     assert!(matches!(request, Ok(Request::Command(_))));

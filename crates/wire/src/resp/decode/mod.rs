@@ -10,7 +10,7 @@
 //! arguments allocates nothing. A complete command costs 32 bytes per argument on top.
 
 use bytes::{Buf, Bytes, BytesMut};
-use flux_types::{Command, Error, ErrorCode, Set, limits};
+use flux_types::{Command, Error, ErrorCode, ReadCommand, Set, WriteCommand, limits};
 
 use super::inline;
 use super::parse::{Decoded, Request, parse};
@@ -366,7 +366,7 @@ fn plain(buffer: &mut BytesMut, limits: Limits) -> Option<Decoded> {
         buffer.advance(2);
         return Some(Decoded {
             spec: Some(GET),
-            request: Request::Data(Command::Get { key }),
+            request: Request::Data(Command::Read(ReadCommand::Get { key })),
         });
     }
     if !name.eq_ignore_ascii_case(b"set\r\n") {
@@ -378,7 +378,9 @@ fn plain(buffer: &mut BytesMut, limits: Limits) -> Option<Decoded> {
     buffer.advance(2);
     Some(Decoded {
         spec: Some(SET),
-        request: Request::Data(Command::Set(Set::plain(key_bytes, value))),
+        request: Request::Data(Command::Write(WriteCommand::Set(Set::plain(
+            key_bytes, value,
+        )))),
     })
 }
 

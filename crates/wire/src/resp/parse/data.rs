@@ -3,7 +3,8 @@
 
 use bytes::Bytes;
 use flux_types::{
-    Command, Condition, Error, ErrorCode, ExpireCondition, Expiry, ScanPage, Set, SetReply, TtlForm,
+    Command, Condition, Error, ErrorCode, ExpireCondition, Expiry, ReadCommand, ScanPage, Set,
+    SetReply, TtlForm, WriteCommand,
 };
 
 use super::super::error;
@@ -17,9 +18,9 @@ type Parsed = Result<Command, Error>;
 const RELATIVE_MILLIS_MAX: i64 = i64::MAX - (1 << 43);
 
 pub(in super::super) fn get(arguments: &mut Arguments) -> Parsed {
-    Ok(Command::Get {
+    Ok(Command::Read(ReadCommand::Get {
         key: arguments.key()?,
-    })
+    }))
 }
 
 pub(in super::super) fn set(arguments: &mut Arguments) -> Parsed {
@@ -51,7 +52,7 @@ pub(in super::super) fn set(arguments: &mut Arguments) -> Parsed {
     if let Some(choice) = expiry {
         set.expiry = choice.resolve(arguments.name())?;
     }
-    Ok(Command::Set(set))
+    Ok(Command::Write(WriteCommand::Set(set)))
 }
 
 /// NX, XX or IFEQ; `None` if the option is something else.
@@ -143,7 +144,7 @@ pub(in super::super) fn set_if_absent(arguments: &mut Arguments) -> Parsed {
     let mut set = Set::plain(arguments.key()?, arguments.value()?);
     set.condition = Condition::Absent;
     set.reply = SetReply::Flag;
-    Ok(Command::Set(set))
+    Ok(Command::Write(WriteCommand::Set(set)))
 }
 
 pub(in super::super) fn set_expire(arguments: &mut Arguments) -> Parsed {
@@ -163,19 +164,19 @@ fn set_in(arguments: &mut Arguments, unit_millis: i64) -> Parsed {
     };
     let mut set = Set::plain(key, arguments.value()?);
     set.expiry = choice.resolve(arguments.name())?;
-    Ok(Command::Set(set))
+    Ok(Command::Write(WriteCommand::Set(set)))
 }
 
 pub(in super::super) fn get_set(arguments: &mut Arguments) -> Parsed {
     let mut set = Set::plain(arguments.key()?, arguments.value()?);
     set.reply = SetReply::Previous;
-    Ok(Command::Set(set))
+    Ok(Command::Write(WriteCommand::Set(set)))
 }
 
 pub(in super::super) fn get_delete(arguments: &mut Arguments) -> Parsed {
-    Ok(Command::GetDelete {
+    Ok(Command::Write(WriteCommand::GetDelete {
         key: arguments.key()?,
-    })
+    }))
 }
 
 pub(in super::super) fn get_expire(arguments: &mut Arguments) -> Parsed {
@@ -191,16 +192,17 @@ pub(in super::super) fn get_expire(arguments: &mut Arguments) -> Parsed {
             return Err(error::syntax());
         }
     }
-    let expiry = expiry
-        .unwrap_or(ExpiryChoice::Keep)
-        .resolve(arguments.name())?;
-    Ok(Command::GetExpire { key, expiry })
+    let Some(choice) = expiry else {
+        return Ok(Command::Read(ReadCommand::Get { key }));
+    };
+    let expiry = choice.resolve(arguments.name())?;
+    Ok(Command::Write(WriteCommand::GetExpire { key, expiry }))
 }
 
 pub(in super::super) fn get_many(arguments: &mut Arguments) -> Parsed {
-    Ok(Command::GetMany {
+    Ok(Command::Read(ReadCommand::GetMany {
         keys: arguments.keys()?,
-    })
+    }))
 }
 
 pub(in super::super) fn set_many(arguments: &mut Arguments) -> Parsed {
@@ -219,31 +221,31 @@ fn pairs(arguments: &mut Arguments, if_none_exists: bool) -> Parsed {
     while !arguments.rest.as_slice().is_empty() {
         pairs.push((arguments.key()?, arguments.value()?));
     }
-    Ok(Command::SetMany {
+    Ok(Command::Write(WriteCommand::SetMany {
         pairs,
         if_none_exists,
-    })
+    }))
 }
 
 pub(in super::super) fn append(arguments: &mut Arguments) -> Parsed {
-    Ok(Command::Append {
+    Ok(Command::Write(WriteCommand::Append {
         key: arguments.key()?,
         value: arguments.value()?,
-    })
+    }))
 }
 
 pub(in super::super) fn length(arguments: &mut Arguments) -> Parsed {
-    Ok(Command::Length {
+    Ok(Command::Read(ReadCommand::Length {
         key: arguments.key()?,
-    })
+    }))
 }
 
 pub(in super::super) fn get_range(arguments: &mut Arguments) -> Parsed {
-    Ok(Command::GetRange {
+    Ok(Command::Read(ReadCommand::GetRange {
         key: arguments.key()?,
         start: arguments.integer()?,
         end: arguments.integer()?,
-    })
+    }))
 }
 
 pub(in super::super) fn set_range(arguments: &mut Arguments) -> Parsed {
@@ -251,24 +253,28 @@ pub(in super::super) fn set_range(arguments: &mut Arguments) -> Parsed {
     let offset = u64::try_from(arguments.integer()?)
         .map_err(|_| Error::not_done(ErrorCode::Invalid, "offset is out of range"))?;
     let value = arguments.value()?;
-    Ok(Command::SetRange { key, offset, value })
+    Ok(Command::Write(WriteCommand::SetRange {
+        key,
+        offset,
+        value,
+    }))
 }
 
 pub(in super::super) fn increment(arguments: &mut Arguments) -> Parsed {
     let key = arguments.key()?;
-    Ok(Command::Increment { key, by: 1 })
+    Ok(Command::Write(WriteCommand::Increment { key, by: 1 }))
 }
 
 pub(in super::super) fn decrement(arguments: &mut Arguments) -> Parsed {
     let key = arguments.key()?;
-    Ok(Command::Increment { key, by: -1 })
+    Ok(Command::Write(WriteCommand::Increment { key, by: -1 }))
 }
 
 pub(in super::super) fn increment_by(arguments: &mut Arguments) -> Parsed {
-    Ok(Command::Increment {
+    Ok(Command::Write(WriteCommand::Increment {
         key: arguments.key()?,
         by: arguments.integer()?,
-    })
+    }))
 }
 
 pub(in super::super) fn decrement_by(arguments: &mut Arguments) -> Parsed {
@@ -277,7 +283,7 @@ pub(in super::super) fn decrement_by(arguments: &mut Arguments) -> Parsed {
         .integer()?
         .checked_neg()
         .ok_or_else(|| Error::not_done(ErrorCode::Overflow, "decrement would overflow"))?;
-    Ok(Command::Increment { key, by })
+    Ok(Command::Write(WriteCommand::Increment { key, by }))
 }
 
 pub(in super::super) fn increment_float(arguments: &mut Arguments) -> Parsed {
@@ -289,31 +295,31 @@ pub(in super::super) fn increment_float(arguments: &mut Arguments) -> Parsed {
             "increment would produce NaN or Infinity",
         ));
     }
-    Ok(Command::IncrementFloat { key, by })
+    Ok(Command::Write(WriteCommand::IncrementFloat { key, by }))
 }
 
 pub(in super::super) fn delete(arguments: &mut Arguments) -> Parsed {
-    Ok(Command::Delete {
+    Ok(Command::Write(WriteCommand::Delete {
         keys: arguments.keys()?,
-    })
+    }))
 }
 
 pub(in super::super) fn exists(arguments: &mut Arguments) -> Parsed {
-    Ok(Command::Exists {
+    Ok(Command::Read(ReadCommand::Exists {
         keys: arguments.keys()?,
-    })
+    }))
 }
 
 pub(in super::super) fn touch(arguments: &mut Arguments) -> Parsed {
-    Ok(Command::Touch {
+    Ok(Command::Read(ReadCommand::Touch {
         keys: arguments.keys()?,
-    })
+    }))
 }
 
 pub(in super::super) fn type_of(arguments: &mut Arguments) -> Parsed {
-    Ok(Command::Type {
+    Ok(Command::Read(ReadCommand::Type {
         key: arguments.key()?,
-    })
+    }))
 }
 
 pub(in super::super) fn expire(arguments: &mut Arguments) -> Parsed {
@@ -339,11 +345,11 @@ fn expire_in(arguments: &mut Arguments, unit_millis: i64, is_absolute: bool) -> 
     let condition = expire_condition(arguments)?;
     let number = parse_i64(&number).ok_or_else(error::not_an_integer)?;
     let expiry = expiry_of(number, unit_millis, is_absolute, arguments.name())?;
-    Ok(Command::Expire {
+    Ok(Command::Write(WriteCommand::Expire {
         key,
         expiry,
         condition,
-    })
+    }))
 }
 
 fn expire_condition(arguments: &mut Arguments) -> Result<ExpireCondition, Error> {
@@ -406,32 +412,32 @@ pub(in super::super) fn pexpire_time(arguments: &mut Arguments) -> Parsed {
 }
 
 fn ttl_in(arguments: &mut Arguments, form: TtlForm) -> Parsed {
-    Ok(Command::Ttl {
+    Ok(Command::Read(ReadCommand::Ttl {
         key: arguments.key()?,
         form,
-    })
+    }))
 }
 
 pub(in super::super) fn persist(arguments: &mut Arguments) -> Parsed {
-    Ok(Command::Persist {
+    Ok(Command::Write(WriteCommand::Persist {
         key: arguments.key()?,
-    })
+    }))
 }
 
 pub(in super::super) fn rename(arguments: &mut Arguments) -> Parsed {
-    Ok(Command::Rename {
+    Ok(Command::Write(WriteCommand::Rename {
         source: arguments.key()?,
         target: arguments.key()?,
         if_absent: false,
-    })
+    }))
 }
 
 pub(in super::super) fn rename_if_absent(arguments: &mut Arguments) -> Parsed {
-    Ok(Command::Rename {
+    Ok(Command::Write(WriteCommand::Rename {
         source: arguments.key()?,
         target: arguments.key()?,
         if_absent: true,
-    })
+    }))
 }
 
 pub(in super::super) fn copy(arguments: &mut Arguments) -> Parsed {
@@ -458,15 +464,15 @@ pub(in super::super) fn copy(arguments: &mut Arguments) -> Parsed {
             "source and destination objects are the same",
         ));
     }
-    Ok(Command::Copy {
+    Ok(Command::Write(WriteCommand::Copy {
         source,
         target,
         replace,
-    })
+    }))
 }
 
 pub(in super::super) fn random_key(_arguments: &mut Arguments) -> Parsed {
-    Ok(Command::RandomKey)
+    Ok(Command::Read(ReadCommand::RandomKey))
 }
 
 pub(in super::super) fn scan(arguments: &mut Arguments) -> Parsed {
@@ -491,20 +497,20 @@ pub(in super::super) fn scan(arguments: &mut Arguments) -> Parsed {
             return Err(error::syntax());
         }
     }
-    Ok(Command::Scan(page))
+    Ok(Command::Read(ReadCommand::Scan(page)))
 }
 
 /// Keys looked at by a SCAN that does not say how many.
 const SCAN_COUNT_DEFAULT: usize = 10;
 
 pub(in super::super) fn keys(arguments: &mut Arguments) -> Parsed {
-    Ok(Command::Keys {
+    Ok(Command::Read(ReadCommand::Keys {
         pattern: arguments.required()?,
-    })
+    }))
 }
 
 pub(in super::super) fn count(_arguments: &mut Arguments) -> Parsed {
-    Ok(Command::Count)
+    Ok(Command::Read(ReadCommand::Count))
 }
 
 /// FLUSHALL and FLUSHDB. Both modes are the same here: the table is swapped.
@@ -516,7 +522,7 @@ pub(in super::super) fn clear(arguments: &mut Arguments) -> Parsed {
         return Err(error::syntax());
     }
     arguments.end()?;
-    Ok(Command::Clear)
+    Ok(Command::Write(WriteCommand::Clear))
 }
 
 fn is(option: &[u8], name: &str) -> bool {

@@ -148,7 +148,7 @@ fn spellings_of_set_and_get() {
             GETSET k v => Set(Set { key: b"k", value: b"v", condition: Always, expiry: Clear, reply: Previous })
             GET k => Get { key: b"k" }
             GETDEL k => GetDelete { key: b"k" }
-            GETEX k => GetExpire { key: b"k", expiry: Keep }
+            GETEX k => Get { key: b"k" }
             GETEX k EX 5 => GetExpire { key: b"k", expiry: In(5000) }
             GETEX k PERSIST => GetExpire { key: b"k", expiry: Clear }
             GETEX k PERSIST EX 5 => ERR syntax error
