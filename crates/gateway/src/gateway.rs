@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use flux_env::RealClock;
-use flux_telemetry::Registry;
+use flux_env::{Clock, RealClock};
+use flux_telemetry::{Kind, Registry};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
@@ -18,6 +18,8 @@ use crate::descriptor::refresh::Refresh;
 use crate::descriptor::source;
 use crate::error::StartError;
 use crate::metrics::Metrics;
+use crate::policy::breaker::Standing;
+use crate::policy::route::Policies;
 use crate::serve::listen;
 use crate::serve::pipeline::Shared;
 use crate::serve::worker::{Phase, Worker};
@@ -89,11 +91,15 @@ impl Gateway {
             .iter()
             .map(|upstream| Arc::new(Upstream::new(upstream, response_bytes_max)))
             .collect();
+        let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
+        let policies = Arc::new(Policies::new(&config, &clock));
+        register_policies(registry, &policies);
         let shared = Shared {
             catalog,
             upstreams,
+            policies,
             metrics: Arc::new(Metrics::new(registry)),
-            clock: Arc::new(RealClock::new()),
+            clock,
             config: Arc::new(config),
         };
         let phase = watch::Sender::new(Phase::Run);
@@ -162,6 +168,41 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         self.phase.send_replace(Phase::Stop);
     }
+}
+
+/// What is read from the policies at each scrape.
+fn register_policies(registry: &Registry, policies: &Arc<Policies>) {
+    let source = Arc::clone(policies);
+    registry.collect(
+        "flux_gateway_breaker_state",
+        "How the breaker of an upstream stands: 0 closed, 1 half open (one call on trial), 2 open",
+        Kind::Gauge,
+        &["upstream"],
+        move |samples| {
+            for upstream in &source.upstreams {
+                if let Some(breaker) = &upstream.breaker {
+                    let state = match breaker.standing() {
+                        Standing::Closed => 0_u64,
+                        Standing::HalfOpen => 1,
+                        Standing::Open => 2,
+                    };
+                    samples.push(&[&upstream.name], state);
+                }
+            }
+        },
+    );
+    let source = Arc::clone(policies);
+    registry.collect(
+        "flux_gateway_upstream_calls_in_flight",
+        "Calls of an upstream under way",
+        Kind::Gauge,
+        &["upstream"],
+        move |samples| {
+            for upstream in &source.upstreams {
+                samples.push(&[&upstream.name], upstream.bulkhead.taken());
+            }
+        },
+    );
 }
 
 /// Loads what descriptors are there at start.

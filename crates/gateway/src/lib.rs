@@ -22,6 +22,8 @@ mod descriptor;
 
 mod transcode;
 
+mod policy;
+
 mod upstream;
 
 mod status;
@@ -29,8 +31,10 @@ mod status;
 mod metrics;
 
 pub use config::{
-    Config, DescriptorSource, JsonConfig, Mistake, NamesConfig, ProtoSource, ResponseConfig,
-    RouteConfig, Size, Timeout, UnknownFieldsConfig, UpstreamConfig,
+    BalanceConfig, BreakerConfig, BreakerMode, ClientLimitConfig, CoalesceConfig, Config,
+    DescriptorSource, FallbackConfig, HealthConfig, JsonConfig, LimitConfig, Mistake, NamesConfig,
+    ProtoSource, Rate, ResponseConfig, RetryConfig, RouteConfig, Size, StaleConfig, Timeout,
+    UnknownFieldsConfig, UpstreamConfig,
 };
 pub use error::StartError;
 pub use gateway::{Addresses, Gateway};

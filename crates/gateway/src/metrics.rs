@@ -5,31 +5,11 @@ use std::time::Duration;
 use flux_telemetry::metrics::{Counters, Gauge, Histogram, Labels, Registry, Scale};
 use http::StatusCode;
 
+use crate::policy::limit::Scope;
 use crate::status::Code;
 
 /// Status classes in the order of the rows of `flux_gateway_requests`.
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
-/// gRPC codes in the order of their numbers, as rows of `flux_gateway_upstream_errors`.
-const CODES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
-
 /// The gateway's metrics.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -38,6 +18,8 @@ pub(crate) struct Metrics {
     in_flight: Gauge,
     connections: Gauge,
     upstream_errors: Counters,
+    rate_limited: Counters,
+    refused: Counters,
 }
 
 impl Metrics {
@@ -58,7 +40,17 @@ impl Metrics {
             upstream_errors: registry.counters(
                 "flux_gateway_upstream_errors",
                 "Calls of upstreams that failed, by gRPC status",
-                Labels::one("code", CODES),
+                Labels::one("code", Code::NAMES),
+            ),
+            rate_limited: registry.counters(
+                "flux_gateway_rate_limited",
+                "Requests refused by a token bucket, by whose it is",
+                Labels::one("rule", ["gateway", "route", "client"]),
+            ),
+            refused: registry.counters(
+                "flux_gateway_refused",
+                "Calls refused without asking the upstream, by what refused them",
+                Labels::one("by", ["breaker", "bulkhead"]),
             ),
         }
     }
@@ -81,5 +73,21 @@ impl Metrics {
 
     pub(crate) fn upstream_failed(&self, code: Code) {
         self.upstream_errors.increment(code.number());
+    }
+
+    pub(crate) fn rate_limited(&self, scope: Scope) {
+        self.rate_limited.increment(match scope {
+            Scope::Gateway => 0,
+            Scope::Route => 1,
+            Scope::Client => 2,
+        });
+    }
+
+    pub(crate) fn refused_by_breaker(&self) {
+        self.refused.increment(0);
+    }
+
+    pub(crate) fn refused_by_bulkhead(&self) {
+        self.refused.increment(1);
     }
 }

@@ -71,6 +71,33 @@ impl Code {
         Self::ALL.iter().position(|code| *code == self).unwrap_or(2)
     }
 
+    /// The names, in the order of the numbers.
+    pub(crate) const NAMES: [&str; 17] = [
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    ];
+
+    /// The code of this name, as gRPC writes it.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        let number = Self::NAMES.iter().position(|known| *known == name)?;
+        Self::ALL.get(number).copied()
+    }
+
     /// The HTTP status that stands for it, as grpc-gateway maps them.
     pub(crate) const fn http(self) -> StatusCode {
         match self {
@@ -132,8 +159,8 @@ pub(crate) struct Failure {
     /// A short constant word for programs, for what the gateway found itself.
     pub(crate) reason: Option<&'static str>,
     pub(crate) outcome: Option<Outcome>,
-    /// Methods of the path, if only the method was wrong.
-    pub(crate) allow: Option<Box<str>>,
+    /// Headers that tell a caller more, such as `Allow` or `Retry-After`.
+    pub(crate) headers: Option<Box<http::HeaderMap>>,
 }
 
 impl Failure {
@@ -147,7 +174,7 @@ impl Failure {
             fields: Vec::new(),
             reason: None,
             outcome: None,
-            allow: None,
+            headers: None,
         }
     }
 
@@ -167,6 +194,14 @@ impl Failure {
     pub(crate) const fn outcome(mut self, outcome: Outcome) -> Self {
         self.outcome = Some(outcome);
         self
+    }
+
+    /// Adds a header to the answer; a value that cannot be one is left out.
+    pub(crate) fn set_header(&mut self, name: http::HeaderName, value: &str) {
+        if let Ok(value) = value.parse() {
+            let headers = self.headers.get_or_insert_with(Box::default);
+            headers.insert(name, value);
+        }
     }
 
     /// A request that a field makes unusable: 400 naming it.

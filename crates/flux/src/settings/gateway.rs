@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use bytes::Bytes;
-use flux_gateway::{Config, DescriptorSource, Mistake, Timeout, UpstreamConfig};
+use flux_gateway::{Config, DescriptorSource, Mistake, Rate, Timeout, UpstreamConfig};
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
@@ -86,6 +86,9 @@ pub(crate) fn config(
     config.request_timeout =
         Timeout::millis(u64::try_from(settings.request_timeout.as_millis()).unwrap_or(u64::MAX));
     config.request_timeout_max = config.request_timeout_max.max(config.request_timeout);
+    if settings.rate_limit != Rate::NONE {
+        config.limit.rate = settings.rate_limit;
+    }
     let (endpoint, descriptors) = match upstream {
         Upstream::Node(address, set) => (
             address.to_string(),

@@ -401,6 +401,20 @@ pub(crate) const KEYS: &[Key] = &[
         },
         show: |settings| settings.upstream.clone().unwrap_or_default(),
     },
+    Key {
+        name: "gateway.rate-limit",
+        flag: "rate-limit",
+        variable: "FLUX_RATE_LIMIT",
+        placeholder: "RATE",
+        form: Form::Text,
+        parts: GATEWAY,
+        help: "Requests over all clients, such as 1000/s; more are answered 429; empty: no limit",
+        set: |settings, text| {
+            settings.rate_limit = text.parse()?;
+            Ok(())
+        },
+        show: |settings| settings.rate_limit.to_string(),
+    },
 ];
 
 fn parse_fsync(text: &str) -> Result<Fsync, String> {

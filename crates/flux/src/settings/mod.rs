@@ -46,6 +46,8 @@ pub(crate) struct Settings {
     pub(crate) node: flux_server::Config,
     pub(crate) http_port: u16,
     pub(crate) upstream: Option<String>,
+    /// The gateway's `limit.rate`, if it is given so.
+    pub(crate) rate_limit: flux_gateway::Rate,
     /// What the file says about the gateway beyond these settings: routes, upstreams, limits.
     pub(crate) gateway_tables: toml::Table,
 }
@@ -64,6 +66,7 @@ impl Default for Settings {
             node: flux_server::Config::default(),
             http_port: 8080,
             upstream: None,
+            rate_limit: flux_gateway::Rate::NONE,
             gateway_tables: toml::Table::new(),
         }
     }

@@ -155,7 +155,7 @@ timeout = "soon"
         ALL,
         &expect![[r#"
         my.toml:3: gateway.worker is not a setting; did you mean gateway.workers?
-        my.toml:16: gateway.routes: unknown field `nonsense`, expected one of `http`, `rpc`, `upstream`, `body`, `response-body`, `timeout`, `required`, `defaults`, `response`
+        my.toml:16: gateway.routes: unknown field `nonsense`, expected one of `http`, `rpc`, `upstream`, `body`, `response-body`, `timeout`, `required`, `defaults`, `response`, `limit`, `client-limit`, `in-flight-max`, `breaker`
         my.toml:19: gateway.routes: "soon" is not a duration: write a number and ms, s, m or h, as in "150ms""#]],
     );
     let text: String = text.split("worker = 1").collect();
@@ -306,6 +306,7 @@ fn every_setting_shows_what_it_was_set_to() {
         ("node.segment-size", "4MiB"),
         ("gateway.http-port", "4"),
         ("gateway.upstream", "node:50052"),
+        ("gateway.rate-limit", "1000/s"),
     ]
     .into();
     for key in KEYS {

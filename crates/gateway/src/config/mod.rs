@@ -4,6 +4,8 @@
 //! together and reports every mistake at once, each with its key and what to do. Code below takes
 //! the fields it needs and never validates again.
 
+mod policy;
+mod policy_check;
 mod units;
 mod validate;
 
@@ -13,6 +15,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use policy::{
+    BalanceConfig, BreakerConfig, BreakerMode, ClientLimitConfig, CoalesceConfig, FallbackConfig,
+    HealthConfig, LimitConfig, Rate, RetryConfig, StaleConfig,
+};
 pub use units::{Size, Timeout};
 pub use validate::Mistake;
 pub(crate) use validate::is_reserved;
@@ -55,6 +61,12 @@ pub struct Config {
     pub text_bytes_fields: Vec<String>,
     /// JSON rules.
     pub json: JsonConfig,
+    /// The token bucket that all requests share; more are answered 429.
+    pub limit: LimitConfig,
+    /// A token bucket for each client; more are answered 429.
+    pub client_limit: ClientLimitConfig,
+    /// Breaker of every upstream that has none of its own.
+    pub breaker: BreakerConfig,
     /// The services behind the gateway.
     pub upstreams: Vec<UpstreamConfig>,
     /// Routes beside those that the descriptors declare.
@@ -114,6 +126,8 @@ pub struct UpstreamConfig {
     pub connect_timeout: Timeout,
     /// Calls in flight at the same time over the whole gateway; more are answered 429.
     pub in_flight_max: usize,
+    /// Its breaker, if it is not the gateway's.
+    pub breaker: Option<BreakerConfig>,
 }
 
 /// Where descriptors come from.
@@ -166,6 +180,15 @@ pub struct RouteConfig {
     pub defaults: serde_json::Map<String, serde_json::Value>,
     /// The response object, if it is not simply the message.
     pub response: Option<ResponseConfig>,
+    /// A token bucket that the requests of this route share, beside the gateway's.
+    pub limit: LimitConfig,
+    /// A token bucket for each client on this route, beside the gateway's.
+    pub client_limit: ClientLimitConfig,
+    /// Calls in flight at the same time on this route; more are answered 429. Without it only the
+    /// upstream's bound holds.
+    pub in_flight_max: Option<usize>,
+    /// Its breaker, if it is not the upstream's.
+    pub breaker: Option<BreakerConfig>,
 }
 
 /// A response object put together from constants and fields of the response message.
@@ -207,6 +230,9 @@ impl Default for Config {
             text_bytes_option: String::new(),
             text_bytes_fields: Vec::new(),
             json: JsonConfig::default(),
+            limit: LimitConfig::default(),
+            client_limit: ClientLimitConfig::default(),
+            breaker: BreakerConfig::default(),
             upstreams: Vec::new(),
             routes: Vec::new(),
         }
@@ -234,6 +260,7 @@ impl Default for UpstreamConfig {
             refresh: Timeout::seconds(30),
             connect_timeout: Timeout::seconds(1),
             in_flight_max: 10_000,
+            breaker: None,
         }
     }
 }

@@ -39,6 +39,9 @@ impl Config {
         let mut mistakes = Mistakes(Vec::new());
         self.limits(&mut mistakes);
         self.headers(&mut mistakes);
+        self.limit.check("limit", &mut mistakes);
+        self.client_limit.check("client-limit", &mut mistakes);
+        self.breaker.check("breaker", &mut mistakes);
         let mut names = HashSet::new();
         for (index, upstream) in self.upstreams.iter().enumerate() {
             let key = format!("upstreams[{index}]");
@@ -172,6 +175,9 @@ impl UpstreamConfig {
             let key = format!("{key}.in-flight-max");
             mistakes.add(key, "is zero".to_owned(), "allow at least 1 call");
         }
+        if let Some(breaker) = &self.breaker {
+            breaker.check(&format!("{key}.breaker"), mistakes);
+        }
         for (name, timeout) in [
             ("refresh", self.refresh),
             ("connect-timeout", self.connect_timeout),
@@ -220,6 +226,16 @@ impl RouteConfig {
                 problem,
                 "leave it out or set a time",
             );
+        }
+        self.limit.check(&format!("{key}.limit"), mistakes);
+        self.client_limit
+            .check(&format!("{key}.client-limit"), mistakes);
+        if let Some(breaker) = &self.breaker {
+            breaker.check(&format!("{key}.breaker"), mistakes);
+        }
+        if self.in_flight_max == Some(0) {
+            let key = format!("{key}.in-flight-max");
+            mistakes.add(key, "is zero".to_owned(), "allow at least 1 call");
         }
         if self.response.is_some() && !self.response_body.is_empty() {
             let problem = "cannot be combined with response".to_owned();
@@ -270,10 +286,11 @@ pub(crate) fn is_reserved(name: &str) -> bool {
         )
 }
 
-struct Mistakes(Vec<Mistake>);
+/// The mistakes found so far.
+pub(super) struct Mistakes(Vec<Mistake>);
 
 impl Mistakes {
-    fn add(&mut self, key: String, problem: String, remedy: &str) {
+    pub(super) fn add(&mut self, key: String, problem: String, remedy: &str) {
         self.0.push(Mistake {
             key,
             problem,

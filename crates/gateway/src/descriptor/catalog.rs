@@ -98,9 +98,12 @@ impl Catalog {
 
     fn rebuild(&self, upstreams: &[Known]) {
         let mut routes = Trie::default();
-        for config in &self.routes {
+        for (position, config) in self.routes.iter().enumerate() {
             if let Ok((method, template)) = config.target() {
-                let route = configured(upstreams, config, &method, &template);
+                let mut route = configured(upstreams, config, &method, &template);
+                if let Route::Rpc(route) = &mut route {
+                    route.configured = Some(position);
+                }
                 if !routes.insert(method, &template, route) {
                     warn!(route = %config.http, "route hides another");
                 }

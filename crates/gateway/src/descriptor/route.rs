@@ -74,6 +74,8 @@ pub(crate) struct RpcRoute {
     pub(crate) required: Vec<(String, usize)>,
     pub(crate) response: ResponseBinding,
     pub(crate) timeout: Option<Duration>,
+    /// Position in the configuration, if it is declared there.
+    pub(crate) configured: Option<usize>,
 }
 
 impl Rpc {
@@ -151,6 +153,7 @@ impl RpcRoute {
             required: Vec::new(),
             response: ResponseBinding::Message,
             timeout: None,
+            configured: None,
         }
     }
 
@@ -178,6 +181,7 @@ impl RpcRoute {
             required: Vec::new(),
             response,
             timeout: None,
+            configured: None,
             rpc,
         })
     }

@@ -4,6 +4,8 @@ pub(crate) mod body;
 
 pub(crate) mod framing;
 
+mod guard;
+
 pub(crate) mod io;
 
 pub(crate) mod listen;

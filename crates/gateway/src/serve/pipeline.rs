@@ -1,16 +1,17 @@
 //! The one pipeline that every request passes, in the order in which it is written in
-//! [`Pipeline::answer`]: vet, route, read, bind, call, render.
+//! [`Pipeline::answer`]: vet, route, limit, read, bind, call, render.
 //!
 //! Hot path. A stage is a function of this file or a neighbour that either passes on or returns a
 //! [`Failure`]; whoever adds one (authentication, a limit, a breaker) adds a line there. No stage
 //! knows a service.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use flux_env::Clock;
-use http::header::{HeaderMap, HeaderName};
+use http::header::{ALLOW, HeaderMap, HeaderName};
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -18,11 +19,13 @@ use tracing::debug;
 
 use super::reply::{self, Body};
 use super::vet::MediaType;
-use super::{body, vet};
+use super::{body, guard, vet};
 use crate::config::{Config, NamesConfig, UnknownFieldsConfig, is_reserved};
 use crate::descriptor::catalog::{Catalog, Route};
 use crate::descriptor::route::{BodyBinding, ResponseBinding, RpcRoute, Streams};
 use crate::metrics::Metrics;
+use crate::policy::gcra::Quota;
+use crate::policy::route::Policies;
 use crate::route::path;
 use crate::route::trie::Match;
 use crate::status::{Code, Failure};
@@ -44,9 +47,10 @@ pub(crate) struct Pipeline {
     forward_headers: Vec<HeaderName>,
     health_path: String,
     catalog: Arc<Catalog>,
+    pub(super) policies: Arc<Policies>,
     clients: Vec<Client>,
-    metrics: Arc<Metrics>,
-    clock: Arc<dyn Clock>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) clock: Arc<dyn Clock>,
 }
 
 #[derive(Debug)]
@@ -69,16 +73,17 @@ pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) upstreams: Vec<Arc<Upstream>>,
+    pub(crate) policies: Arc<Policies>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
 /// A request without its body.
-struct Head {
+pub(super) struct Head {
     method: Method,
     path: String,
     query: String,
-    headers: HeaderMap,
+    pub(super) headers: HeaderMap,
 }
 
 impl Pipeline {
@@ -110,6 +115,7 @@ impl Pipeline {
                 .collect(),
             health_path: config.health_path.clone(),
             catalog: Arc::clone(&shared.catalog),
+            policies: Arc::clone(&shared.policies),
             clients: shared
                 .upstreams
                 .iter()
@@ -121,7 +127,7 @@ impl Pipeline {
     }
 
     /// Answers a request; failures are answers too.
-    pub(crate) async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+    pub(crate) async fn handle(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
         let started = Instant::now();
         let entered = self.metrics.enter();
         let is_http1 = request.version() <= Version::HTTP_11;
@@ -132,10 +138,14 @@ impl Pipeline {
             query: parts.uri.query().unwrap_or_default().to_owned(),
             headers: parts.headers,
         };
-        let mut response = match self.answer(&head, incoming).await {
+        let mut quota = None;
+        let mut response = match self.answer(&head, incoming, peer, &mut quota).await {
             Ok(response) => response,
             Err(failure) => reply::failure(&failure, &self.catalog.error_details),
         };
+        if let Some(quota) = &quota {
+            guard::put_quota(quota, response.headers_mut());
+        }
         if is_http1 {
             reply::close_after_unread_body(&mut response);
         }
@@ -150,7 +160,13 @@ impl Pipeline {
         response
     }
 
-    async fn answer(&self, head: &Head, incoming: Incoming) -> Result<Response<Body>, Failure> {
+    async fn answer(
+        &self,
+        head: &Head,
+        incoming: Incoming,
+        peer: IpAddr,
+        quota: &mut Option<Quota>,
+    ) -> Result<Response<Body>, Failure> {
         vet::headers(
             &head.headers,
             self.limits.header_bytes_max,
@@ -175,7 +191,8 @@ impl Pipeline {
                 return Err(Failure::new(Code::NotFound, message).reason("NO_ROUTE"));
             }
         };
-        let timeout = self.timeout(head, route)?;
+        *quota = self.limit(route, head, peer)?;
+        let (timeout, is_impatient) = self.timeout(head, route)?;
         let limits = &self.limits;
         let body = body::read(incoming, limits.body_bytes_max, limits.body_read_timeout).await?;
         let message = self.bind(route, head, &segments, body)?;
@@ -189,7 +206,7 @@ impl Pipeline {
             message: message.into(),
             deadline: Instant::now() + timeout,
         };
-        let answer = self.call(route, head, &call).await?;
+        let answer = self.call(route, head, &call, is_impatient).await?;
         let mut response = self.render(route, &answer, &asked)?;
         pass_metadata(&answer.headers, response.headers_mut());
         Ok(response)
@@ -210,13 +227,13 @@ impl Pipeline {
         Ok(reply::json(body.into_bytes()))
     }
 
-    /// How long the call may take: what the caller asks for, else the route's, else the default.
-    fn timeout(&self, head: &Head, route: &RpcRoute) -> Result<Duration, Failure> {
-        let requested = vet::requested_timeout(&head.headers)?;
-        let timeout = requested
-            .or(route.timeout)
-            .unwrap_or(self.limits.request_timeout);
-        Ok(timeout.min(self.limits.request_timeout_max))
+    /// How long the call may take: what the caller asks for, else the route's, else the default;
+    /// and whether the caller asks for less than the others would give.
+    fn timeout(&self, head: &Head, route: &RpcRoute) -> Result<(Duration, bool), Failure> {
+        let usual = route.timeout.unwrap_or(self.limits.request_timeout);
+        let timeout = vet::requested_timeout(&head.headers)?.unwrap_or(usual);
+        let timeout = timeout.min(self.limits.request_timeout_max);
+        Ok((timeout, timeout < usual))
     }
 
     /// Encodes the request message: defaults, body, query, path, the later winning.
@@ -343,7 +360,13 @@ impl Pipeline {
         metadata
     }
 
-    async fn call(&self, route: &RpcRoute, head: &Head, call: &Call) -> Result<Answer, Failure> {
+    async fn call(
+        &self,
+        route: &RpcRoute,
+        head: &Head,
+        call: &Call,
+        is_impatient: bool,
+    ) -> Result<Answer, Failure> {
         if route.rpc.streams != Streams::Neither {
             let message = "streaming rpcs are not served over this path";
             return Err(Failure::new(Code::Unimplemented, message).reason("STREAMING"));
@@ -351,7 +374,9 @@ impl Pipeline {
         let Some(client) = self.clients.get(route.rpc.upstream) else {
             return Err(Failure::new(Code::Unavailable, "the upstream is gone"));
         };
+        let admission = self.admit(route)?;
         let result = client.unary(call).await;
+        admission.settle(&result, is_impatient);
         result.map_err(|mut failure| {
             self.metrics.upstream_failed(failure.code);
             failure.types = Some(Arc::clone(&route.rpc.plans));
@@ -544,6 +569,6 @@ fn method_not_allowed(methods: &[Method]) -> Failure {
     let mut failure = Failure::new(Code::Unimplemented, format!("this path takes {allow}"))
         .http(StatusCode::METHOD_NOT_ALLOWED)
         .reason("METHOD_NOT_ALLOWED");
-    failure.allow = Some(allow.into());
+    failure.set_header(ALLOW, &allow);
     failure
 }

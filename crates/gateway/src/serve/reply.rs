@@ -1,7 +1,7 @@
 //! Responses: the JSON of an answer or of a failure, with the headers they need.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
@@ -32,8 +32,11 @@ pub(crate) fn failure(failure: &Failure, error_details: &Plans) -> Response<Body
     let body = failure.to_json(error_details);
     let kind = HeaderValue::from_static("application/json");
     let mut response = with_type(failure.http, kind, body.into());
-    if let Some(allow) = failure.allow.as_deref().and_then(|text| text.parse().ok()) {
-        response.headers_mut().insert(ALLOW, allow);
+    if let Some(headers) = &failure.headers {
+        let more = headers.iter();
+        response
+            .headers_mut()
+            .extend(more.map(|(name, value)| (name.clone(), value.clone())));
     }
     response
 }

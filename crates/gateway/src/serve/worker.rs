@@ -5,7 +5,7 @@
 //! all are gone, or at [`Phase::Stop`], the thread ends.
 
 use std::convert::Infallible;
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -145,6 +145,8 @@ impl Connection {
     async fn serve(mut self, stream: TcpStream) {
         // Without it small answers wait for acknowledgements; failing to set it is no reason to stop.
         drop(stream.set_nodelay(true));
+        let peer = stream.peer_addr();
+        let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
         let detected = tokio::select! {
             detected = Rewound::detect(stream, self.limits.header_read_timeout) => detected,
             // A connection on which nothing was asked yet is idle.
@@ -154,19 +156,19 @@ impl Connection {
             return;
         };
         let ended = match protocol {
-            Protocol::Http1 => self.serve_http1(stream).await,
-            Protocol::Http2 => self.serve_http2(stream).await,
+            Protocol::Http1 => self.serve_http1(stream, peer).await,
+            Protocol::Http2 => self.serve_http2(stream, peer).await,
         };
         if let Err(error) = ended {
             debug!(%error, "connection ended");
         }
     }
 
-    async fn serve_http1(mut self, stream: Rewound) -> Result<(), hyper::Error> {
+    async fn serve_http1(mut self, stream: Rewound, peer: IpAddr) -> Result<(), hyper::Error> {
         let pipeline = self.pipeline;
         let service = service_fn(move |request: Request<Incoming>| {
             let pipeline = Arc::clone(&pipeline);
-            async move { Ok::<_, Infallible>(pipeline.handle(request).await) }
+            async move { Ok::<_, Infallible>(pipeline.handle(request, peer).await) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -182,11 +184,11 @@ impl Connection {
         connection.await
     }
 
-    async fn serve_http2(mut self, stream: Rewound) -> Result<(), hyper::Error> {
+    async fn serve_http2(mut self, stream: Rewound, peer: IpAddr) -> Result<(), hyper::Error> {
         let pipeline = self.pipeline;
         let service = service_fn(move |request: Request<Incoming>| {
             let pipeline = Arc::clone(&pipeline);
-            async move { Ok::<_, Infallible>(pipeline.handle(request).await) }
+            async move { Ok::<_, Infallible>(pipeline.handle(request, peer).await) }
         });
         let header_list_max = self.limits.header_bytes_max * HEADER_SLACK;
         let connection = http2::Builder::new(TokioExecutor::new())

@@ -96,13 +96,6 @@ impl Client {
     /// # Cancellation
     /// Safe to drop: the stream is reset.
     pub(crate) async fn unary(&self, call: &Call) -> Result<Answer, Failure> {
-        let Some(_place) = self.upstream.enter() else {
-            return Err(
-                Failure::new(Code::ResourceExhausted, "too many calls are in flight")
-                    .reason("IN_FLIGHT_LIMIT")
-                    .outcome(Outcome::NotDone),
-            );
-        };
         let Some(body) = frame(&call.message) else {
             return Err(
                 Failure::new(Code::ResourceExhausted, "the message is too long for gRPC")

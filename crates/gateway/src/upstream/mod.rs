@@ -7,8 +7,6 @@ pub(crate) mod client;
 
 mod frame;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use flux_cluster::registry::{self, Endpoint, Endpoints};
@@ -24,8 +22,6 @@ pub(crate) struct Upstream {
     pub(crate) endpoints: Endpoints,
     pub(crate) connect_timeout: Duration,
     pub(crate) response_bytes_max: usize,
-    in_flight: AtomicUsize,
-    in_flight_max: usize,
     /// Told when a connection was lost: what is behind it may not be the same again.
     pub(crate) connection_lost: Notify,
 }
@@ -37,27 +33,7 @@ impl Upstream {
             endpoints: registry::fixed(config.endpoints.iter().map(Endpoint::at).collect()),
             connect_timeout: config.connect_timeout.get(),
             response_bytes_max,
-            in_flight: AtomicUsize::new(0),
-            in_flight_max: config.in_flight_max,
             connection_lost: Notify::new(),
         }
-    }
-
-    /// Takes a place among the calls in flight; `None` if all are taken.
-    fn enter(self: &Arc<Self>) -> Option<InFlight> {
-        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let place = InFlight(Arc::clone(self));
-        // Dropping the place gives it back.
-        (before < self.in_flight_max).then_some(place)
-    }
-}
-
-/// A place among the calls in flight, given back on drop.
-#[derive(Debug)]
-struct InFlight(Arc<Upstream>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }

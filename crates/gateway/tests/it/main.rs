@@ -11,6 +11,7 @@ mod client;
 mod errors;
 mod life;
 mod limits;
+mod policy;
 mod routes;
 mod sample;
 
