@@ -102,6 +102,11 @@ pub(crate) fn config(
             name: UPSTREAM.to_owned(),
             endpoints: vec![endpoint],
             descriptors,
+            metadata: settings
+                .upstream_password
+                .iter()
+                .map(|password| ("authorization".to_owned(), format!("Bearer {password}")))
+                .collect(),
             ..UpstreamConfig::default()
         },
     );

@@ -415,6 +415,20 @@ pub(crate) const KEYS: &[Key] = &[
         },
         show: |settings| settings.rate_limit.to_string(),
     },
+    Key {
+        name: "gateway.upstream-password",
+        flag: "upstream-password",
+        variable: "FLUX_UPSTREAM_PASSWORD",
+        placeholder: "PASSWORD",
+        form: Form::Text,
+        parts: GATEWAY,
+        help: "What the gateway gives the node for requests without authorization; empty: nothing",
+        set: |settings, text| {
+            settings.upstream_password = some_text(text);
+            Ok(())
+        },
+        show: |settings| settings.upstream_password.clone().unwrap_or_default(),
+    },
 ];
 
 fn parse_fsync(text: &str) -> Result<Fsync, String> {

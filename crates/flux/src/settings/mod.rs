@@ -48,6 +48,8 @@ pub(crate) struct Settings {
     pub(crate) upstream: Option<String>,
     /// The gateway's `limit.rate`, if it is given so.
     pub(crate) rate_limit: flux_gateway::Rate,
+    /// What the gateway gives the upstream "kv" when a request brings no authorization.
+    pub(crate) upstream_password: Option<String>,
     /// What the file says about the gateway beyond these settings: routes, upstreams, limits.
     pub(crate) gateway_tables: toml::Table,
 }
@@ -67,6 +69,7 @@ impl Default for Settings {
             http_port: 8080,
             upstream: None,
             rate_limit: flux_gateway::Rate::NONE,
+            upstream_password: None,
             gateway_tables: toml::Table::new(),
         }
     }
@@ -333,11 +336,13 @@ impl Settings {
     }
 }
 
-/// The effective settings as a file, each line with its origin; the password is not shown.
+/// The effective settings as a file, each line with its origin; passwords are not shown.
 pub(crate) fn show(resolved: &Resolved) -> String {
     let mut settings = resolved.settings.clone();
-    if settings.password.is_some() {
-        settings.password = Some("(set, not shown)".to_owned());
+    for password in [&mut settings.password, &mut settings.upstream_password] {
+        if password.is_some() {
+            *password = Some("(set, not shown)".to_owned());
+        }
     }
     let mut text = String::new();
     let mut section = "";

@@ -307,6 +307,7 @@ fn every_setting_shows_what_it_was_set_to() {
         ("gateway.http-port", "4"),
         ("gateway.upstream", "node:50052"),
         ("gateway.rate-limit", "1000/s"),
+        ("gateway.upstream-password", "secret"),
     ]
     .into();
     for key in KEYS {
@@ -323,14 +324,20 @@ fn every_setting_shows_what_it_was_set_to() {
 
 #[test]
 fn what_is_shown_can_be_read_again_and_hides_the_password() {
-    let flags = [("password", "secret"), ("port", "1"), ("shards", "2")];
+    let flags = [
+        ("password", "secret"),
+        ("upstream-password", "secret"),
+        ("port", "1"),
+        ("shards", "2"),
+    ];
     let resolved = resolve(&layers("[node]\nfsync = \"never\"\n", &[], &flags), ALL).unwrap();
     let text = show(&resolved);
     assert!(!text.contains("secret"), "{text}");
     assert!(
         text.contains("# --port") && text.contains("# my.toml:2") && text.contains("# default")
     );
-    let again = resolve(&layers(&text, &[], &[("password", "secret")]), ALL).unwrap();
+    let secrets = [("password", "secret"), ("upstream-password", "secret")];
+    let again = resolve(&layers(&text, &[], &secrets), ALL).unwrap();
     assert_eq!(
         again.settings,
         Settings {

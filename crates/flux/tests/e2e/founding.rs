@@ -260,3 +260,24 @@ fn node_and_gateway_run_apart() {
     assert_eq!(status, 503, "{body}");
     gateway.stop();
 }
+
+#[test]
+fn a_gateway_with_the_nodes_password_serves_those_who_have_none() {
+    if !have("curl", "founding requests") {
+        return;
+    }
+    let node = Start::node().variable("FLUX_PASSWORD", "secret").ready();
+    let grpc = node.addresses().grpc.expect("a node speaks gRPC");
+    // Its descriptors come by reflection, which wants the password too.
+    let gateway = Start::gateway(grpc)
+        .variable("FLUX_UPSTREAM_PASSWORD", "secret")
+        .ready();
+    wait_until("the gateway knows its upstream's services", || {
+        curl(&[&url(&gateway, "/api/v1/kv?key=a")]).0 == 200
+    });
+    let form = ["-X", "POST", "-d", "key=a&value=b"];
+    check(&gateway, &form, "/api/v1/kv", 200, r#"{"success":true}"#);
+    let wrong = ["-H", "authorization: Bearer guessed"];
+    let (status, body) = curl(&[&wrong[..], &[&url(&gateway, "/api/v1/kv?key=a")]].concat());
+    assert_eq!(status, 401, "{body}");
+}

@@ -128,6 +128,9 @@ pub struct UpstreamConfig {
     pub in_flight_max: usize,
     /// Its breaker, if it is not the gateway's.
     pub breaker: Option<BreakerConfig>,
+    /// Metadata of every call, reflection included, unless the request brings its own under that
+    /// name: `{ authorization = "Bearer …" }` for services that want a password.
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// Where descriptors come from.
@@ -261,6 +264,7 @@ impl Default for UpstreamConfig {
             connect_timeout: Timeout::seconds(1),
             in_flight_max: 10_000,
             breaker: None,
+            metadata: BTreeMap::new(),
         }
     }
 }

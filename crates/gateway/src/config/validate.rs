@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use http::{HeaderName, Method};
+use http::{HeaderName, HeaderValue, Method};
 
 use super::{Config, DescriptorSource, RouteConfig, UpstreamConfig};
 use crate::route::template::Template;
@@ -122,14 +122,7 @@ impl Config {
     fn headers(&self, mistakes: &mut Mistakes) {
         for (index, name) in self.forward_headers.iter().enumerate() {
             let key = format!("forward-headers[{index}]");
-            let is_lower = HeaderName::from_lowercase(name.as_bytes()).is_ok();
-            if !is_lower {
-                let problem = format!("{name:?} is not a header name in lower case");
-                mistakes.add(key, problem, "write it as in \"x-request-id\"");
-            } else if is_reserved(name) {
-                let problem = format!("{name:?} belongs to the connection or to gRPC");
-                mistakes.add(key, problem, "remove it");
-            }
+            check_metadata_name(key, name, mistakes);
         }
         if !self.health_path.is_empty() && !self.health_path.starts_with('/') {
             let problem = "does not begin with /".to_owned();
@@ -190,6 +183,19 @@ impl UpstreamConfig {
         if matches!(&self.descriptors, DescriptorSource::Proto(source) if source.files.is_empty()) {
             let key = format!("{key}.descriptors.proto.files");
             mistakes.add(key, "is empty".to_owned(), "name at least one .proto file");
+        }
+        self.check_metadata(key, mistakes);
+    }
+
+    fn check_metadata(&self, key: &str, mistakes: &mut Mistakes) {
+        for (name, value) in &self.metadata {
+            let key = format!("{key}.metadata.{name}");
+            check_metadata_name(key.clone(), name, mistakes);
+            // The value may be a secret and is not repeated.
+            if HeaderValue::from_str(value).is_err() {
+                let problem = "its value is not visible ASCII".to_owned();
+                mistakes.add(key, problem, "write it without line breaks");
+            }
         }
     }
 }
@@ -286,6 +292,16 @@ pub(crate) fn is_reserved(name: &str) -> bool {
         )
 }
 
+fn check_metadata_name(key: String, name: &str, mistakes: &mut Mistakes) {
+    if HeaderName::from_lowercase(name.as_bytes()).is_err() {
+        let problem = format!("{name:?} is not a header name in lower case");
+        mistakes.add(key, problem, "write it as in \"x-request-id\"");
+    } else if is_reserved(name) {
+        let problem = format!("{name:?} belongs to the connection or to gRPC");
+        mistakes.add(key, problem, "remove it");
+    }
+}
+
 /// The mistakes found so far.
 pub(super) struct Mistakes(Vec<Mistake>);
 
@@ -324,6 +340,7 @@ mod tests {
             endpoints = ["nowhere", "localhost:1"]
             [[upstreams]]
             descriptors = { proto = { files = [] } }
+            metadata = { authorization = "line\nbreak", Host = "a" }
             [[routes]]
             http = "GET v1"
             rpc = "Method"
@@ -343,6 +360,8 @@ mod tests {
             upstreams[1].name: the name "default" is taken; give each upstream its own name
             upstreams[1].endpoints: is empty; name at least one host:port
             upstreams[1].descriptors.proto.files: is empty; name at least one .proto file
+            upstreams[1].metadata.Host: "Host" is not a header name in lower case; write it as in "x-request-id"
+            upstreams[1].metadata.authorization: its value is not visible ASCII; write it without line breaks
             routes[0].http: path template "v1": must begin with /; write it as in "GET /v1/things/{name}"
             routes[0].rpc: "Method" is not an rpc; write it as in "package.Service/Method"
             routes[0].upstream: there is no upstream "other"; name one of [[upstreams]]"#]]

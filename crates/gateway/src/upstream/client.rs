@@ -330,6 +330,11 @@ fn request(endpoint: &Endpoint, call: &Call, body: Bytes) -> Result<Request<Body
     *request.uri_mut() = uri;
     let headers = request.headers_mut();
     headers.clone_from(&call.metadata);
+    for (name, value) in &endpoint.upstream.metadata {
+        if !headers.contains_key(name) {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(TE, HeaderValue::from_static("trailers"));
     headers.insert(USER_AGENT, HeaderValue::from_static("flux-gateway"));

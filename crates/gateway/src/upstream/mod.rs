@@ -7,9 +7,11 @@ pub(crate) mod client;
 
 mod frame;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use flux_cluster::registry::{self, Endpoint, Endpoints};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::Notify;
 
 use crate::config::UpstreamConfig;
@@ -22,6 +24,8 @@ pub(crate) struct Upstream {
     pub(crate) endpoints: Endpoints,
     pub(crate) connect_timeout: Duration,
     pub(crate) response_bytes_max: usize,
+    /// What every call carries unless it brings its own under that name.
+    pub(crate) metadata: HeaderMap,
     /// Told when a connection was lost: what is behind it may not be the same again.
     pub(crate) connection_lost: Notify,
 }
@@ -33,7 +37,19 @@ impl Upstream {
             endpoints: registry::fixed(config.endpoints.iter().map(Endpoint::at).collect()),
             connect_timeout: config.connect_timeout.get(),
             response_bytes_max,
+            metadata: metadata(&config.metadata),
             connection_lost: Notify::new(),
         }
     }
+}
+
+/// The configured metadata as headers, kept out of debug output. Validation has refused the rest.
+fn metadata(config: &BTreeMap<String, String>) -> HeaderMap {
+    let pairs = config.iter().filter_map(|(name, value)| {
+        let name: HeaderName = name.parse().ok()?;
+        let mut value = HeaderValue::from_str(value).ok()?;
+        value.set_sensitive(true);
+        Some((name, value))
+    });
+    pairs.collect()
 }

@@ -304,6 +304,26 @@ async fn http2_with_prior_knowledge_is_the_same() {
 }
 
 #[tokio::test]
+async fn configured_metadata_is_added_unless_the_request_brings_its_own() {
+    let lab = Lab::start_with(
+        "[[upstreams]]\nmetadata = { authorization = \"Bearer mine\", x-team = \"a\" }",
+    );
+    for (header, expected) in [
+        ("", "Bearer mine"),
+        ("authorization: Bearer theirs\r\n", "Bearer theirs"),
+    ] {
+        let request =
+            format!("GET /v1/echo/a HTTP/1.1\r\nhost: lab\r\nconnection: close\r\n{header}\r\n");
+        let reply = crate::client::raw(lab.address(), request.as_bytes()).await;
+        assert_eq!(reply.status, 200);
+        let metadata = lab.sample.state.metadata.lock().clone();
+        let given: Vec<_> = metadata.get_all("authorization").iter().collect();
+        assert_eq!(given, [expected]);
+        assert_eq!(metadata["x-team"], "a");
+    }
+}
+
+#[tokio::test]
 async fn metadata_passes_in_both_directions_but_what_is_reserved_does_not() {
     let lab = Lab::start();
     let request = "POST /lab.v1.Lab/Look HTTP/1.1\r\nhost: lab\r\nconnection: close, x-hop\r\n\
