@@ -33,8 +33,8 @@ mod metrics;
 pub use config::{
     BalanceConfig, BreakerConfig, BreakerMode, ClientLimitConfig, CoalesceConfig, Config,
     DescriptorSource, FallbackConfig, HealthConfig, JsonConfig, LimitConfig, Mistake, NamesConfig,
-    ProtoSource, Rate, ResponseConfig, RetryConfig, RouteConfig, Size, StaleConfig, Timeout,
-    UnknownFieldsConfig, UpstreamConfig,
+    ProtoSource, Rate, ResponseConfig, RetryConfig, RouteConfig, Size, StaleConfig, StreamConfig,
+    StreamForm, Timeout, UnknownFieldsConfig, UpstreamConfig,
 };
 pub use error::StartError;
 pub use gateway::{Addresses, Gateway};

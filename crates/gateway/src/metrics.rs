@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flux_telemetry::metrics::{Counters, Gauge, Histogram, Labels, Registry, Scale};
+use flux_telemetry::metrics::{Counter, Counters, Gauge, Histogram, Labels, Registry, Scale};
 use http::StatusCode;
 
 use crate::policy::limit::Scope;
@@ -20,6 +20,8 @@ pub(crate) struct Metrics {
     upstream_errors: Counters,
     rate_limited: Counters,
     refused: Counters,
+    streams: Gauge,
+    stream_messages: Counter,
 }
 
 impl Metrics {
@@ -52,6 +54,14 @@ impl Metrics {
                 "Calls refused without asking the upstream, by what refused them",
                 Labels::one("by", ["breaker", "bulkhead"]),
             ),
+            streams: registry.gauge(
+                "flux_gateway_streams",
+                "Rpcs under way that answer with a stream",
+            ),
+            stream_messages: registry.counter(
+                "flux_gateway_stream_messages",
+                "Messages of streams passed on to clients",
+            ),
         }
     }
 
@@ -63,6 +73,15 @@ impl Metrics {
     /// Counts a connection until dropped.
     pub(crate) fn connect(&self) -> impl Drop + use<> {
         self.connections.enter()
+    }
+
+    /// Counts a stream until dropped.
+    pub(crate) fn stream(&self) -> impl Drop + use<> {
+        self.streams.enter()
+    }
+
+    pub(crate) fn stream_message(&self) {
+        self.stream_messages.increment();
     }
 
     pub(crate) fn answered(&self, status: StatusCode, elapsed: Duration) {

@@ -44,6 +44,8 @@ pub struct Config {
     pub body_bytes_max: Size,
     /// Time for a request's body to arrive; longer is answered 408.
     pub body_read_timeout: Timeout,
+    /// How long a client may take nothing of its answer before its connection is closed.
+    pub stall_timeout: Timeout,
     /// Size of a message that an upstream may answer with; more is answered 502.
     pub response_bytes_max: Size,
     /// Deadline of requests that bring none and whose route has none.
@@ -67,6 +69,8 @@ pub struct Config {
     pub client_limit: ClientLimitConfig,
     /// Breaker of every upstream that has none of its own.
     pub breaker: BreakerConfig,
+    /// Rules for rpcs that answer with a stream of messages.
+    pub stream: StreamConfig,
     /// The services behind the gateway.
     pub upstreams: Vec<UpstreamConfig>,
     /// Routes beside those that the descriptors declare.
@@ -85,6 +89,31 @@ pub struct JsonConfig {
     pub names: NamesConfig,
     /// How deeply objects and lists of a request may be nested. At most 100.
     pub depth_max: usize,
+}
+
+/// Rules for rpcs that answer with a stream of messages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct StreamConfig {
+    /// How long a stream may last; it ends with an error that says so.
+    pub time_max: Timeout,
+    /// How long the answer is held back for a first message, so that a call which fails at once
+    /// gets the HTTP status of its failure.
+    pub open_wait: Timeout,
+    /// Silence after which a sign of life is sent.
+    pub ping_interval: Timeout,
+}
+
+/// How the messages of a stream are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StreamForm {
+    /// Server-sent events.
+    Sse,
+    /// One JSON document a line.
+    Ndjson,
+    /// One JSON array.
+    Array,
 }
 
 /// What happens to JSON fields and parameters that the message does not have.
@@ -179,6 +208,15 @@ pub struct RouteConfig {
     pub timeout: Option<Timeout>,
     /// Fields of the request message that the request must give; it is answered 400 otherwise.
     pub required: Vec<String>,
+    /// How a stream is written for callers who do not say; `array` without this key.
+    pub stream: Option<StreamForm>,
+    /// The field of a streamed message that is the `id:` of its server-sent event.
+    pub sse_id: String,
+    /// The field of a streamed message that is the `event:` of its server-sent event.
+    pub sse_event: String,
+    /// The field of the request message that the header `Last-Event-ID` fills, whatever the query
+    /// says.
+    pub last_event_id: String,
     /// Fields that the request message has before the request is read, as JSON.
     pub defaults: serde_json::Map<String, serde_json::Value>,
     /// The response object, if it is not simply the message.
@@ -217,6 +255,7 @@ impl Default for Config {
             headers_max: 100,
             body_bytes_max: Size::bytes(10 << 20),
             body_read_timeout: Timeout::seconds(30),
+            stall_timeout: Timeout::seconds(60),
             response_bytes_max: Size::bytes(66 << 20),
             request_timeout: Timeout::seconds(2),
             request_timeout_max: Timeout::seconds(60),
@@ -236,6 +275,7 @@ impl Default for Config {
             limit: LimitConfig::default(),
             client_limit: ClientLimitConfig::default(),
             breaker: BreakerConfig::default(),
+            stream: StreamConfig::default(),
             upstreams: Vec::new(),
             routes: Vec::new(),
         }
@@ -249,6 +289,16 @@ impl Default for JsonConfig {
             emit_defaults: true,
             names: NamesConfig::Json,
             depth_max: 64,
+        }
+    }
+}
+
+impl Default for StreamConfig {
+    fn default() -> Self {
+        Self {
+            time_max: Timeout::seconds(3_600),
+            open_wait: Timeout::millis(250),
+            ping_interval: Timeout::seconds(15),
         }
     }
 }

@@ -100,6 +100,10 @@ impl Config {
             ("body-read-timeout", self.body_read_timeout),
             ("request-timeout", self.request_timeout),
             ("request-timeout-max", self.request_timeout_max),
+            ("stall-timeout", self.stall_timeout),
+            ("stream.time-max", self.stream.time_max),
+            ("stream.open-wait", self.stream.open_wait),
+            ("stream.ping-interval", self.stream.ping_interval),
         ] {
             if timeout.get().is_zero() {
                 mistakes.add(

@@ -31,7 +31,7 @@ pub(crate) struct Snapshot {
 /// Where a method and path lead.
 #[derive(Debug)]
 pub(crate) enum Route {
-    Rpc(Box<RpcRoute>),
+    Rpc(Arc<RpcRoute>),
     /// A configured route whose upstream has not told its descriptors yet.
     Pending,
     /// A configured route that does not fit what its upstream told.
@@ -101,7 +101,9 @@ impl Catalog {
         for (position, config) in self.routes.iter().enumerate() {
             if let Ok((method, template)) = config.target() {
                 let mut route = configured(upstreams, config, &method, &template);
-                if let Route::Rpc(route) = &mut route {
+                if let Route::Rpc(route) = &mut route
+                    && let Some(route) = Arc::get_mut(route)
+                {
                     route.configured = Some(position);
                 }
                 if !routes.insert(method, &template, route) {
@@ -143,7 +145,7 @@ fn configured(
         let route = Rpc::new(position, plans, &found)
             .and_then(|rpc| RpcRoute::configured(rpc, template, method, config));
         return match route {
-            Ok(route) => Route::Rpc(Box::new(route)),
+            Ok(route) => Route::Rpc(Arc::new(route)),
             Err(problem) => {
                 warn!(route = %config.http, %problem, "configured route does not fit its rpc");
                 Route::Unusable(problem)
@@ -209,7 +211,7 @@ fn add_services(routes: &mut Trie<Route>, position: usize, known: &Known, plans:
 /// Earlier routes win: configuration before annotations, and upstreams in their order.
 fn add(routes: &mut Trie<Route>, method: Method, template: &Template, route: RpcRoute) {
     let path = route.rpc.path.clone();
-    if !routes.insert(method, template, Route::Rpc(Box::new(route))) {
+    if !routes.insert(method, template, Route::Rpc(Arc::new(route))) {
         debug!(rpc = %path, "route is hidden by an earlier one");
     }
 }

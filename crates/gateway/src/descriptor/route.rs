@@ -6,11 +6,11 @@ use std::time::Duration;
 use http::uri::PathAndQuery;
 use prost_reflect::MethodDescriptor;
 
-use crate::config::RouteConfig;
+use crate::config::{RouteConfig, StreamForm};
 use crate::route::template::{Template, Variable};
 use crate::transcode::bind::FieldPath;
 use crate::transcode::json_in::{JsonIn, UnknownFields};
-use crate::transcode::plan::{Label, MessageId, Plans};
+use crate::transcode::plan::{Kind, Label, MessageId, Plans};
 use crate::transcode::shape::{RequestedField, ResponseShape};
 
 /// Nesting of the `defaults` of a route.
@@ -58,6 +58,16 @@ pub(crate) enum ResponseBinding {
     Shape(ResponseShape),
 }
 
+impl ResponseBinding {
+    /// Which optional parts of the response this encoded request asks for.
+    pub(crate) fn asked(&self, request: &[u8]) -> Vec<bool> {
+        match self {
+            Self::Shape(shape) => shape.asked(request),
+            Self::Message | Self::Field(_) => Vec::new(),
+        }
+    }
+}
+
 /// A route to an rpc.
 #[derive(Debug)]
 pub(crate) struct RpcRoute {
@@ -76,6 +86,20 @@ pub(crate) struct RpcRoute {
     pub(crate) timeout: Option<Duration>,
     /// Position in the configuration, if it is declared there.
     pub(crate) configured: Option<usize>,
+    pub(crate) stream: StreamRule,
+}
+
+/// What a route says about the stream that its rpc answers with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StreamRule {
+    /// How it is written for callers who do not say.
+    pub(crate) form: Option<StreamForm>,
+    /// Position of the field that is the `id:` of an event.
+    pub(crate) id: Option<usize>,
+    /// Position of the field that is the `event:` of an event.
+    pub(crate) event: Option<usize>,
+    /// The field of the request that `Last-Event-ID` fills.
+    pub(crate) last_event_id: Option<FieldPath>,
 }
 
 impl Rpc {
@@ -154,6 +178,12 @@ impl RpcRoute {
             response: ResponseBinding::Message,
             timeout: None,
             configured: None,
+            stream: StreamRule {
+                form: None,
+                id: None,
+                event: None,
+                last_event_id: None,
+            },
         }
     }
 
@@ -182,6 +212,7 @@ impl RpcRoute {
             response,
             timeout: None,
             configured: None,
+            stream: StreamRule::default(),
             rpc,
         })
     }
@@ -226,22 +257,59 @@ impl RpcRoute {
         if let Some(response) = &config.response {
             route.response = ResponseBinding::Shape(shape(&route.rpc, response)?);
         }
+        route.stream = stream_rule(&route.rpc, config)?;
         Ok(route)
+    }
+}
+
+fn stream_rule(rpc: &Rpc, config: &RouteConfig) -> Result<StreamRule, String> {
+    let label = |name: &str| -> Result<Option<usize>, String> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let position = rpc.output_field(name)?;
+        let field = rpc.plans.message(rpc.output).fields.get(position);
+        let has_text = field.is_some_and(|field| {
+            let is_single = matches!(field.label, Label::Implicit | Label::Explicit);
+            is_single && !matches!(field.kind, Kind::Message(_) | Kind::Group(_))
+        });
+        if has_text {
+            Ok(Some(position))
+        } else {
+            Err(format!("{name} is no single value"))
+        }
+    };
+    let rule = StreamRule {
+        form: config.stream,
+        id: label(&config.sse_id)?,
+        event: label(&config.sse_event)?,
+        last_event_id: match config.last_event_id.as_str() {
+            "" => None,
+            name => Some(single_field(rpc, name)?),
+        },
+    };
+    let is_asked = rule.form.is_some() || rule.id.is_some() || rule.event.is_some();
+    if is_asked && rpc.streams != Streams::Server {
+        return Err(format!("{} does not answer with a stream", rpc.path));
+    }
+    Ok(rule)
+}
+
+/// A field of the request that one text fills.
+fn single_field(rpc: &Rpc, name: &str) -> Result<FieldPath, String> {
+    let path =
+        FieldPath::resolve(&rpc.plans, rpc.input, name).map_err(|error| error.to_string())?;
+    if path.is_single(&rpc.plans) {
+        Ok(path)
+    } else {
+        Err(format!("{name} cannot be filled by one text"))
     }
 }
 
 fn variables(rpc: &Rpc, template: &Template) -> Result<Vec<(Variable, FieldPath)>, String> {
     let mut resolved = Vec::with_capacity(template.variables.len());
     for variable in &template.variables {
-        let path = FieldPath::resolve(&rpc.plans, rpc.input, &variable.field)
-            .map_err(|error| error.to_string())?;
-        if !path.is_single(&rpc.plans) {
-            return Err(format!(
-                "{} cannot be bound by a path variable",
-                variable.field
-            ));
-        }
-        resolved.push((variable.clone(), path));
+        resolved.push((variable.clone(), single_field(rpc, &variable.field)?));
     }
     Ok(resolved)
 }
@@ -259,8 +327,7 @@ fn shape(rpc: &Rpc, config: &crate::config::ResponseConfig) -> Result<ResponseSh
         let (_, field) = input
             .field(flag)
             .filter(|(_, field)| {
-                field.kind == crate::transcode::plan::Kind::Bool
-                    && matches!(field.label, Label::Implicit | Label::Explicit)
+                field.kind == Kind::Bool && matches!(field.label, Label::Implicit | Label::Explicit)
             })
             .ok_or_else(|| format!("{flag} is not a boolean field of {}", input.full_name()))?;
         shape.on_request.push(RequestedField {

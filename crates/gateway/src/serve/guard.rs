@@ -109,12 +109,18 @@ impl Pipeline {
 impl Admission {
     /// Says what the call came to. A caller that was less patient than the configuration says
     /// nothing about the upstream by not waiting for it.
-    pub(super) fn settle<T>(self, result: &Result<T, Failure>, is_impatient: bool) {
-        let Some(permit) = self.permit else {
+    pub(super) fn settle<T>(mut self, result: &Result<T, Failure>, is_impatient: bool) {
+        self.record(result.as_ref().map(|_| ()), is_impatient);
+    }
+
+    /// As [`Self::settle`], for a call that goes on and keeps its places. Only the first time
+    /// counts.
+    pub(super) fn record(&mut self, result: Result<(), &Failure>, is_impatient: bool) {
+        let Some(permit) = self.permit.take() else {
             return;
         };
         let verdict = match result {
-            Ok(_) => Verdict::Success,
+            Ok(()) => Verdict::Success,
             Err(failure) if failure.code == Code::DeadlineExceeded && is_impatient => {
                 Verdict::GivenUp
             }

@@ -1,6 +1,10 @@
 //! Serving: threads, connections and the pipeline that each request passes.
 
+pub(crate) mod bare;
+
 pub(crate) mod body;
+
+pub(crate) mod form;
 
 pub(crate) mod framing;
 
@@ -12,7 +16,11 @@ pub(crate) mod listen;
 
 pub(crate) mod pipeline;
 
+pub(crate) mod render;
+
 pub(crate) mod reply;
+
+pub(crate) mod stream;
 
 pub(crate) mod vet;
 

@@ -14,15 +14,20 @@ use flux_env::Clock;
 use http::header::{ALLOW, HeaderMap, HeaderName};
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::form::Form;
+use super::render::{HTTP_BODY, Render, is_http_body};
 use super::reply::{self, Body};
+use super::stream::{FailureRule, Stream, StreamTimes};
 use super::vet::MediaType;
+use super::worker::Phase;
 use super::{body, guard, vet};
 use crate::config::{Config, NamesConfig, UnknownFieldsConfig, is_reserved};
 use crate::descriptor::catalog::{Catalog, Route};
-use crate::descriptor::route::{BodyBinding, ResponseBinding, RpcRoute, Streams};
+use crate::descriptor::route::{BodyBinding, RpcRoute, Streams};
 use crate::metrics::Metrics;
 use crate::policy::gcra::Quota;
 use crate::policy::route::Policies;
@@ -31,12 +36,11 @@ use crate::route::trie::Match;
 use crate::status::{Code, Failure};
 use crate::transcode::bind::Parameters;
 use crate::transcode::json_in::{JsonIn, Positions, UnknownFields};
-use crate::transcode::json_out::{JsonOut, Names, OutError};
-use crate::transcode::plan::{FieldPlan, Kind};
+use crate::transcode::json_out::Names;
+use crate::transcode::plan::FieldPlan;
 use crate::transcode::reader::FieldError;
 use crate::transcode::scalar::{Moment, format_timestamp};
-use crate::transcode::wire::{Cursor, WireType, put_bytes, put_tag};
-use crate::transcode::{reorder, to_json};
+use crate::transcode::wire::{WireType, put_bytes, put_tag};
 use crate::upstream::Upstream;
 use crate::upstream::client::{Answer, Call, Client};
 
@@ -48,9 +52,10 @@ pub(crate) struct Pipeline {
     health_path: String,
     catalog: Arc<Catalog>,
     pub(super) policies: Arc<Policies>,
-    clients: Vec<Client>,
+    clients: Vec<Arc<Client>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Arc<dyn Clock>,
+    phase: watch::Receiver<Phase>,
 }
 
 #[derive(Debug)]
@@ -65,6 +70,7 @@ struct Limits {
     unknown: UnknownFields,
     names: Names,
     emit_defaults: bool,
+    stream: StreamTimes,
 }
 
 /// What all workers share.
@@ -87,7 +93,7 @@ pub(super) struct Head {
 }
 
 impl Pipeline {
-    pub(crate) fn new(shared: &Shared) -> Self {
+    pub(crate) fn new(shared: &Shared, phase: watch::Receiver<Phase>) -> Self {
         let config = &shared.config;
         Self {
             limits: Limits {
@@ -107,6 +113,7 @@ impl Pipeline {
                     NamesConfig::Proto => Names::Proto,
                 },
                 emit_defaults: config.json.emit_defaults,
+                stream: StreamTimes::new(config),
             },
             forward_headers: config
                 .forward_headers
@@ -119,10 +126,11 @@ impl Pipeline {
             clients: shared
                 .upstreams
                 .iter()
-                .map(|up| Client::new(Arc::clone(up)))
+                .map(|up| Arc::new(Client::new(Arc::clone(up))))
                 .collect(),
             metrics: Arc::clone(&shared.metrics),
             clock: Arc::clone(&shared.clock),
+            phase,
         }
     }
 
@@ -196,9 +204,11 @@ impl Pipeline {
         let limits = &self.limits;
         let body = body::read(incoming, limits.body_bytes_max, limits.body_read_timeout).await?;
         let message = self.bind(route, head, &segments, body)?;
-        let asked = match &route.response {
-            ResponseBinding::Shape(shape) => shape.asked(&message),
-            ResponseBinding::Message | ResponseBinding::Field(_) => Vec::new(),
+        let render = Render {
+            route: Arc::clone(route),
+            names: limits.names,
+            emit_defaults: limits.emit_defaults,
+            asked: route.response.asked(&message),
         };
         let call = Call {
             path: route.rpc.path.clone(),
@@ -206,9 +216,58 @@ impl Pipeline {
             message: message.into(),
             deadline: Instant::now() + timeout,
         };
-        let answer = self.call(route, head, &call, is_impatient).await?;
-        let mut response = self.render(route, &answer, &asked)?;
+        match route.rpc.streams {
+            Streams::Neither => self.unary(head, render, &call, is_impatient).await,
+            Streams::Server => self.stream(head, render, call, is_impatient).await,
+            Streams::Client => {
+                let message = "rpcs that take a stream are not served over this path";
+                Err(Failure::new(Code::Unimplemented, message).reason("STREAMING"))
+            }
+        }
+    }
+
+    async fn unary(
+        &self,
+        head: &Head,
+        render: Render,
+        call: &Call,
+        is_impatient: bool,
+    ) -> Result<Response<Body>, Failure> {
+        let answer = self.call(&render.route, head, call, is_impatient).await?;
+        let mut response = render.response(&answer.message)?;
         pass_metadata(&answer.headers, response.headers_mut());
+        Ok(response)
+    }
+
+    async fn stream(
+        &self,
+        head: &Head,
+        render: Render,
+        call: Call,
+        is_impatient: bool,
+    ) -> Result<Response<Body>, Failure> {
+        let client = self.client(&render.route)?;
+        let admission = self.admit(&render.route)?;
+        let failures = FailureRule {
+            types: Arc::clone(&render.route.rpc.plans),
+            is_harmless: is_harmless(head, &render.route),
+            is_impatient,
+            metrics: Arc::clone(&self.metrics),
+        };
+        let (mut response, metadata) = Stream {
+            form: Form::negotiate(&head.headers, &render),
+            client: Arc::clone(client),
+            call,
+            render,
+            failures,
+            admission,
+            catalog: Arc::clone(&self.catalog),
+            times: self.limits.stream,
+            phase: self.phase.clone(),
+        }
+        .begin()
+        .await?;
+        pass_metadata(&metadata, response.headers_mut());
         Ok(response)
     }
 
@@ -230,9 +289,14 @@ impl Pipeline {
     /// How long the call may take: what the caller asks for, else the route's, else the default;
     /// and whether the caller asks for less than the others would give.
     fn timeout(&self, head: &Head, route: &RpcRoute) -> Result<(Duration, bool), Failure> {
-        let usual = route.timeout.unwrap_or(self.limits.request_timeout);
+        let limits = &self.limits;
+        let (default, longest) = match route.rpc.streams {
+            Streams::Neither => (limits.request_timeout, limits.request_timeout_max),
+            Streams::Server | Streams::Client => (limits.stream.time_max, limits.stream.time_max),
+        };
+        let usual = route.timeout.unwrap_or(default);
         let timeout = vet::requested_timeout(&head.headers)?.unwrap_or(usual);
-        let timeout = timeout.min(self.limits.request_timeout_max);
+        let timeout = timeout.min(longest);
         Ok((timeout, timeout < usual))
     }
 
@@ -256,6 +320,13 @@ impl Pipeline {
         } else if !head.query.is_empty() && self.limits.unknown == UnknownFields::Reject {
             let error = FieldError::new("this route takes no query parameters");
             return Err(Failure::bad_field(error));
+        }
+        if let Some(path) = &route.stream.last_event_id
+            && let Some(value) = head.headers.get("last-event-id").filter(|v| !v.is_empty())
+        {
+            parameters.given.insert(path.top());
+            path.put(plans, None, value.as_bytes(), &mut message)
+                .map_err(|error| Failure::bad_field(error.within("Last-Event-ID")))?;
         }
         let segments = route.without_verb(segments);
         for (variable, path) in &route.variables {
@@ -360,6 +431,11 @@ impl Pipeline {
         metadata
     }
 
+    fn client(&self, route: &RpcRoute) -> Result<&Arc<Client>, Failure> {
+        let client = self.clients.get(route.rpc.upstream);
+        client.ok_or_else(|| Failure::new(Code::Unavailable, "the upstream is gone"))
+    }
+
     async fn call(
         &self,
         route: &RpcRoute,
@@ -367,72 +443,24 @@ impl Pipeline {
         call: &Call,
         is_impatient: bool,
     ) -> Result<Answer, Failure> {
-        if route.rpc.streams != Streams::Neither {
-            let message = "streaming rpcs are not served over this path";
-            return Err(Failure::new(Code::Unimplemented, message).reason("STREAMING"));
-        }
-        let Some(client) = self.clients.get(route.rpc.upstream) else {
-            return Err(Failure::new(Code::Unavailable, "the upstream is gone"));
-        };
+        let client = self.client(route)?;
         let admission = self.admit(route)?;
         let result = client.unary(call).await;
         admission.settle(&result, is_impatient);
         result.map_err(|mut failure| {
             self.metrics.upstream_failed(failure.code);
             failure.types = Some(Arc::clone(&route.rpc.plans));
-            // Nothing happened that could matter when the rpc only reads or may be repeated.
-            let is_safe = matches!(head.method, Method::GET | Method::HEAD);
-            if is_safe || route.rpc.is_idempotent {
+            if is_harmless(head, route) {
                 failure.outcome = None;
             }
             failure
         })
     }
-
-    fn render(
-        &self,
-        route: &RpcRoute,
-        answer: &Answer,
-        asked: &[bool],
-    ) -> Result<Response<Body>, Failure> {
-        let rpc = &route.rpc;
-        let plan = rpc.plans.message(rpc.output);
-        let field = match &route.response {
-            ResponseBinding::Field(position) => plan.fields.get(*position),
-            ResponseBinding::Message | ResponseBinding::Shape(_) => None,
-        };
-        if field.is_none() && plan.full_name() == HTTP_BODY {
-            return raw_body(&answer.message).map_err(malformed);
-        }
-        let json = JsonOut {
-            plans: &rpc.plans,
-            names: self.limits.names,
-            emit_defaults: self.limits.emit_defaults,
-        };
-        let bytes = &answer.message;
-        let mut out = Vec::with_capacity(bytes.len() + bytes.len() / 2 + 64);
-        let written = match (&route.response, field) {
-            (ResponseBinding::Shape(shape), _) => {
-                shape.write(&json, rpc.output, bytes, asked, &mut out)
-            }
-            (_, None) => to_json(&json, rpc.output, bytes, &mut out),
-            (_, Some(field)) => {
-                if is_http_body(route, field.kind) {
-                    return raw_field(route, field, bytes).map_err(malformed);
-                }
-                write_field(&json, route, field, bytes, &mut out)
-            }
-        };
-        written.map_err(malformed)?;
-        Ok(reply::json(out))
-    }
 }
 
-/// A message whose content is the body itself.
-const HTTP_BODY: &str = "google.api.HttpBody";
-
-fn is_http_body(route: &RpcRoute, kind: Kind) -> bool {
-    matches!(kind, Kind::Message(id) if route.rpc.plans.message(id).full_name() == HTTP_BODY)
+/// Whether nothing can have happened that matters: the rpc only reads, or may be repeated.
+fn is_harmless(head: &Head, route: &RpcRoute) -> bool {
+    matches!(head.method, Method::GET | Method::HEAD) || route.rpc.is_idempotent
 }
 
 /// Encodes `content_type` (1) and `data` (2) of a `google.api.HttpBody`.
@@ -451,64 +479,6 @@ fn put_http_body(head: &Head, field: Option<&FieldPlan>, body: &[u8], out: &mut 
         }
         None => out.extend_from_slice(&message),
     }
-}
-
-fn raw_body(message: &[u8]) -> Result<Response<Body>, OutError> {
-    let mut kind = "application/octet-stream"
-        .parse()
-        .map_err(|_| OutError::Unordered)?;
-    let mut data = Bytes::new();
-    let mut cursor = Cursor::new(message);
-    while !cursor.is_empty() {
-        match cursor.tag()? {
-            (1, WireType::Bytes) => {
-                let text = cursor.bytes()?;
-                let parsed = http::HeaderValue::from_bytes(text);
-                kind = parsed.map_err(|_| OutError::Malformed("its content type is not text"))?;
-            }
-            (2, WireType::Bytes) => data = Bytes::copy_from_slice(cursor.bytes()?),
-            (number, wire_type) => cursor.skip(number, wire_type)?,
-        }
-    }
-    Ok(reply::with_type(StatusCode::OK, kind, data))
-}
-
-fn raw_field(
-    route: &RpcRoute,
-    field: &FieldPlan,
-    message: &[u8],
-) -> Result<Response<Body>, OutError> {
-    let ordered = reorder(&route.rpc.plans, route.rpc.output, message)?;
-    let mut cursor = Cursor::new(&ordered);
-    while !cursor.is_empty() {
-        let (number, wire_type) = cursor.tag()?;
-        if number == field.number && wire_type == WireType::Bytes {
-            return raw_body(cursor.bytes()?);
-        }
-        cursor.skip(number, wire_type)?;
-    }
-    raw_body(&[])
-}
-
-/// Writes one field of the response as the whole body.
-fn write_field(
-    json: &JsonOut<'_>,
-    route: &RpcRoute,
-    field: &FieldPlan,
-    message: &[u8],
-    out: &mut Vec<u8>,
-) -> Result<(), OutError> {
-    let ordered = reorder(&route.rpc.plans, route.rpc.output, message)?;
-    let mut cursor = Cursor::new(&ordered);
-    while !cursor.is_empty() {
-        let (number, wire_type) = cursor.tag()?;
-        if number == field.number {
-            return json.value(field, wire_type, &mut cursor, out, 1);
-        }
-        cursor.skip(number, wire_type)?;
-    }
-    json.default_value(field, out);
-    Ok(())
 }
 
 /// Passes the upstream's own metadata on as response headers; what belongs to the connection, to
@@ -536,19 +506,6 @@ fn form_failure(error: FieldError, body: &[u8]) -> Failure {
         );
     }
     failure
-}
-
-fn malformed(error: OutError) -> Failure {
-    let problem = match error {
-        OutError::Malformed(problem) => problem,
-        OutError::Unordered => "its fields cannot be brought into order",
-    };
-    Failure::new(
-        Code::Internal,
-        format!("the upstream's answer is not usable: {problem}"),
-    )
-    .http(StatusCode::BAD_GATEWAY)
-    .reason("UPSTREAM_ANSWER")
 }
 
 fn descriptors_missing() -> Failure {

@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-use super::io::{Protocol, Rewound};
+use super::io::{Patience, Protocol, Rewound};
 use super::pipeline::{Pipeline, Shared};
 
 const STREAMS_MAX: u32 = 256;
@@ -60,6 +60,7 @@ struct HttpLimits {
     header_read_timeout: Duration,
     header_bytes_max: usize,
     headers_max: usize,
+    write_stall: Duration,
 }
 
 impl Worker {
@@ -77,8 +78,9 @@ impl Worker {
             header_read_timeout: config.header_read_timeout.get(),
             header_bytes_max: config.header_bytes_max.get(),
             headers_max: config.headers_max,
+            write_stall: config.stall_timeout.get(),
         };
-        let pipeline = Arc::new(Pipeline::new(&self.shared));
+        let pipeline = Arc::new(Pipeline::new(&self.shared, self.phase.clone()));
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -147,8 +149,12 @@ impl Connection {
         drop(stream.set_nodelay(true));
         let peer = stream.peer_addr();
         let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
+        let patience = Patience {
+            first_bytes: self.limits.header_read_timeout,
+            write_stall: self.limits.write_stall,
+        };
         let detected = tokio::select! {
-            detected = Rewound::detect(stream, self.limits.header_read_timeout) => detected,
+            detected = Rewound::detect(stream, patience) => detected,
             // A connection on which nothing was asked yet is idle.
             () = reached(&mut self.phase, Phase::Drain) => return,
         };

@@ -180,6 +180,11 @@ impl MessagePlan {
 }
 
 impl Plans {
+    /// Plans of no type at all.
+    pub(crate) fn none() -> Self {
+        Self::new(DescriptorPool::new(), &TextBytes::default())
+    }
+
     /// Plans every type of the pool. Types cannot be wrong here: the pool has checked them.
     pub(crate) fn new(pool: DescriptorPool, text: &TextBytes) -> Self {
         let mut builder = Builder {

@@ -15,7 +15,7 @@ use flux_cluster::registry;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, TE, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -25,11 +25,20 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use super::Upstream;
-use super::frame::{FrameError, Unframer, frame};
-use crate::status::{Code, Failure, Outcome, from_trailers};
+use super::frame::frame;
+use super::messages::Messages;
+use crate::status::{Code, Failure, Outcome};
 
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
+const CALL_WINDOW: u32 = 1 << 20;
+const CALLS_WINDOW: u32 = 8 << 20;
+/// What an upstream may send of a stream whose client does not read.
+const STREAM_WINDOW: u32 = 64 << 10;
+/// Streams on one connection: servers commonly allow a hundred, and one more would wait unseen.
+const STREAMS_PER_CONNECTION: usize = 64;
+/// All streams of a connection may be stuck without holding up one another.
+const STREAMS_WINDOW: u32 = 2 * 64 * STREAM_WINDOW;
+const _: () =
+    assert!(STREAMS_WINDOW as usize >= 2 * STREAMS_PER_CONNECTION * STREAM_WINDOW as usize);
 /// Largest list of response headers or trailers.
 const HEADER_LIST_MAX: u32 = 64 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -56,6 +65,44 @@ pub(crate) struct Call {
 pub(crate) struct Answer {
     pub(crate) headers: HeaderMap,
     pub(crate) message: Bytes,
+}
+
+/// Which connections a call takes. Streams have their own: one that nobody reads keeps what it was
+/// sent within the window of its connection, which would leave none for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    Calls,
+    Streams,
+}
+
+impl Lane {
+    const fn stream_window(self) -> u32 {
+        match self {
+            Self::Calls => CALL_WINDOW,
+            Self::Streams => STREAM_WINDOW,
+        }
+    }
+
+    const fn connection_window(self) -> u32 {
+        match self {
+            Self::Calls => CALLS_WINDOW,
+            Self::Streams => STREAMS_WINDOW,
+        }
+    }
+}
+
+/// A connection that carries streams, and how many: one more than it has of these is shared.
+#[derive(Debug)]
+struct StreamConnection {
+    sender: SendRequest<Body>,
+    seats: Arc<()>,
+}
+
+/// A call's place on a connection, for as long as it lasts.
+#[derive(Clone, Debug)]
+pub(crate) enum Seat {
+    Call,
+    Stream(Arc<()>),
 }
 
 /// The connections of one worker to one upstream.
@@ -96,12 +143,7 @@ impl Client {
     /// # Cancellation
     /// Safe to drop: the stream is reset.
     pub(crate) async fn unary(&self, call: &Call) -> Result<Answer, Failure> {
-        let Some(body) = frame(&call.message) else {
-            return Err(
-                Failure::new(Code::ResourceExhausted, "the message is too long for gRPC")
-                    .outcome(Outcome::NotDone),
-            );
-        };
+        let body = frame(&call.message).ok_or_else(message_too_long)?;
         let is_sent = AtomicBool::new(false);
         let exchange = self.exchange(call, body, &is_sent);
         match timeout_at(call.deadline, exchange).await {
@@ -112,6 +154,28 @@ impl Client {
                 )),
             },
             Ok(Err(failure)) => Err(failure),
+            Err(_) => Err(deadline_exceeded(is_sent.load(Ordering::Relaxed))),
+        }
+    }
+
+    /// Calls a method that takes one message and answers with a stream of them. Returns when the
+    /// upstream begins to answer, which may be as late as its first message.
+    ///
+    /// # Errors
+    /// As [`Self::unary`], as long as no message has come.
+    ///
+    /// # Cancellation
+    /// Safe to drop: the stream is reset.
+    pub(crate) async fn open(&self, call: &Call) -> Result<Messages, Failure> {
+        let body = frame(&call.message).ok_or_else(message_too_long)?;
+        let is_sent = AtomicBool::new(false);
+        let opening = self.send(call, body, &is_sent, Lane::Streams);
+        match timeout_at(call.deadline, opening).await {
+            Ok(opened) => {
+                let (response, seat) = opened?;
+                let bytes_max = self.upstream.response_bytes_max;
+                Messages::new(response, bytes_max, seat)
+            }
             Err(_) => Err(deadline_exceeded(is_sent.load(Ordering::Relaxed))),
         }
     }
@@ -143,8 +207,17 @@ impl Client {
         body: Bytes,
         is_sent: &AtomicBool,
     ) -> Result<(HeaderMap, Vec<Bytes>), Failure> {
-        let response = self.send(call, body, is_sent).await?;
-        collect(response, self.upstream.response_bytes_max).await
+        let (response, seat) = self.send(call, body, is_sent, Lane::Calls).await?;
+        let bytes_max = self.upstream.response_bytes_max;
+        let mut messages = Messages::new(response, bytes_max, seat)?;
+        let mut all = Vec::new();
+        let mut room = bytes_max;
+        while let Some(message) = messages.next().await? {
+            let left = room.checked_sub(message.len());
+            room = left.ok_or_else(answer_too_large)?;
+            all.push(message);
+        }
+        Ok((messages.into_headers(), all))
     }
 
     /// Sends the call to the endpoint whose turn it is, or to the next that takes it.
@@ -153,7 +226,8 @@ impl Client {
         call: &Call,
         body: Bytes,
         is_sent: &AtomicBool,
-    ) -> Result<Response<Incoming>, Failure> {
+        lane: Lane,
+    ) -> Result<(Response<Incoming>, Seat), Failure> {
         let endpoints = self.endpoints();
         let mut last = unavailable("the upstream has no endpoint");
         for _ in 0..ATTEMPTS_MAX.min(endpoints.len() + 1) {
@@ -162,7 +236,7 @@ impl Client {
             let Some(endpoint) = endpoints.get(at) else {
                 break;
             };
-            let mut connection = match endpoint.connection().await {
+            let (mut connection, seat) = match endpoint.connection(lane).await {
                 Ok(connection) => connection,
                 Err(failure) => {
                     last = failure;
@@ -172,7 +246,7 @@ impl Client {
             let request = request(endpoint, call, body.clone())?;
             is_sent.store(true, Ordering::Relaxed);
             match connection.try_send_request(request).await {
-                Ok(response) => return Ok(response),
+                Ok(response) => return Ok((response, seat)),
                 Err(mut refused) => {
                     let never_sent = refused.take_message().is_some();
                     let error = refused.into_error();
@@ -182,7 +256,7 @@ impl Client {
                             .outcome(Outcome::Unknown));
                     }
                     is_sent.store(false, Ordering::Relaxed);
-                    endpoint.forget();
+                    endpoint.forget(&seat);
                     last = unavailable("the upstream is shutting down");
                 }
             }
@@ -217,7 +291,9 @@ struct Endpoint {
     address: String,
     authority: Authority,
     upstream: Arc<Upstream>,
-    current: Mutex<Option<SendRequest<Body>>>,
+    calls: Mutex<Option<SendRequest<Body>>>,
+    /// Connections that carry nothing but streams.
+    streams: Mutex<Vec<StreamConnection>>,
     /// Held while connecting, so that one of many waiting calls does it for all.
     connecting: tokio::sync::Mutex<Backoff>,
 }
@@ -237,7 +313,8 @@ impl Endpoint {
             address: address.to_owned(),
             authority,
             upstream: Arc::clone(upstream),
-            current: Mutex::new(None),
+            calls: Mutex::new(None),
+            streams: Mutex::new(Vec::new()),
             connecting: tokio::sync::Mutex::new(Backoff {
                 retry_at: None,
                 next: BACKOFF_MIN,
@@ -245,27 +322,26 @@ impl Endpoint {
         }))
     }
 
-    /// The open connection, or a new one.
-    async fn connection(&self) -> Result<SendRequest<Body>, Failure> {
-        if let Some(open) = self.open_connection() {
+    /// An open connection with room, or a new one.
+    async fn connection(&self, lane: Lane) -> Result<(SendRequest<Body>, Seat), Failure> {
+        if let Some(open) = self.open_connection(lane) {
             return Ok(open);
         }
         let mut backoff = self.connecting.lock().await;
-        if let Some(open) = self.open_connection() {
+        if let Some(open) = self.open_connection(lane) {
             return Ok(open);
         }
         if backoff.retry_at.is_some_and(|at| Instant::now() < at) {
             return Err(unavailable("the upstream cannot be reached"));
         }
-        let connected = timeout(self.upstream.connect_timeout, self.connect()).await;
+        let connected = timeout(self.upstream.connect_timeout, self.connect(lane)).await;
         match connected.unwrap_or(Err("the connection took too long".to_owned())) {
             Ok(connection) => {
                 *backoff = Backoff {
                     retry_at: None,
                     next: BACKOFF_MIN,
                 };
-                *self.current.lock() = Some(connection.clone());
-                Ok(connection)
+                Ok(self.keep(connection, lane))
             }
             Err(error) => {
                 debug!(upstream = %self.upstream.name, endpoint = %self.address, error, "no connection");
@@ -276,19 +352,59 @@ impl Endpoint {
         }
     }
 
-    fn open_connection(&self) -> Option<SendRequest<Body>> {
-        self.current
-            .lock()
-            .as_ref()
-            .filter(|connection| !connection.is_closed())
-            .cloned()
+    fn open_connection(&self, lane: Lane) -> Option<(SendRequest<Body>, Seat)> {
+        match lane {
+            Lane::Calls => {
+                let calls = self.calls.lock();
+                let open = calls.as_ref().filter(|open| !open.is_closed());
+                open.map(|open| (open.clone(), Seat::Call))
+            }
+            Lane::Streams => {
+                let mut streams = self.streams.lock();
+                let mut is_spare = false;
+                streams.retain(|one| {
+                    let is_idle = Arc::strong_count(&one.seats) == 1;
+                    let is_left = one.sender.is_closed() || (is_idle && is_spare);
+                    is_spare |= is_idle;
+                    !is_left
+                });
+                let one = streams
+                    .iter()
+                    .find(|one| Arc::strong_count(&one.seats) <= STREAMS_PER_CONNECTION)?;
+                Some((one.sender.clone(), Seat::Stream(Arc::clone(&one.seats))))
+            }
+        }
     }
 
-    fn forget(&self) {
-        *self.current.lock() = None;
+    fn keep(&self, sender: SendRequest<Body>, lane: Lane) -> (SendRequest<Body>, Seat) {
+        match lane {
+            Lane::Calls => {
+                *self.calls.lock() = Some(sender.clone());
+                (sender, Seat::Call)
+            }
+            Lane::Streams => {
+                let seats = Arc::new(());
+                self.streams.lock().push(StreamConnection {
+                    sender: sender.clone(),
+                    seats: Arc::clone(&seats),
+                });
+                (sender, Seat::Stream(seats))
+            }
+        }
     }
 
-    async fn connect(&self) -> Result<SendRequest<Body>, String> {
+    /// Uses the connection no more for new calls.
+    fn forget(&self, seat: &Seat) {
+        match seat {
+            Seat::Call => *self.calls.lock() = None,
+            Seat::Stream(seats) => self
+                .streams
+                .lock()
+                .retain(|one| !Arc::ptr_eq(&one.seats, seats)),
+        }
+    }
+
+    async fn connect(&self, lane: Lane) -> Result<SendRequest<Body>, String> {
         let stream = TcpStream::connect(&self.address)
             .await
             .map_err(|error| error.to_string())?;
@@ -297,8 +413,8 @@ impl Endpoint {
             .map_err(|error| error.to_string())?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_stream_window_size(lane.stream_window())
+            .initial_connection_window_size(lane.connection_window())
             .max_header_list_size(HEADER_LIST_MAX)
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
@@ -355,68 +471,6 @@ fn grpc_timeout(deadline: Instant) -> Result<HeaderValue, Failure> {
     HeaderValue::try_from(text).map_err(|_| deadline_exceeded(false))
 }
 
-/// Reads the whole answer: messages, then the status.
-async fn collect(
-    response: Response<Incoming>,
-    bytes_max: usize,
-) -> Result<(HeaderMap, Vec<Bytes>), Failure> {
-    let (head, mut body) = response.into_parts();
-    if head.status != StatusCode::OK {
-        let code = Code::from_http(head.status);
-        let message = format!(
-            "the upstream answered with HTTP status {}",
-            head.status.as_u16()
-        );
-        return Err(Failure::new(code, message).outcome(Outcome::Unknown));
-    }
-    let is_grpc = head
-        .headers
-        .get(CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-    if !is_grpc {
-        return Err(broken("the upstream does not speak gRPC"));
-    }
-    let mut unframer = Unframer::new(bytes_max);
-    let mut messages = Vec::new();
-    let mut room = bytes_max;
-    let mut status = None;
-    while let Some(piece) = body.frame().await {
-        let piece = piece.map_err(|error| {
-            debug!(%error, "answer broke off");
-            unavailable("the connection to the upstream was lost").outcome(Outcome::Unknown)
-        })?;
-        match piece.into_data() {
-            Ok(data) => unframer.push(data),
-            Err(other) => status = other.into_trailers().ok().and_then(|t| from_trailers(&t)),
-        }
-        while let Some(message) = unframer.next().map_err(frame_failure)? {
-            room = room
-                .checked_sub(message.len())
-                .ok_or(FrameError::TooLarge)
-                .map_err(frame_failure)?;
-            messages.push(message);
-        }
-    }
-    match status.or_else(|| from_trailers(&head.headers)) {
-        Some(Err(failure)) => Err(failure),
-        Some(Ok(())) if unframer.is_empty() => Ok((head.headers, messages)),
-        Some(Ok(())) => Err(broken("the upstream's answer ends inside a message")),
-        None => Err(broken("the upstream's answer has no status")),
-    }
-}
-
-fn frame_failure(error: FrameError) -> Failure {
-    match error {
-        FrameError::Compressed => broken("the upstream compressed its answer without being asked"),
-        FrameError::TooLarge => Failure::new(
-            Code::ResourceExhausted,
-            "the upstream's answer is too large",
-        )
-        .http(StatusCode::BAD_GATEWAY)
-        .reason("RESPONSE_TOO_LARGE"),
-    }
-}
-
 /// Whether the upstream said that it did not look at the stream.
 fn is_refused_stream(error: &hyper::Error) -> bool {
     let h2 = error
@@ -425,21 +479,35 @@ fn is_refused_stream(error: &hyper::Error) -> bool {
     h2.is_some_and(|error| error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
-fn unavailable(message: &str) -> Failure {
+fn message_too_long() -> Failure {
+    Failure::new(Code::ResourceExhausted, "the message is too long for gRPC")
+        .outcome(Outcome::NotDone)
+}
+
+pub(super) fn answer_too_large() -> Failure {
+    Failure::new(
+        Code::ResourceExhausted,
+        "the upstream's answer is too large",
+    )
+    .http(StatusCode::BAD_GATEWAY)
+    .reason("RESPONSE_TOO_LARGE")
+}
+
+pub(super) fn unavailable(message: &str) -> Failure {
     Failure::new(Code::Unavailable, message)
         .reason("UPSTREAM_UNAVAILABLE")
         .outcome(Outcome::NotDone)
 }
 
 /// The upstream broke the protocol after it was called.
-fn broken(message: &str) -> Failure {
+pub(super) fn broken(message: &str) -> Failure {
     Failure::new(Code::Internal, message)
         .http(StatusCode::BAD_GATEWAY)
         .reason("UPSTREAM_PROTOCOL")
         .outcome(Outcome::Unknown)
 }
 
-fn deadline_exceeded(is_sent: bool) -> Failure {
+pub(crate) fn deadline_exceeded(is_sent: bool) -> Failure {
     Failure::new(
         Code::DeadlineExceeded,
         "the deadline passed before the upstream answered",

@@ -7,6 +7,8 @@ pub(crate) mod client;
 
 mod frame;
 
+pub(crate) mod messages;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

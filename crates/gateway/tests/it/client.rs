@@ -61,6 +61,11 @@ pub(crate) async fn post_json(address: SocketAddr, path: &str, body: &str) -> Re
 
 /// Sends bytes as they are, and reads until the peer closes.
 pub(crate) async fn raw(address: SocketAddr, bytes: &[u8]) -> Reply {
+    parse(raw_text(address, bytes).await.as_bytes())
+}
+
+/// All that the peer answers, as it is on the wire.
+pub(crate) async fn raw_text(address: SocketAddr, bytes: &[u8]) -> String {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await.unwrap();
         // The peer may answer and close before it has read everything.
@@ -72,7 +77,7 @@ pub(crate) async fn raw(address: SocketAddr, bytes: &[u8]) -> Reply {
     let answer = tokio::time::timeout(PATIENCE, exchange)
         .await
         .expect("an answer in time");
-    parse(&answer)
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 /// Parses one HTTP/1.1 response.
@@ -139,10 +144,19 @@ impl Http2 {
     }
 
     pub(crate) async fn send(&self, request: http::Request<Full<Bytes>>) -> Reply {
+        self.try_send(request).await.unwrap()
+    }
+
+    /// # Errors
+    /// If the peer resets the stream or closes the connection.
+    pub(crate) async fn try_send(
+        &self,
+        request: http::Request<Full<Bytes>>,
+    ) -> Result<Reply, hyper::Error> {
         let mut sender = self.sender.clone();
-        let response = sender.send_request(request).await.unwrap();
+        let response = sender.send_request(request).await?;
         let (head, body) = response.into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
+        let body = body.collect().await?.to_bytes();
         let headers = head
             .headers
             .iter()
@@ -153,11 +167,11 @@ impl Http2 {
                 )
             })
             .collect();
-        Reply {
+        Ok(Reply {
             status: head.status.as_u16(),
             headers,
             body: String::from_utf8_lossy(&body).into_owned(),
-        }
+        })
     }
 
     pub(crate) async fn post_json(&self, path: &str, body: &str) -> Reply {

@@ -14,6 +14,7 @@ mod limits;
 mod policy;
 mod routes;
 mod sample;
+mod streams;
 
 use std::net::SocketAddr;
 

@@ -50,6 +50,12 @@ pub(crate) struct State {
     pub(crate) release: Semaphore,
     /// Has a permit for every call of `Hang` that has come.
     pub(crate) hanging: Semaphore,
+    /// Lets an event of `Tail` come.
+    pub(crate) events: Semaphore,
+    /// Events of `Tail` that were asked for by the transport.
+    pub(crate) produced: AtomicUsize,
+    /// Has a permit for every call of `Tail` that has ended.
+    pub(crate) tails_ended: Semaphore,
 }
 
 impl Default for State {
@@ -61,6 +67,9 @@ impl Default for State {
             last: Mutex::default(),
             release: Semaphore::new(0),
             hanging: Semaphore::new(0),
+            events: Semaphore::new(0),
+            produced: AtomicUsize::new(0),
+            tails_ended: Semaphore::new(0),
         }
     }
 }
@@ -69,6 +78,16 @@ impl State {
     /// Waits until so many calls of `Hang` have come.
     pub(crate) async fn wait_for_hanging(&self, calls: u32) {
         self.hanging.acquire_many(calls).await.unwrap().forget();
+    }
+
+    /// Waits until so many calls of `Tail` have ended.
+    pub(crate) async fn wait_for_tails_ended(&self, calls: u32) {
+        let ended = self.tails_ended.acquire_many(calls);
+        tokio::time::timeout(crate::client::PATIENCE, ended)
+            .await
+            .expect("the calls end in time")
+            .unwrap()
+            .forget();
     }
 }
 
@@ -308,8 +327,9 @@ impl tower_service::Service<http::Request<tonic::body::Body>> for Lab {
             .to_owned();
         Box::pin(async move {
             let mut grpc = tonic::server::Grpc::new(RawCodec);
-            Ok(if method == "Count" {
-                grpc.server_streaming(Count(lab), request).await
+            Ok(if matches!(method.as_str(), "Count" | "Tail" | "Pour") {
+                grpc.server_streaming(Streaming { lab, method }, request)
+                    .await
             } else {
                 grpc.unary(Unary { lab, method }, request).await
             })
@@ -338,29 +358,126 @@ impl tonic::server::UnaryService<Bytes> for Unary {
     }
 }
 
-struct Count(Lab);
+struct Streaming {
+    lab: Lab,
+    method: String,
+}
 
-impl tonic::server::ServerStreamingService<Bytes> for Count {
+impl tonic::server::ServerStreamingService<Bytes> for Streaming {
     type Response = Vec<u8>;
     type ResponseStream = BoxStream;
     type Future = BoxFuture<Result<Response<BoxStream>, Status>>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let lab = self.0.clone();
+        let lab = self.lab.clone();
+        let method = self.method.clone();
         Box::pin(async move {
-            let request = lab.decode("lab.v1.CountRequest", request.get_ref());
-            let number = |name: &str| request.get_field_by_name(name).unwrap().as_i32().unwrap();
-            let (from, count, fail_after) = (number("from"), number("count"), number("fail_after"));
-            let mut items: Vec<Answer> = (from..from + count)
-                .map(|small| Ok(lab.message("lab.v1.Everything", &[("small", Value::I32(small))])))
-                .collect();
-            if let (Ok(at), true) = (usize::try_from(fail_after), fail_after > 0) {
-                items.truncate(at);
-                items.push(Err(Status::data_loss("lost count")));
-            }
-            let stream: BoxStream = Box::pin(tokio_stream::iter(items));
-            Ok(Response::new(stream))
+            lab.state.calls.fetch_add(1, Ordering::Relaxed);
+            *lab.state.metadata.lock() = request.metadata().clone().into_headers();
+            let stream = match method.as_str() {
+                "Count" => lab.count(request.get_ref()),
+                "Pour" => lab.pour(request.get_ref()),
+                _ => lab.tail(request.get_ref())?,
+            };
+            let mut response = Response::new(stream);
+            response
+                .metadata_mut()
+                .insert("x-lab", "yes".parse().unwrap());
+            Ok(response)
         })
+    }
+}
+
+/// Tells that a tail has ended, however it has.
+#[derive(Debug)]
+struct Tail(Arc<State>);
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        self.0.tails_ended.add_permits(1);
+    }
+}
+
+impl Lab {
+    fn count(&self, request: &[u8]) -> BoxStream {
+        let everything = |small| self.message("lab.v1.Everything", &[("small", Value::I32(small))]);
+        self.numbers(request, everything)
+    }
+
+    /// Bodies that hold their number.
+    fn pour(&self, request: &[u8]) -> BoxStream {
+        let body = |number: i32| {
+            let fields = [
+                ("content_type", Value::String("text/csv".to_owned())),
+                ("data", Value::Bytes(format!("{number}\n").into())),
+            ];
+            self.message("google.api.HttpBody", &fields)
+        };
+        self.numbers(request, body)
+    }
+
+    fn numbers(&self, request: &[u8], message: impl Fn(i32) -> Vec<u8>) -> BoxStream {
+        let request = self.decode("lab.v1.CountRequest", request);
+        let number = |name: &str| request.get_field_by_name(name).unwrap().as_i32().unwrap();
+        let (from, count, fail_after) = (number("from"), number("count"), number("fail_after"));
+        let mut items: Vec<Answer> = (from..from + count).map(|n| Ok(message(n))).collect();
+        if let (Ok(at), true) = (usize::try_from(fail_after), fail_after > 0) {
+            items.truncate(at);
+            items.push(Err(Status::data_loss("lost count")));
+        }
+        Box::pin(tokio_stream::iter(items))
+    }
+
+    /// Events after the cursor, for ever.
+    fn tail(&self, request: &[u8]) -> Result<BoxStream, Status> {
+        let request = self.decode("lab.v1.TailRequest", request);
+        let cursor = request.get_field_by_name("cursor").unwrap();
+        let first: i64 = match cursor.as_str().unwrap() {
+            "" => 0,
+            text => text
+                .parse()
+                .map_err(|_| Status::invalid_argument("no such cursor"))?,
+        };
+        let size = request.get_field_by_name("size").unwrap().as_i32().unwrap();
+        let size = usize::try_from(size).unwrap();
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let lab = self.clone();
+        let tail = Tail(Arc::clone(&self.state));
+        tokio::spawn(async move {
+            lab.state.hanging.add_permits(1);
+            for number in first + 1.. {
+                if size == 0 {
+                    let allowed = tokio::select! {
+                        permit = lab.state.events.acquire() => permit,
+                        () = sender.closed() => break,
+                    };
+                    allowed.unwrap().forget();
+                }
+                if sender.send(Ok(lab.event(number, size))).await.is_err() {
+                    break;
+                }
+                lab.state.produced.fetch_add(1, Ordering::Relaxed);
+            }
+            drop(tail);
+        });
+        Ok(Box::pin(tokio_stream::wrappers::ReceiverStream::new(
+            receiver,
+        )))
+    }
+
+    fn event(&self, number: i64, size: usize) -> Vec<u8> {
+        let descriptor = self.pool.get_message_by_name("lab.v1.Event").unwrap();
+        let mut event = DynamicMessage::new(descriptor);
+        event.set_field_by_name("number", Value::I64(number));
+        event.set_field_by_name("text", Value::String("x".repeat(size)));
+        self.message(
+            "lab.v1.TailResponse",
+            &[
+                ("cursor", Value::String(number.to_string())),
+                ("event", Value::Message(event)),
+                ("kind", Value::String("tick".to_owned())),
+            ],
+        )
     }
 }
 
