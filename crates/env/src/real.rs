@@ -97,6 +97,13 @@ impl Clock for RealClock {
     }
 }
 
+/// Nanoseconds since the Unix epoch as the wall clock has them, steps and all: for what is laid beside
+/// the doings of other machines, such as spans. Nothing is decided by it.
+#[must_use]
+pub fn wall_nanos() -> u64 {
+    nanos(clock_gettime(ClockId::Realtime))
+}
+
 /// 64 bits from the kernel's entropy pool.
 ///
 /// # Errors

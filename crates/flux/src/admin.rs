@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 
 use axum::Router;
 use axum::extract::{RawQuery, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use flux_telemetry::checks::{self, Report};
-use flux_telemetry::metrics::CONTENT_TYPE;
+use flux_telemetry::metrics::Exposition;
 use flux_telemetry::{Checks, Registry};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -71,6 +71,11 @@ async fn readyz(
     (status, checks::text(word, &reports, is_verbose)).into_response()
 }
 
-async fn metrics(State((registry, _)): State<(Registry, Checks)>) -> Response {
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], registry.encode()).into_response()
+async fn metrics(State((registry, _)): State<(Registry, Checks)>, headers: HeaderMap) -> Response {
+    let accept = headers
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok());
+    let form = Exposition::negotiate(accept);
+    let text = registry.encode_as(form);
+    ([(header::CONTENT_TYPE, form.content_type())], text).into_response()
 }

@@ -14,6 +14,7 @@ mod ports;
 mod ready;
 mod settings;
 mod signals;
+mod traces;
 
 use std::process::ExitCode;
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use flux_telemetry::TraceContext;
 use flux_telemetry::metrics::{Counter, Counters, Gauge, Histogram, Labels, Registry, Scale};
 use http::StatusCode;
 
@@ -33,7 +34,7 @@ impl Metrics {
                 Labels::one("status", CLASSES),
             ),
             latency: registry.histogram(
-                "flux_gateway_request_seconds",
+                "flux_gateway_request_duration_seconds",
                 "Time from a request's headers to its answer",
                 Scale::Seconds,
             ),
@@ -84,10 +85,16 @@ impl Metrics {
         self.stream_messages.increment();
     }
 
-    pub(crate) fn answered(&self, status: StatusCode, elapsed: Duration) {
+    /// Counts an answer; a recorded request is an example of its duration.
+    pub(crate) fn answered(
+        &self,
+        status: StatusCode,
+        elapsed: Duration,
+        trace: Option<TraceContext>,
+    ) {
         let class = usize::from(status.as_u16() / 100).clamp(1, CLASSES.len()) - 1;
         self.requests.increment(class);
-        self.latency.record_duration(elapsed);
+        self.latency.record_traced(elapsed, trace);
     }
 
     pub(crate) fn upstream_failed(&self, code: Code) {

@@ -62,6 +62,11 @@ impl Code {
         Self::Unauthenticated,
     ];
 
+    /// Its name, as gRPC writes it.
+    pub(crate) fn name(self) -> &'static str {
+        Self::NAMES.get(self.number()).copied().unwrap_or("UNKNOWN")
+    }
+
     /// The code of this number; numbers that gRPC does not define are `Unknown`.
     pub(crate) fn from_number(number: usize) -> Self {
         Self::ALL.get(number).copied().unwrap_or(Self::Unknown)

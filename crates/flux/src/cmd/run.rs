@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use flux_gateway::Gateway;
 use flux_server::Node;
-use flux_telemetry::{Checks, Registry};
+use flux_telemetry::{Checks, Registry, process};
 use tracing::{error, info};
 
 use crate::admin::Admin;
@@ -20,10 +20,15 @@ use crate::panics;
 use crate::ready::{Addresses, ReadyFile};
 use crate::settings::{Part, Settings, Upstream, read_layers, resolve};
 use crate::signals::{Signals, Waited};
+use crate::traces::Traces;
 use crate::{Failure, out, ports};
 
 /// A single voter elects itself within a second; a machine under load needs a little more.
 const READY_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What people do not want to know about the libraries we stand on: what matters of their doings we
+/// say ourselves, in our words. A level that names a library still rules it.
+const LIBRARIES: &str = "openraft=warn,h2=warn,hyper=warn,tower=warn,tonic=warn";
 
 /// Runs the parts until a signal or a failure ends them.
 ///
@@ -41,20 +46,15 @@ pub(crate) fn run(run: Run) -> Result<(), Failure> {
     ports::probe(settings.bind, &settings.ports(parts))
         .map_err(|problems| Failure::Mistake(problems.join("\n")))?;
     let logs = flux_telemetry::logs::Config {
-        level: level(&settings.log_level),
-        ..flux_telemetry::logs::Config::default()
+        level: settings.log_level.clone(),
+        format: settings.telemetry.log_format,
     };
-    flux_telemetry::logs::install(&logs).map_err(|error| Failure::Mistake(error.to_string()))?;
+    flux_telemetry::logs::install(&logs, LIBRARIES, flux_env::wall_nanos)
+        .map_err(|error| Failure::Mistake(error.to_string()))?;
     panics::install();
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Failure::Failed(format!("the runtime: {error}")))?;
     runtime.block_on(serve(&settings, parts, ready))
-}
-
-/// The level with what people do not want to know about the libraries we stand on: what matters of
-/// their doings we say ourselves, in our words. A level that names a library still rules it.
-fn level(wanted: &str) -> String {
-    format!("openraft=warn,h2=warn,hyper=warn,tower=warn,{wanted}")
 }
 
 /// Everything that runs.
@@ -65,6 +65,7 @@ struct Running {
     node: Option<Node>,
     gateway: Option<Gateway>,
     admin: Option<Admin>,
+    traces: Traces,
 }
 
 async fn serve(
@@ -104,6 +105,8 @@ async fn serve(
 
 async fn start(settings: &Settings, parts: &[Part]) -> Result<Running, Failure> {
     let mut running = Running::default();
+    describe_process(&running.registry);
+    running.traces = Traces::start(&settings.telemetry, &running.registry)?;
     if parts.contains(&Part::Node) {
         running.node = Some(start_node(settings, parts, &running).await?);
     }
@@ -111,6 +114,19 @@ async fn start(settings: &Settings, parts: &[Part]) -> Result<Running, Failure> 
         running.start_gateway(settings, parts).await?;
     }
     Ok(running)
+}
+
+/// What is measured of every process, whatever runs in it.
+fn describe_process(registry: &Registry) {
+    process::register(registry);
+    registry.info(
+        "flux_build",
+        "What runs here",
+        &[
+            ("version", env!("CARGO_PKG_VERSION")),
+            ("rustc", env!("FLUX_RUSTC")),
+        ],
+    );
 }
 
 async fn start_node(
@@ -203,6 +219,7 @@ impl Running {
         // Last, so that a scraper sees the drain.
         drop(self.admin);
         info!("stopped");
+        self.traces.shutdown().await;
     }
 }
 
@@ -266,3 +283,7 @@ fn program() -> String {
         .display()
         .to_string()
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use super::value;
 use super::{Part, Settings};
+use super::{telemetry, value};
 use flux_server::Fsync;
 
 /// What a key of the file must be.
@@ -369,6 +369,48 @@ pub(crate) const KEYS: &[Key] = &[
             Ok(())
         },
         show: |settings| value::show_size(settings.node.segment_size),
+    },
+    Key {
+        name: "telemetry.otlp",
+        flag: "otlp",
+        variable: "FLUX_OTLP",
+        placeholder: "URL",
+        form: Form::Text,
+        parts: BOTH,
+        help: "OTLP/gRPC collector that gets traces, such as http://127.0.0.1:4317; empty: none",
+        set: |settings, text| {
+            settings.telemetry.otlp = telemetry::otlp(text)?;
+            Ok(())
+        },
+        show: |settings| settings.telemetry.otlp.clone().unwrap_or_default(),
+    },
+    Key {
+        name: "telemetry.trace-sample",
+        flag: "trace-sample",
+        variable: "FLUX_TRACE_SAMPLE",
+        placeholder: "SHARE",
+        form: Form::Text,
+        parts: BOTH,
+        help: "Share of the traces that begin here that are recorded",
+        set: |settings, text| {
+            settings.telemetry.trace_sample = telemetry::ratio(text)?;
+            Ok(())
+        },
+        show: |settings| telemetry::show_ratio(settings.telemetry.trace_sample),
+    },
+    Key {
+        name: "telemetry.log-format",
+        flag: "log-format",
+        variable: "FLUX_LOG_FORMAT",
+        placeholder: "FORMAT",
+        form: Form::Text,
+        parts: BOTH,
+        help: "auto (pretty on a terminal, else json), json or pretty",
+        set: |settings, text| {
+            settings.telemetry.log_format = telemetry::log_format(text)?;
+            Ok(())
+        },
+        show: |settings| settings.telemetry.log_format.as_str().to_owned(),
     },
     Key {
         name: "gateway.http-port",

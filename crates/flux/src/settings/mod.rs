@@ -9,6 +9,7 @@
 mod file;
 mod gateway;
 mod keys;
+mod telemetry;
 mod value;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 pub(crate) use gateway::Upstream;
 pub(crate) use keys::{Form, KEYS, Key};
+pub(crate) use telemetry::Telemetry;
 
 /// What a process can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,7 @@ pub(crate) struct Settings {
     pub(crate) drain_timeout: Duration,
     pub(crate) ready_file: Option<PathBuf>,
     pub(crate) log_level: String,
+    pub(crate) telemetry: Telemetry,
     /// What only a node looks at; what it shares with others is filled in by [`Settings::node`].
     pub(crate) node: flux_server::Config,
     pub(crate) http_port: u16,
@@ -65,6 +68,7 @@ impl Default for Settings {
             drain_timeout: Duration::from_secs(10),
             ready_file: None,
             log_level: "info".to_owned(),
+            telemetry: Telemetry::default(),
             node: flux_server::Config::default(),
             http_port: 8080,
             upstream: None,
@@ -153,7 +157,9 @@ pub(crate) fn read_layers(
     };
     let variables = KEYS
         .iter()
-        .filter_map(|key| variable(key.variable).map(|value| (key.variable, value)))
+        .map(|key| key.variable)
+        .chain(telemetry::STANDARD.iter().map(|(name, ..)| *name))
+        .filter_map(|name| variable(name).map(|value| (name, value)))
         .collect();
     Ok(Layers {
         file,
@@ -186,6 +192,7 @@ pub(crate) fn resolve(layers: &Layers, parts: &[Part]) -> Result<Resolved, Mista
     if let Some((path, text)) = &layers.file {
         file::read(path, text, &mut resolved, &mut mistakes);
     }
+    telemetry::standard(layers, &mut resolved, &mut mistakes);
     let named = KEYS
         .iter()
         .filter(|key| key.parts.iter().any(|part| parts.contains(part)));

@@ -308,6 +308,9 @@ fn every_setting_shows_what_it_was_set_to() {
         ("gateway.upstream", "node:50052"),
         ("gateway.rate-limit", "1000/s"),
         ("gateway.upstream-password", "secret"),
+        ("telemetry.otlp", "http://jaeger:4317"),
+        ("telemetry.trace-sample", "12.5%"),
+        ("telemetry.log-format", "json"),
     ]
     .into();
     for key in KEYS {

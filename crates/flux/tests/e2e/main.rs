@@ -22,6 +22,8 @@ mod grpc;
 mod hostile;
 mod libraries;
 mod mistakes;
+mod observability;
 mod readme;
 mod redis_tools;
 mod shutdown;
+mod traces;

@@ -185,12 +185,13 @@ fn add_services(routes: &mut Trie<Route>, position: usize, known: &Known, plans:
             let route = Template::parse(&binding.template)
                 .map_err(|error| error.to_string())
                 .and_then(|template| {
-                    let route = RpcRoute::annotated(
+                    let mut route = RpcRoute::annotated(
                         rpc.clone(),
                         &template,
                         &binding.body,
                         &binding.response_body,
                     )?;
+                    route.http = format!("{} {}", binding.method, binding.template).into();
                     Ok((template, route))
                 });
             match route {

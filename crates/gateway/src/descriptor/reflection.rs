@@ -205,6 +205,7 @@ async fn ask(
         metadata: HeaderMap::new(),
         message: Bytes::new(),
         deadline: Instant::now() + EXCHANGE_TIMEOUT,
+        span: None,
     };
     let answers = client.batch(&call, &messages).await?;
     answers

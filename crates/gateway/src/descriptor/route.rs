@@ -71,6 +71,8 @@ impl ResponseBinding {
 /// A route to an rpc.
 #[derive(Debug)]
 pub(crate) struct RpcRoute {
+    /// Method and path template as they were written, for people: `GET /v1/things/{name}`.
+    pub(crate) http: Box<str>,
     pub(crate) rpc: Rpc,
     pub(crate) body: BodyBinding,
     /// Whether fields may come as query parameters.
@@ -166,8 +168,9 @@ impl RpcRoute {
     }
 
     /// `POST /package.Service/Method`, which every rpc has.
-    pub(crate) const fn direct(rpc: Rpc) -> Self {
+    pub(crate) fn direct(rpc: Rpc) -> Self {
         Self {
+            http: format!("POST {}", rpc.path).into(),
             rpc,
             body: BodyBinding::Message,
             takes_query: false,
@@ -202,6 +205,7 @@ impl RpcRoute {
             field => ResponseBinding::Field(rpc.output_field(field)?),
         };
         Ok(Self {
+            http: Box::default(),
             body: rpc.body_binding(body)?,
             // With `*` every field that is not in the path is in the body: http.proto says so.
             takes_query: body != "*",
@@ -233,6 +237,7 @@ impl RpcRoute {
             .as_deref()
             .unwrap_or(if has_body { "*" } else { "" });
         let mut route = Self::annotated(rpc, template, body, &config.response_body)?;
+        route.http = config.http.as_str().into();
         route.takes_query = true;
         route.timeout = config.timeout.map(crate::config::Timeout::get);
         for name in &config.required {

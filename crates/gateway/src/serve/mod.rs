@@ -19,6 +19,7 @@ pub(crate) mod pipeline;
 pub(crate) mod render;
 
 pub(crate) mod reply;
+mod traced;
 
 pub(crate) mod stream;
 

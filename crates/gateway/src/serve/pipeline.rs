@@ -6,11 +6,13 @@
 //! knows a service.
 
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use flux_env::Clock;
+use flux_telemetry::trace;
 use http::header::{ALLOW, HeaderMap, HeaderName};
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -22,6 +24,7 @@ use super::form::Form;
 use super::render::{HTTP_BODY, Render, is_http_body};
 use super::reply::{self, Body};
 use super::stream::{FailureRule, Stream, StreamTimes};
+use super::traced::{self, Traced};
 use super::vet::MediaType;
 use super::worker::Phase;
 use super::{body, guard, vet};
@@ -90,6 +93,7 @@ pub(super) struct Head {
     path: String,
     query: String,
     pub(super) headers: HeaderMap,
+    traced: Traced,
 }
 
 impl Pipeline {
@@ -140,14 +144,20 @@ impl Pipeline {
         let entered = self.metrics.enter();
         let is_http1 = request.version() <= Version::HTTP_11;
         let (parts, incoming) = request.into_parts();
+        let traced = Traced::begin(&parts);
         let head = Head {
             method: parts.method,
             path: parts.uri.path().to_owned(),
             query: parts.uri.query().unwrap_or_default().to_owned(),
             headers: parts.headers,
+            traced,
         };
         let mut quota = None;
-        let mut response = match self.answer(&head, incoming, peer, &mut quota).await {
+        let answered = {
+            let answer = pin!(self.answer(&head, incoming, peer, &mut quota));
+            trace::within(head.traced.context(), answer).await
+        };
+        let mut response = match answered {
             Ok(response) => response,
             Err(failure) => reply::failure(&failure, &self.catalog.error_details),
         };
@@ -158,13 +168,18 @@ impl Pipeline {
             reply::close_after_unread_body(&mut response);
         }
         drop(entered);
-        self.metrics.answered(response.status(), started.elapsed());
-        debug!(
-            method = %head.method,
-            status = response.status().as_u16(),
-            micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
-            "request"
-        );
+        head.traced.answered(&mut response);
+        let trace = head.traced.context();
+        self.metrics
+            .answered(response.status(), started.elapsed(), trace);
+        trace::during(trace, || {
+            debug!(
+                method = %head.method,
+                status = response.status().as_u16(),
+                micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+                "request"
+            );
+        });
         response
     }
 
@@ -199,6 +214,7 @@ impl Pipeline {
                 return Err(Failure::new(Code::NotFound, message).reason("NO_ROUTE"));
             }
         };
+        head.traced.route(route);
         *quota = self.limit(route, head, peer)?;
         let (timeout, is_impatient) = self.timeout(head, route)?;
         let limits = &self.limits;
@@ -210,9 +226,11 @@ impl Pipeline {
             emit_defaults: limits.emit_defaults,
             asked: route.response.asked(&message),
         };
+        let mut metadata = self.metadata(&head.headers);
         let call = Call {
+            span: head.traced.call(&route.rpc.path, &mut metadata),
             path: route.rpc.path.clone(),
-            metadata: self.metadata(&head.headers),
+            metadata,
             message: message.into(),
             deadline: Instant::now() + timeout,
         };
@@ -446,6 +464,7 @@ impl Pipeline {
         let client = self.client(route)?;
         let admission = self.admit(route)?;
         let result = client.unary(call).await;
+        traced::answered(call.span.as_ref(), &result);
         admission.settle(&result, is_impatient);
         result.map_err(|mut failure| {
             self.metrics.upstream_failed(failure.code);

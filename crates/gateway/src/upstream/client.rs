@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flux_cluster::registry;
+use flux_telemetry::trace::Span;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, TE, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri};
@@ -58,6 +59,8 @@ pub(crate) struct Call {
     pub(crate) metadata: HeaderMap,
     pub(crate) message: Bytes,
     pub(crate) deadline: Instant,
+    /// Its span, if it is recorded.
+    pub(crate) span: Option<Span>,
 }
 
 /// What came back.
@@ -244,6 +247,7 @@ impl Client {
                 }
             };
             let request = request(endpoint, call, body.clone())?;
+            endpoint.describe(call.span.as_ref());
             is_sent.store(true, Ordering::Relaxed);
             match connection.try_send_request(request).await {
                 Ok(response) => return Ok((response, seat)),
@@ -390,6 +394,17 @@ impl Endpoint {
                 });
                 (sender, Seat::Stream(seats))
             }
+        }
+    }
+
+    /// Says in a call's span where it goes.
+    fn describe(&self, span: Option<&Span>) {
+        let Some(span) = span else {
+            return;
+        };
+        span.set("server.address", self.authority.host().to_owned());
+        if let Some(port) = self.authority.port_u16() {
+            span.set("server.port", port);
         }
     }
 

@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use flux_telemetry::checks::{self, Checks, Finding, Need, Report};
-use flux_telemetry::metrics::CONTENT_TYPE;
+use flux_telemetry::metrics::Exposition;
 use serde_json::json;
 
 use crate::metrics::Metrics;
@@ -50,9 +50,13 @@ pub(crate) fn router(metrics: Metrics, readiness: Arc<dyn Readiness>, checks: Ch
         })
 }
 
-async fn metrics_text(State(admin): State<Admin>) -> Response {
-    let text = admin.metrics.registry().encode();
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
+async fn metrics_text(State(admin): State<Admin>, headers: HeaderMap) -> Response {
+    let accept = headers
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok());
+    let form = Exposition::negotiate(accept);
+    let text = admin.metrics.registry().encode_as(form);
+    ([(header::CONTENT_TYPE, form.content_type())], text).into_response()
 }
 
 async fn readyz(

@@ -156,7 +156,14 @@ async fn what_others_have_added_is_shown_and_only_what_is_required_decides() {
 #[tokio::test]
 async fn metrics_are_well_formed() {
     let server = start().await;
-    let (status, headers, body) = server.get("/metrics", "").await;
+    let (_, headers, classic) = server.get("/metrics", "").await;
+    assert!(headers.contains("text/plain; version=0.0.4"), "{headers}");
+    assert!(
+        classic.contains("# TYPE flux_server_commands_total counter\n"),
+        "{classic}"
+    );
+    let accept = "accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5\r\n";
+    let (status, headers, body) = server.get("/metrics", accept).await;
     assert_eq!(status, "HTTP/1.1 200 OK");
     assert!(
         headers.contains("application/openmetrics-text"),

@@ -31,8 +31,9 @@ use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
 use flux_env::Clock;
+use flux_telemetry::trace::{self, Service, Span};
 use flux_types::limits::{FLUX_IN_FLIGHT_MAX, UNAUTHENTICATED_BULK_BYTES_MAX};
-use flux_types::{Answer, Error};
+use flux_types::{Answer, Command, Error};
 use flux_wire::Limits;
 use flux_wire::flux::{FrameDecoder, Goaway, GoawayCode, PREFACE_BYTES, Preface, response};
 use flux_wire::resp::{SessionCommand, Writer};
@@ -44,7 +45,7 @@ use self::pipe::{Pipe, Received};
 use crate::clients::{Client, Ending};
 use crate::execute::Execute;
 use crate::groups::{Asked, groups};
-use crate::metrics::{Metrics, Protocol};
+use crate::metrics::{CommandCount, Metrics, Protocol};
 
 /// Unsent bytes beyond which no group is begun and nothing is read.
 const UNSENT_BYTES_PAUSE: usize = 1024 * 1024;
@@ -164,6 +165,23 @@ fn is_ending(client: &Client, context: &Context<'_>) -> bool {
     client.ending() != Ending::None
 }
 
+/// The span of commands that are executed together, if it is sampled. FLUX frames carry no context
+/// of the caller, so every trace begins here.
+fn span(commands: &[Command]) -> Option<Span> {
+    let span = trace::begin(Service::Node, trace::Kind::Server, || "FLUX")?;
+    let operation = match commands {
+        [command] => CommandCount::of(command).name().to_ascii_uppercase(),
+        _ => "PIPELINE".to_owned(),
+    };
+    span.set("db.system.name", "flux");
+    if commands.len() > 1 {
+        span.set("db.operation.batch.size", commands.len());
+    }
+    span.set("db.operation.name", operation.clone());
+    span.rename(operation);
+    Some(span)
+}
+
 /// A group of commands that is done.
 struct Done {
     flights: Vec<usize>,
@@ -271,10 +289,12 @@ impl<E: Execute> Session<E> {
         let executor = &self.parts.executor;
         let asked = std::mem::take(&mut self.asked);
         for group in groups(asked, |command| executor.shard(command)) {
+            let span = span(&group.commands);
             let answers = executor.execute_all(group.commands, group.deadline);
             let flights = group.tickets;
             self.running.push(Box::pin(async move {
-                let answers = answers.await;
+                let answers = pin!(answers);
+                let answers = trace::within(span.as_ref().map(Span::context), answers).await;
                 Done { flights, answers }
             }));
         }

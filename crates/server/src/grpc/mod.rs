@@ -12,6 +12,7 @@ mod original;
 mod scan;
 #[cfg(test)]
 mod tests;
+mod traced;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,6 +103,7 @@ pub(crate) fn router<E: Execute>(parts: Parts<E>) -> Router {
         .add_service(InterceptedService::new(reflection_v1alpha, authorization))
         .prepare()
         .into_axum_router()
+        .layer(traced::TraceLayer)
 }
 
 /// Both interfaces to keys: they differ in messages only.

@@ -87,7 +87,7 @@ fn register_fsync(
 ) {
     let stats = read.clone();
     registry.collect(
-        "flux_log_fsync_seconds",
+        "flux_log_fsync_duration_seconds",
         "Time of an fsync of segments (count and sum)",
         Kind::Histogram,
         &[],
@@ -98,7 +98,7 @@ fn register_fsync(
         },
     );
     registry.collect(
-        "flux_log_fsync_seconds_max",
+        "flux_log_fsync_duration_seconds_max",
         "Longest fsync since the start",
         Kind::Gauge,
         &[],
@@ -130,10 +130,10 @@ mod tests {
         let text = registry.encode();
         for line in [
             "flux_log_records_total 7",
-            "flux_log_fsync_seconds_count 2",
-            "flux_log_fsync_seconds_sum 0.003",
-            "flux_log_fsync_seconds_bucket{le=\"+Inf\"} 2",
-            "flux_log_fsync_seconds_max 0.002",
+            "flux_log_fsync_duration_seconds_count 2",
+            "flux_log_fsync_duration_seconds_sum 0.003",
+            "flux_log_fsync_duration_seconds_bucket{le=\"+Inf\"} 2",
+            "flux_log_fsync_duration_seconds_max 0.002",
             "flux_log_full 1",
             "flux_log_failed 0",
         ] {

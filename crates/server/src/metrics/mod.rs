@@ -11,7 +11,7 @@ mod store;
 
 use std::time::Duration;
 
-use flux_telemetry::{Counter, Counters, Gauges, Histograms, Labels, Registry, Scale, process};
+use flux_telemetry::{Counter, Counters, Gauges, Histograms, Labels, Registry, Scale};
 use flux_types::{Command, Outcome, Reply};
 
 pub(crate) use command::COMMAND_NAMES;
@@ -64,14 +64,8 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Registers the node's metrics, and those of the process, in `registry`.
+    /// Registers the node's metrics in `registry`.
     pub(crate) fn new(registry: &Registry) -> Self {
-        process::register(registry);
-        registry.info(
-            "flux_server_build",
-            "What runs here",
-            &[("version", env!("CARGO_PKG_VERSION"))],
-        );
         let protocols = || Labels::one("protocol", Protocol::NAMES);
         Self {
             connections: registry.gauges(
@@ -95,7 +89,7 @@ impl Metrics {
                 Labels::one("command", COMMAND_NAMES).and("result", RESULTS),
             ),
             latency: registry.histograms(
-                "flux_server_command_seconds",
+                "flux_server_command_duration_seconds",
                 "Time from a command's arrival to its answer",
                 Scale::Seconds,
                 protocols().and("kind", KINDS),
@@ -213,6 +207,11 @@ impl CommandCount {
             row: command_row(command),
             is_write: command.is_write(),
         }
+    }
+
+    /// The name under which it is counted.
+    pub(crate) fn name(self) -> &'static str {
+        COMMAND_NAMES.get(self.row).copied().unwrap_or("other")
     }
 }
 

@@ -24,14 +24,18 @@ mod state;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod traced;
 mod transaction;
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use flux_env::Instant;
 use flux_store::{KeyHash, Lookup};
+use flux_telemetry::TraceContext;
+use flux_telemetry::trace::{self, Span};
 use flux_types::{Answer, Command, Error, ErrorCode, ReadCommand, ShardId};
 use flux_wire::resp::{
     Decoded, Decoder, Flags, ProtocolError, Request, SessionCommand, Spec, Writer,
@@ -147,6 +151,8 @@ struct Session {
     /// The turn's last command on data: its latency stands for all of them.
     last_counted: Option<CommandCount>,
     hits: Hits,
+    /// The trace of the turn, if it is recorded.
+    trace: Option<TraceContext>,
     /// Whether the last turn ended at its bound.
     has_more: bool,
 }
@@ -166,6 +172,7 @@ impl Session {
             steps: Steps::default(),
             last_counted: None,
             hits: Hits::default(),
+            trace: None,
             has_more: false,
         }
     }
@@ -179,6 +186,7 @@ impl Session {
         let started = self.context.node.clock.now();
         let mut last: Option<&'static Spec> = None;
         let mut commands = 0;
+        let mut span = None;
         let next = loop {
             let is_full =
                 commands >= TURN_COMMANDS_MAX || self.steps.ready_bytes() >= TURN_REPLY_BYTES_MAX;
@@ -197,6 +205,10 @@ impl Session {
                 }
             };
             commands += 1;
+            if commands == 1 {
+                span = traced::begin();
+                self.trace = span.as_ref().map(Span::context);
+            }
             last = arrived.decoded.spec.or(last);
             if let Planned::Afterwards(later) = self.plan(arrived) {
                 self.run_turn(&mut pipe.output).await;
@@ -206,6 +218,9 @@ impl Session {
         self.has_more = commands >= TURN_COMMANDS_MAX || !self.ahead.is_empty();
         self.run_turn(&mut pipe.output).await;
         self.note(last, started);
+        if let Some(span) = &span {
+            traced::describe(span, last, commands);
+        }
         if self.state.is_closing {
             Next::Close
         } else {
@@ -286,7 +301,10 @@ impl Session {
             return;
         }
         let deadline = self.context.executor.deadline(None);
-        let reads = self.turn.run(&self.context.executor, deadline).await;
+        let reads = {
+            let run = pin!(self.turn.run(&self.context.executor, deadline));
+            trace::within(self.trace, run).await
+        };
         let mut sink = Sink {
             output,
             version: self.state.version,

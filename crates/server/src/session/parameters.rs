@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use flux_telemetry::logs;
 use flux_types::{Error, ErrorCode};
 use flux_wire::number::parse_u64;
 use flux_wire::resp::{Writer, error};
@@ -68,6 +69,19 @@ static PARAMETERS: &[Parameter] = &[
     fixed("latency-monitor-threshold", zero),
     fixed("lfu-decay-time", |_| "1".to_owned()),
     fixed("lfu-log-factor", |_| "10".to_owned()),
+    Parameter {
+        name: "loglevel",
+        get: |_| shown_log_level(&logs::level().unwrap_or_else(|| "info".to_owned())).to_owned(),
+        set: Setter::Changes(|_, text| {
+            logs::set_level(asked_log_level(text)).map_err(|error| match error {
+                logs::Error::Level { .. } => {
+                    "argument must be debug, verbose, notice, warning, nothing, a level of this \
+                     node, or parts such as info,flux_raft=debug"
+                }
+                logs::Error::Installed(_) | logs::Error::Missing => "this process writes no logs",
+            })
+        }),
+    },
     fixed("lua-time-limit", |_| "5000".to_owned()),
     Parameter {
         name: "maxclients",
@@ -120,6 +134,26 @@ static PARAMETERS: &[Parameter] = &[
         }),
     },
 ];
+
+/// Redis's name of a level, where there is one.
+fn shown_log_level(level: &str) -> &str {
+    match level {
+        "info" => "notice",
+        "warn" => "warning",
+        "off" => "nothing",
+        other => other,
+    }
+}
+
+/// The level that Redis's name means. Its `verbose` is what is rarely useful but not a mess.
+fn asked_log_level(name: &str) -> &str {
+    match name {
+        "verbose" | "notice" => "info",
+        "warning" => "warn",
+        "nothing" => "off",
+        other => other,
+    }
+}
 
 fn find(name: &[u8]) -> Option<&'static Parameter> {
     PARAMETERS
@@ -243,6 +277,20 @@ mod tests {
         let names: Vec<_> = PARAMETERS.iter().map(|parameter| parameter.name).collect();
         assert!(names.is_sorted(), "{names:?}");
         assert!(find(b"MaxClients").is_some());
+    }
+
+    #[test]
+    fn log_levels_have_the_names_of_redis_where_it_has_them() {
+        for (redis, ours) in [("notice", "info"), ("warning", "warn"), ("nothing", "off")] {
+            assert_eq!(asked_log_level(redis), ours);
+            assert_eq!(shown_log_level(ours), redis);
+        }
+        assert_eq!(asked_log_level("verbose"), "info");
+        let parts = "info,flux_raft=debug";
+        assert_eq!(
+            (asked_log_level(parts), shown_log_level(parts)),
+            (parts, parts)
+        );
     }
 
     #[test]

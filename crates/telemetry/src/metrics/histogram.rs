@@ -4,10 +4,14 @@
 //! this thread's lane. Powers of two tell a latency within a factor of two over the whole range
 //! from a microsecond to a quarter of a minute, in 25 buckets and without configuration.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use super::cells::Cells;
+use crate::context::TraceContext;
 
 /// What a histogram measures, which fixes its buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +72,16 @@ pub struct Histograms {
     /// For each row its buckets, then the sum.
     cells: Arc<Cells>,
     scale: Scale,
+    /// The last recorded request of each bucket, by number over all rows; few, because few requests
+    /// are recorded.
+    exemplars: Arc<Mutex<BTreeMap<usize, Exemplar>>>,
+}
+
+/// A recorded request that was counted in a bucket.
+#[derive(Clone, Copy, Debug)]
+struct Exemplar {
+    trace_id: u128,
+    value: u64,
 }
 
 /// One row's state.
@@ -82,6 +96,7 @@ impl Histograms {
         Self {
             cells: Arc::new(Cells::new(rows * (scale.buckets() + 1))),
             scale,
+            exemplars: Arc::default(),
         }
     }
 
@@ -96,6 +111,33 @@ impl Histograms {
     pub fn record_duration(&self, row: usize, duration: Duration) {
         debug_assert!(self.scale == Scale::Seconds, "{:?}", self.scale);
         self.record(row, u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Records the duration of a request that belongs to a recorded trace, which the bucket then
+    /// names as its example.
+    pub fn record_traced(&self, row: usize, duration: Duration, trace: Option<TraceContext>) {
+        self.record_duration(row, duration);
+        if let Some(trace) = trace.filter(|trace| trace.is_sampled()) {
+            let value = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+            let bucket = row * self.scale.buckets() + self.scale.bucket(value);
+            let trace_id = trace.trace_id();
+            let exemplar = Exemplar { trace_id, value };
+            self.exemplars.lock().insert(bucket, exemplar);
+        }
+    }
+
+    /// What stands behind the line of a bucket, counted over all rows, in the OpenMetrics form.
+    pub(super) fn exemplar(&self, bucket: usize) -> Option<String> {
+        let exemplar = *self.exemplars.lock().get(&bucket)?;
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a duration of 104 days is precise enough"
+        )]
+        let value = exemplar.value as f64 * self.scale.unit();
+        Some(format!(
+            " # {{trace_id=\"{:032x}\"}} {value}",
+            exemplar.trace_id
+        ))
     }
 
     /// Number of values recorded in a row.
@@ -147,6 +189,11 @@ impl Histogram {
     /// Records a duration. Only for [`Scale::Seconds`].
     pub fn record_duration(&self, duration: Duration) {
         self.histograms.record_duration(self.row, duration);
+    }
+
+    /// As [`Histograms::record_traced`].
+    pub fn record_traced(&self, duration: Duration, trace: Option<TraceContext>) {
+        self.histograms.record_traced(self.row, duration, trace);
     }
 
     /// Number of values recorded.

@@ -12,9 +12,11 @@
 //! without `_total`, which the exposition adds.
 
 mod cells;
+mod exposition;
 mod histogram;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -24,11 +26,8 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, 
 use prometheus_client::metrics::MetricType;
 
 pub use cells::{Counter, Counters, Gauge, Gauges};
+pub use exposition::Exposition;
 pub use histogram::{Histogram, Histograms, Scale};
-
-/// Content type of what [`Registry::encode`] returns: OpenMetrics text, which Prometheus and every
-/// compatible collector read.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The label names of a family and all their combinations of values, in the order in which the
 /// recorder numbers them.
@@ -189,6 +188,8 @@ pub struct Registry {
 struct Shared {
     registry: prometheus_client::registry::Registry,
     families: Vec<Family>,
+    /// Those that may name examples.
+    histograms: BTreeMap<String, Histograms>,
 }
 
 impl fmt::Debug for Registry {
@@ -394,6 +395,11 @@ impl Registry {
                 samples.push_histogram(&row, &read.buckets, read.sum);
             }
         });
+        let listed = histograms.clone();
+        self.shared
+            .lock()
+            .histograms
+            .insert(name.to_owned(), listed);
         histograms
     }
 
@@ -466,14 +472,24 @@ impl Registry {
         self.shared.lock().families.clone()
     }
 
-    /// All samples in the text form of OpenMetrics ([`CONTENT_TYPE`]).
+    /// All samples in the text form of OpenMetrics, with examples.
     #[must_use]
     pub fn encode(&self) -> String {
+        self.encode_as(Exposition::OpenMetrics)
+    }
+
+    /// All samples in this form.
+    #[must_use]
+    pub fn encode_as(&self, form: Exposition) -> String {
         let mut out = String::new();
+        let shared = self.shared.lock();
         // Writing to a String cannot fail, and no collector of ours makes an error up.
-        let result = text::encode(&mut out, &self.shared.lock().registry);
+        let result = text::encode(&mut out, &shared.registry);
         debug_assert!(result.is_ok(), "encoding to memory");
-        out
+        match form {
+            Exposition::OpenMetrics => exposition::with_exemplars(out, &shared.histograms),
+            Exposition::Classic => exposition::classic(&out),
+        }
     }
 }
 
@@ -486,6 +502,8 @@ fn is_metric_name(name: &str) -> bool {
     };
     let mut words = name.split('_');
     let count = match words.next() {
+        // `flux_build`, whose sample is `flux_build_info`, is of no room.
+        Some("flux") if name == "flux_build" => 2,
         Some("flux") => 3,
         Some("process") => 2,
         _ => return false,

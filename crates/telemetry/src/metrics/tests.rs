@@ -3,7 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use super::{Kind, Labels, Registry, Scale};
+use super::{Exposition, Kind, Labels, Registry, Scale};
+use crate::context::TraceContext;
 
 #[test]
 fn every_kind_is_written_with_help_type_labels_and_value() {
@@ -148,4 +149,69 @@ fn names_outside_the_pattern_are_recognised() {
     ] {
         assert!(super::is_metric_name(name), "{name}");
     }
+}
+
+#[test]
+fn a_scraper_gets_open_metrics_when_it_asks_and_classic_text_otherwise() {
+    let prometheus = "application/openmetrics-text;version=1.0.0;q=0.75,text/plain;q=0.5,*/*;q=0.1";
+    for (accept, form) in [
+        (None, Exposition::Classic),
+        (Some("*/*"), Exposition::Classic),
+        (Some("text/plain; version=0.0.4"), Exposition::Classic),
+        (
+            Some("application/openmetrics-text; q=0"),
+            Exposition::Classic,
+        ),
+        (Some(prometheus), Exposition::OpenMetrics),
+    ] {
+        assert_eq!(Exposition::negotiate(accept), form, "{accept:?}");
+    }
+}
+
+#[test]
+fn the_classic_form_names_families_as_their_samples() {
+    let registry = Registry::new();
+    registry.counter("flux_x_things", "Things").increment();
+    registry.info("flux_build", "What runs here", &[("version", "1")]);
+    registry.gauge("flux_x_level", "Level").set(3);
+    let text = registry.encode_as(Exposition::Classic);
+    let expected = "\
+# HELP flux_x_things_total Things
+# TYPE flux_x_things_total counter
+flux_x_things_total 1
+# HELP flux_build_info What runs here
+# TYPE flux_build_info gauge
+flux_build_info{version=\"1\"} 1
+# HELP flux_x_level Level
+# TYPE flux_x_level gauge
+flux_x_level 3
+";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn a_bucket_names_the_last_recorded_request_in_it_and_only_in_open_metrics() {
+    let registry = Registry::new();
+    let latency = registry.histograms(
+        "flux_x_request_duration_seconds",
+        "Time",
+        Scale::Seconds,
+        Labels::one("route", ["a", "b"]),
+    );
+    let second = Duration::from_secs(1);
+    let trace = |id, sampled| TraceContext::new(id, 1, sampled);
+    latency.record_traced(0, second, None);
+    latency.record_traced(1, second, trace(7, true));
+    latency.record_traced(1, second, trace(8, true));
+    latency.record_traced(1, second, trace(9, false));
+    let text = registry.encode();
+    let named: Vec<&str> = text.lines().filter(|line| line.contains(" # ")).collect();
+    let [line] = named.as_slice() else {
+        panic!("{text}");
+    };
+    assert!(line.contains(r#"route="b""#), "{line}");
+    let exemplar = r#" 3 # {trace_id="00000000000000000000000000000008"} 1"#;
+    assert!(line.ends_with(exemplar), "{line}");
+    let classic = registry.encode_as(Exposition::Classic);
+    assert!(!classic.contains("trace_id"), "{classic}");
 }
