@@ -58,6 +58,9 @@ const LINES_MAX: usize = 800;
 /// Commands of the README that the suite cannot run from within itself.
 const COMMANDS_NOT_RUN: &[&str] = &["cargo run --release", "scripts/test"];
 
+/// Marks of the README's blocks that tests run: by the end-to-end tests, by `deploy/test-compose`.
+const BLOCKS_RUN: &[&str] = &["sh test", "sh compose"];
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -437,7 +440,7 @@ fn every_command_of_the_readme_is_run_by_the_suite() {
     let blocks = shell_blocks(&text(&readme));
     let mut offenders = Vec::new();
     for (info, body) in &blocks {
-        for line in body.lines().filter(|_| info != "sh test") {
+        for line in body.lines().filter(|_| !BLOCKS_RUN.contains(&info.as_str())) {
             if !COMMANDS_NOT_RUN.contains(&line.trim()) {
                 offenders.push(line.to_owned());
             }
@@ -445,30 +448,39 @@ fn every_command_of_the_readme_is_run_by_the_suite() {
     }
     assert_none(
         &offenders,
-        "a README command outside of a block marked `sh test`",
+        "a README command outside of a block that tests run",
     );
 
     let translation = root().join("README.zh-CN.md");
     if translation.exists() {
-        let strip = |blocks: Vec<(String, String)>| -> Vec<String> {
-            blocks
-                .into_iter()
-                .filter(|(info, _)| info == "sh test")
-                .flat_map(|(_, body)| body.lines().map(str::to_owned).collect::<Vec<_>>())
-                .map(|line| {
-                    line.split(" # ")
-                        .next()
-                        .unwrap_or_default()
-                        .trim()
-                        .to_owned()
-                })
-                .filter(|line| !line.is_empty() && !line.starts_with('#'))
-                .collect()
-        };
-        assert_eq!(
-            strip(blocks),
-            strip(shell_blocks(&text(&translation))),
-            "README.zh-CN.md runs other commands than README.md"
-        );
+        let translated = shell_blocks(&text(&translation));
+        for marked in BLOCKS_RUN {
+            assert_eq!(
+                commands(&blocks, marked),
+                commands(&translated, marked),
+                "README.zh-CN.md runs other commands than README.md in `{marked}`"
+            );
+        }
     }
+    // The stack needs a Docker daemon, so `deploy/test-compose` runs its commands, from the page
+    // that begins with them.
+    let stack = commands(&shell_blocks(&text(&root().join("docs/compose.md"))), "sh test");
+    let quick_start = commands(&blocks, "sh compose");
+    assert_eq!(
+        stack.get(..quick_start.len()),
+        Some(quick_start.as_slice()),
+        "docs/compose.md does not begin with the `sh compose` of README.md"
+    );
+}
+
+/// The commands of the blocks so marked, without comments.
+fn commands(blocks: &[(String, String)], marked: &str) -> Vec<String> {
+    blocks
+        .iter()
+        .filter(|(info, _)| info == marked)
+        .flat_map(|(_, body)| body.lines())
+        .map(|line| line.split(" # ").next().unwrap_or_default().trim())
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect()
 }
