@@ -5,15 +5,19 @@ anybody's is touched, and names such as flux-cdc-consumer are free. It changes n
 makes no bridge of its own; what containers publish on 127.0.0.1 goes through Docker's proxy.
 """
 
+import ctypes
 import fcntl
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 
 START_SECONDS_MAX = 60
+# From linux/prctl.h.
+PR_SET_PDEATHSIG = 1
 
 
 class Skip(Exception):
@@ -38,6 +42,11 @@ def run(words, *, timeout=120, check=True, text=None, cwd=None, env=None):
     return done.stdout
 
 
+def end_with_parent():
+    """The daemon is told to stop even when this process is killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class Daemon:
     """The daemon, for a `with` statement."""
 
@@ -51,18 +60,21 @@ class Daemon:
 
     def __enter__(self):
         self.data.mkdir(parents=True, exist_ok=True)
-        self.held = self.lock.open("w")
+        self.held = self.lock.open("a+")
         # Two runs in one checkout would share the data; the second waits.
         fcntl.flock(self.held, fcntl.LOCK_EX)
+        self.clear_after_a_killed_run()
         # Sockets have short names only.
         self.run_folder = pathlib.Path(tempfile.mkdtemp(prefix="flux-", dir="/run"))
+        self.held.write(str(self.run_folder))
+        self.held.flush()
         socket = f"unix://{self.run_folder}/docker.sock"
         log = self.log.open("w")
         self.process = subprocess.Popen(
             ["dockerd", "--host", socket, "--data-root", self.data, "--exec-root", self.run_folder / "exec",
              "--pidfile", self.run_folder / "docker.pid", "--bridge", "none", "--iptables=false",
              "--ip6tables=false", "--ip-forward=false", "--config-file", self.empty_config()],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=end_with_parent)
         os.environ["DOCKER_HOST"] = socket
         # The builder that every Docker has.
         os.environ["DOCKER_BUILDKIT"] = "0"
@@ -75,6 +87,15 @@ class Daemon:
             self.__exit__()
             raise
         return self
+
+    def clear_after_a_killed_run(self):
+        """The lock names the folder of whoever held it last and could not clear up."""
+        self.held.seek(0)
+        left = self.held.read().strip()
+        if left.startswith("/run/flux-"):
+            unmount_below(left)
+            shutil.rmtree(left, ignore_errors=True)
+        self.held.truncate(0)
 
     def empty_config(self):
         path = self.run_folder / "daemon.json"
@@ -106,6 +127,7 @@ class Daemon:
             shutil.rmtree(self.run_folder, ignore_errors=True)
         unmount_below(self.data)
         if self.held is not None:
+            self.held.truncate(0)
             self.held.close()
 
 

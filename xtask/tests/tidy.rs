@@ -440,7 +440,10 @@ fn every_command_of_the_readme_is_run_by_the_suite() {
     let blocks = shell_blocks(&text(&readme));
     let mut offenders = Vec::new();
     for (info, body) in &blocks {
-        for line in body.lines().filter(|_| !BLOCKS_RUN.contains(&info.as_str())) {
+        for line in body
+            .lines()
+            .filter(|_| !BLOCKS_RUN.contains(&info.as_str()))
+        {
             if !COMMANDS_NOT_RUN.contains(&line.trim()) {
                 offenders.push(line.to_owned());
             }
@@ -464,7 +467,10 @@ fn every_command_of_the_readme_is_run_by_the_suite() {
     }
     // The stack needs a Docker daemon, so `deploy/test-compose` runs its commands, from the page
     // that begins with them.
-    let stack = commands(&shell_blocks(&text(&root().join("docs/compose.md"))), "sh test");
+    let stack = commands(
+        &shell_blocks(&text(&root().join("docs/compose.md"))),
+        "sh test",
+    );
     let quick_start = commands(&blocks, "sh compose");
     assert_eq!(
         stack.get(..quick_start.len()),
