@@ -10,8 +10,15 @@ pub mod cursor;
 pub mod envelope;
 pub mod error;
 pub mod event;
+pub mod feed;
+pub mod origin;
+mod tail;
+#[cfg(test)]
+mod tests;
 
 pub use cursor::{Cursor, CursorError, Place, Start};
 pub use envelope::Envelope;
 pub use error::CdcError;
 pub use event::{Change, Control, Event, Group, Position};
+pub use feed::{Batch, Feed, OnGap, Request};
+pub use origin::Origin;

@@ -262,7 +262,8 @@ fn cli_command() -> Command {
             "flux cli SET key value    one command\n\
              flux cli < commands.txt   one command per line\n\
              flux cli                  a prompt with history, completion and hints\n\
-             flux cli demo             write, read, expire and delete, and say what is seen",
+             flux cli demo             write, read, expire and delete, and say what is seen\n\
+             flux cli watch PREFIX     changes as they happen; --from, --count, --grpc-port",
         )
         .disable_help_flag(true)
         .arg(

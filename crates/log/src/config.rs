@@ -17,6 +17,19 @@ pub enum FsyncPolicy {
     Never,
 }
 
+/// How long entries are kept that replication needs no more, for those who read the change stream.
+/// They go by whole segments, the oldest first. A full disk comes before all of it: then the oldest
+/// go until there is room for writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// Most bytes of segments kept for this alone.
+    pub bytes_max: u64,
+    /// How long after the last record of a segment it is kept at most, in milliseconds.
+    pub age_max_ms: u64,
+    /// Most bytes kept for those who asked by name ([`crate::ShardLog::pin`]).
+    pub pinned_bytes_max: u64,
+}
+
 /// Where and how a log is kept.
 #[derive(Clone, Debug)]
 pub struct LogConfig {
@@ -28,6 +41,8 @@ pub struct LogConfig {
     pub segment_bytes: u64,
     /// Entries kept in memory per shard, in payload bytes; older ones are read from disk.
     pub tail_bytes_max: usize,
+    /// What is kept beyond what replication needs; nothing unless set.
+    pub retention: Retention,
     /// Shards of this node. Fixed at the first open of a directory.
     pub shard_count: u32,
     /// Whether a thread of its own writes and syncs. Without, [`crate::Log::pump`] does; for
@@ -51,6 +66,7 @@ impl LogConfig {
             fsync: FsyncPolicy::Always,
             segment_bytes: crate::fields::widen(SEGMENT_BYTES_DEFAULT),
             tail_bytes_max: 16 * 1024 * 1024,
+            retention: Retention::default(),
             shard_count,
             own_thread: true,
         }

@@ -27,7 +27,7 @@ mod stream;
 mod tests;
 mod writer;
 
-pub use config::{FsyncPolicy, LogConfig};
+pub use config::{FsyncPolicy, LogConfig, Retention};
 pub use error::{LogError, OpenError};
 pub use identity::Identity;
 pub use record::{LogEntry, LogId, RecordKind, Vote};

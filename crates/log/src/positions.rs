@@ -130,6 +130,22 @@ impl Positions {
         }
     }
 
+    /// Moves up to `count` positions from the front to the back of another queue.
+    pub(crate) fn move_front(&mut self, count: u64, to: &mut Self) {
+        let count = count.min(widen(self.len()));
+        for position in self.iter_from(0).take(narrow(count)) {
+            to.push_back(position);
+        }
+        self.drop_front(count);
+    }
+
+    /// Drops the positions in segments before one; segments rise from front to back.
+    pub(crate) fn drop_before(&mut self, segment: u64) {
+        let first_kept = self.runs.iter().find(|run| segment <= run.segment);
+        let kept_from = first_kept.map_or_else(|| self.end(), |run| run.first);
+        self.drop_front(kept_from.saturating_sub(self.front));
+    }
+
     pub(crate) fn clear(&mut self) {
         self.offsets.clear();
         self.runs.clear();
@@ -163,7 +179,14 @@ mod tests {
                         packed.drop_front(count);
                         plain.drain(..plain.len().min(narrow(count)));
                     }
-                    2 if number % 16 == 0 => {
+                    2 if number % 16 < 4 => {
+                        let mut moved = Positions::default();
+                        packed.move_front(number % 4, &mut moved);
+                        let count = plain.len().min(narrow(number % 4));
+                        let expected: Vec<Position> = plain.drain(..count).collect();
+                        prop_assert!(moved.iter_from(0).eq(expected));
+                    }
+                    2 if number % 16 == 5 => {
                         packed.clear();
                         plain.clear();
                     }

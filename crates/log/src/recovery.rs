@@ -38,6 +38,8 @@ pub(crate) struct ShardImage {
     pub(crate) installed: Option<LogId>,
     /// Positions of the entries up to `last`, without gaps, the oldest first.
     pub(crate) entries: Positions,
+    /// Positions of purged entries whose segments are still there, ending before `entries`.
+    pub(crate) history: Positions,
 }
 
 impl ShardImage {
@@ -50,6 +52,25 @@ impl ShardImage {
     pub(crate) fn position(&self, index: LogIndex) -> Option<Position> {
         let at = index.get().checked_sub(self.first_index())?;
         self.entries.get(narrow(at))
+    }
+
+    /// Index of the oldest entry that can still be read, purged or not; the next index if none.
+    pub(crate) fn oldest_index(&self) -> u64 {
+        self.first_index() - widen(self.history.len())
+    }
+
+    /// Where an entry lies that may have been purged.
+    pub(crate) fn history_position(&self, index: LogIndex) -> Option<Position> {
+        if self.first_index() <= index.get() {
+            return self.position(index);
+        }
+        let at = index.get().checked_sub(self.oldest_index())?;
+        self.history.get(narrow(at))
+    }
+
+    /// Forgets purged entries in segments before one.
+    pub(crate) fn forget_before(&mut self, segment: u64) {
+        self.history.drop_before(segment);
     }
 
     /// The id of the entry at an index, if it is there.
@@ -77,10 +98,11 @@ impl ShardImage {
         if self.last.is_none_or(|last| last.index < id.index) {
             // A snapshot went beyond the log: the log continues after it.
             self.entries.clear();
+            self.history.clear();
             self.last = Some(id);
         }
         let purged = (id.index.get() + 1).saturating_sub(self.first_index());
-        self.entries.drop_front(purged);
+        self.entries.move_front(purged, &mut self.history);
         if self.purged.is_none_or(|purged| purged.index < id.index) {
             self.purged = Some(id);
         }

@@ -228,6 +228,98 @@ impl ShardLog {
         self.read(&wanted, bytes_max)
     }
 
+    /// As [`ShardLog::entries`], but also purged entries, as long as their segments are there.
+    ///
+    /// # Errors
+    /// If the disk does not give back what was written, or an entry was deleted meanwhile: then
+    /// [`ShardLog::oldest`] has moved beyond it.
+    pub fn history(
+        &self,
+        from: LogIndex,
+        until: LogIndex,
+        bytes_max: usize,
+    ) -> Result<Vec<LogEntry>, LogError> {
+        let mut wanted: Vec<(LogIndex, Position)> = Vec::new();
+        {
+            let stream = self.shared.stream.lock();
+            let Some(state) = stream.shards.get(self.shard) else {
+                return Ok(Vec::new());
+            };
+            let first = state.image.first_index();
+            if from.get() < first {
+                let Some(skipped) = from.get().checked_sub(state.image.oldest_index()) else {
+                    return Ok(Vec::new());
+                };
+                let indexes = from.get()..until.get().min(first);
+                let positions = state.image.history.iter_from(narrow(skipped));
+                let budget = bytes_max / RECORD_HEADER_BYTES + 1;
+                let wanted_now = indexes.zip(positions).take(budget);
+                wanted.extend(wanted_now.map(|(index, position)| (LogIndex::new(index), position)));
+            }
+        }
+        if wanted.is_empty() {
+            return self.entries(from, until, bytes_max);
+        }
+        self.read(&wanted, bytes_max)
+    }
+
+    /// Index of the oldest entry that [`ShardLog::history`] can give; the next index if none.
+    #[must_use]
+    pub fn oldest(&self) -> LogIndex {
+        let stream = self.shared.stream.lock();
+        let state = stream.shards.get(self.shard);
+        LogIndex::new(state.map_or(1, |state| state.image.oldest_index()))
+    }
+
+    /// The id of an entry that [`ShardLog::history`] can give.
+    #[must_use]
+    pub fn history_id_at(&self, index: LogIndex) -> Option<LogId> {
+        let stream = self.shared.stream.lock();
+        let position = stream
+            .shards
+            .get(self.shard)?
+            .image
+            .history_position(index)?;
+        Some(LogId {
+            term: position.term,
+            index,
+        })
+    }
+
+    /// Whether the entry at an index is in memory, so that reading it waits for no disk.
+    #[must_use]
+    pub fn is_recent(&self, index: LogIndex) -> bool {
+        let stream = self.shared.stream.lock();
+        let tail = stream
+            .shards
+            .get(self.shard)
+            .and_then(|state| state.tail.front());
+        tail.is_some_and(|oldest| oldest.id.index <= index)
+    }
+
+    /// Index up to which entries are synced, whatever the policy: a power cut leaves them.
+    #[must_use]
+    pub fn durable(&self) -> LogIndex {
+        let stream = self.shared.stream.lock();
+        LogIndex::new(
+            stream
+                .shards
+                .get(self.shard)
+                .map_or(0, |state| state.durable),
+        )
+    }
+
+    /// Asks that history after an index be kept for somebody, beyond what retention keeps, up to
+    /// the retention's cap. Replaces what was asked for under that name.
+    pub fn pin(&self, name: &str, after: LogIndex) {
+        self.shared.stream.lock().pin(self.shard, name, after);
+    }
+
+    /// Ends what [`ShardLog::pin`] asked for.
+    pub fn unpin(&self, name: &str) {
+        self.shared.stream.lock().unpin(self.shard, name);
+    }
+
     fn read(
         &self,
         wanted: &[(LogIndex, Position)],

@@ -526,7 +526,8 @@ impl Shared {
         if let Err(error) = prepared {
             self.fail(&format!("cannot prepare a segment: {error}"), Vec::new());
         }
-        if self.purge_wanted.swap(false, Ordering::AcqRel) {
+        // By age, history goes without anything happening.
+        if self.purge_wanted.swap(false, Ordering::AcqRel) || tick {
             self.delete_unneeded();
         }
     }

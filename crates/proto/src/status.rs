@@ -82,6 +82,16 @@ pub fn from_invalid_field(invalid: &InvalidField) -> Status {
     status
 }
 
+/// A failure that a service describes by a detail of its own.
+#[must_use]
+pub fn with_detail(code: Code, message: &str, name: &str, detail: &impl prost::Message) -> Status {
+    Status {
+        code: code.into(),
+        message: message.to_owned(),
+        details: vec![any(name, detail)],
+    }
+}
+
 /// The status as tonic sends it, details included.
 #[must_use]
 pub fn to_tonic(status: &Status) -> tonic::Status {

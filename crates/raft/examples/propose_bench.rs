@@ -117,11 +117,11 @@ async fn measure(
             let mut rng = SeededRng::new(number as u64);
             while clock.now() < until {
                 let (reply, answers) = oneshot::channel();
-                submit(Submission {
-                    commands: commands(&mut rng, depth),
-                    deadline: until + Duration::from_secs(10),
+                submit(Submission::new(
+                    commands(&mut rng, depth),
+                    until + Duration::from_secs(10),
                     reply,
-                });
+                ));
                 let answers = answers.await.expect("an answer");
                 assert!(answers.iter().all(|answer| answer.reply == Reply::Ok));
                 operations.set(operations.get() + answers.len() as u64);

@@ -11,6 +11,7 @@ use std::io;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flux_log::{LogEntry, LogId, Vote};
+use flux_store::batch::MEMBERSHIP_MARK;
 use flux_types::{LogIndex, NodeId, Revision, Term, UnixMillis};
 use openraft::entry::{EntryPayload, RaftEntry as _};
 use openraft::impls::EmptyNode;
@@ -21,8 +22,6 @@ use crate::type_config::{
     TypeConfig,
 };
 
-/// First byte of a membership payload.
-pub(crate) const MEMBERSHIP_MARK: u8 = 0x4d;
 /// Version of the membership encoding.
 const MEMBERSHIP_VERSION: u8 = 1;
 /// Version of a snapshot's meta.

@@ -122,11 +122,11 @@ async fn sleep(replica: &Replica, alarm: &SweepAlarm, now: UnixMillis) {
 /// Proposes the removal of these keys; answers whether it was applied.
 async fn sweep(replica: &Replica, keys: Vec<Bytes>) -> bool {
     let (reply, answers) = oneshot::channel();
-    let submission = Submission {
-        commands: vec![Command::Write(WriteCommand::SweepExpired { keys })],
-        deadline: replica.clock.now() + SWEEP_TIMEOUT,
+    let submission = Submission::new(
+        vec![Command::Write(WriteCommand::SweepExpired { keys })],
+        replica.clock.now() + SWEEP_TIMEOUT,
         reply,
-    };
+    );
     match replica.queue.push(submission) {
         Ok(()) => {}
         Err(Refused::Busy(_) | Refused::Closed(_)) => return false,

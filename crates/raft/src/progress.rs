@@ -80,6 +80,11 @@ impl Progress {
         (state.applied, state.membership.clone())
     }
 
+    /// The last entry applied.
+    pub(crate) fn applied_id(&self) -> Option<LogId> {
+        self.state.lock().applied
+    }
+
     /// The last entry applied or being applied.
     pub(crate) fn applying(&self) -> Option<LogId> {
         self.state.lock().applying
@@ -104,6 +109,17 @@ impl Progress {
         loop {
             let changed = self.changed.notified();
             if index <= self.applied_index() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until the store holds a state that once was. Safe to drop.
+    pub(crate) async fn wait_whole(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.is_whole() {
                 return;
             }
             changed.await;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 
 use flux_env::Instant;
-use flux_types::{Answer, Command};
+use flux_types::{Answer, Command, TraceParent};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -23,11 +23,31 @@ pub struct Submission {
     /// The commands, in the client's order. They are answered in this order, and each sees what
     /// the ones before it did.
     pub commands: Vec<Command>,
+    /// Which of the commands belong to a traced request, by their number, rising. What they change
+    /// is noted in the log with it.
+    pub traces: Vec<(usize, TraceParent)>,
     /// When the client stops waiting. A command that was not yet proposed is then not done; one
     /// that was has an unknown outcome.
     pub deadline: Instant,
     /// Gets one answer per command, after all of them are committed and applied.
     pub reply: oneshot::Sender<Vec<Answer>>,
+}
+
+impl Submission {
+    /// A submission of commands that belong to no trace.
+    #[must_use]
+    pub const fn new(
+        commands: Vec<Command>,
+        deadline: Instant,
+        reply: oneshot::Sender<Vec<Answer>>,
+    ) -> Self {
+        Self {
+            commands,
+            traces: Vec::new(),
+            deadline,
+            reply,
+        }
+    }
 }
 
 /// See the module.
@@ -153,11 +173,11 @@ mod tests {
     use super::*;
 
     fn submission(operations: usize) -> Submission {
-        Submission {
-            commands: vec![Command::Read(ReadCommand::Count); operations],
-            deadline: Instant::from_nanos(u64::MAX),
-            reply: oneshot::channel().0,
-        }
+        Submission::new(
+            vec![Command::Read(ReadCommand::Count); operations],
+            Instant::from_nanos(u64::MAX),
+            oneshot::channel().0,
+        )
     }
 
     #[derive(Default)]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use flux_env::{Clock, Instant};
-use flux_log::{Log, LogId};
+use flux_log::{Log, LogId, ShardLog};
 use flux_store::Store;
 use flux_types::{Answer, Error, ErrorCode, LogIndex, NodeId, ShardId, UnixMillis};
 use openraft::impls::EmptyNode;
@@ -322,6 +322,33 @@ impl Shard {
     /// Safe to drop.
     pub async fn wait_applied(&self, index: LogIndex) {
         self.inner.replica.progress.wait_applied(index).await;
+    }
+
+    /// The last entry applied here, and so committed.
+    #[must_use]
+    pub fn applied(&self) -> Option<LogId> {
+        self.inner.replica.progress.applied_id()
+    }
+
+    /// The last entry applied here or being applied.
+    #[must_use]
+    pub fn applying(&self) -> Option<LogId> {
+        self.inner.replica.progress.applying()
+    }
+
+    /// Waits until the store holds a state that once was, as it does not while the end of a
+    /// snapshot is being replayed (rule 4).
+    ///
+    /// # Cancellation
+    /// Safe to drop.
+    pub async fn wait_whole(&self) {
+        self.inner.replica.progress.wait_whole().await;
+    }
+
+    /// The shard's log, for those who follow what is committed.
+    #[must_use]
+    pub fn log(&self) -> &ShardLog {
+        &self.inner.replica.log
     }
 
     /// Closes the gate, finishes the batch in flight, refuses what waits behind it and ends all

@@ -101,6 +101,38 @@ pub struct Config {
     /// Size of a log segment. Default 64 MiB, 1 MiB to 1 GiB.
     #[serde(with = "units::size")]
     pub segment_size: u64,
+    /// What is kept for readers of the change stream.
+    pub cdc: CdcConfig,
+}
+
+/// What is kept for readers of the change stream, and what they get.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct CdcConfig {
+    /// Bytes of old log segments kept for the change stream alone. Default 512 MiB.
+    #[serde(with = "units::size")]
+    pub retention_bytes: u64,
+    /// How long they are kept at most. Default 24 h.
+    #[serde(with = "units::duration")]
+    pub retention_age: Duration,
+    /// Bytes kept instead while a sink that is known by name still needs them. Default 8 GiB.
+    #[serde(with = "units::size")]
+    pub pinned_bytes_max: u64,
+    /// Longest value that is put into an event; of a longer one come size and checksum. Default
+    /// 256 KiB.
+    #[serde(with = "units::size")]
+    pub event_value_max: u64,
+}
+
+impl Default for CdcConfig {
+    fn default() -> Self {
+        Self {
+            retention_bytes: 512 * MIB,
+            retention_age: Duration::from_secs(24 * 60 * 60),
+            pinned_bytes_max: 8 * 1024 * MIB,
+            event_value_max: flux_cdc::envelope::VALUE_BYTES_DEFAULT as u64,
+        }
+    }
 }
 
 impl Default for Config {
@@ -126,6 +158,7 @@ impl Default for Config {
             max_memory: 0,
             snapshot_log_size: 256 * MIB,
             segment_size: limits::SEGMENT_BYTES_DEFAULT as u64,
+            cdc: CdcConfig::default(),
         }
     }
 }
@@ -267,6 +300,11 @@ impl Config {
             "segment-size",
             (MIB..=1024 * MIB).contains(&self.segment_size),
             "must be 1MiB to 1GiB",
+        );
+        review.check(
+            "event-value-max",
+            self.cdc.event_value_max <= limits::VALUE_BYTES_MAX as u64,
+            "must be at most 64MiB",
         );
     }
 

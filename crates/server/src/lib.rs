@@ -5,6 +5,7 @@
 //! FLUX, `grpc` and `admin` HTTP; all of them execute commands through [`exec`].
 
 mod admin;
+mod changes;
 mod clients;
 pub mod config;
 mod context;
@@ -25,7 +26,7 @@ mod readiness;
 mod session;
 mod units;
 
-pub use config::{Config, Fsync, Mistake};
+pub use config::{CdcConfig, Config, Fsync, Mistake};
 pub use error::{NodeFailure, StartError};
 pub use exec::Executor;
 pub use node::Node;

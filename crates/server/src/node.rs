@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use flux_cluster::SlotMap;
 use flux_env::{Clock, Disk, Instant, RealClock, RealDisk, Rng, SeededRng};
-use flux_log::{FsyncPolicy, Log, LogConfig, OpenError, Seeds};
+use flux_log::{FsyncPolicy, Log, LogConfig, OpenError, Retention, Seeds};
 use flux_raft::{Formation, NoNetwork, Shard, ShardConfig, ShardParts};
 use flux_store::{Dropped, Store, StoreConfig};
 use flux_telemetry::{Checks, Registry};
@@ -26,6 +26,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::changes::{self, Changes};
 use crate::clients::{Clients, Ending};
 use crate::config::{Config, Fsync};
 use crate::context::{Context, Lookups, Pause, Switches};
@@ -34,7 +35,9 @@ use crate::error::{NodeFailure, StartError};
 use crate::exec::{Executor, Home, Lane};
 use crate::http_listener::HttpListener;
 use crate::listen::{Acceptor, end_idle};
-use crate::metrics::{LogState, Metrics, Protocol, register_log, register_raft, register_stores};
+use crate::metrics::{
+    ChangesMetrics, LogState, Metrics, Protocol, register_log, register_raft, register_stores,
+};
 use crate::ports::{Addresses, Listeners};
 use crate::readiness::{Readiness, ShardReadiness};
 use crate::{admin, grpc};
@@ -125,6 +128,15 @@ impl Node {
             }
         });
         register_shards(registry, &shards);
+        let changes = Changes::new(changes::Parts {
+            cluster: log.identity().cluster,
+            node: log.identity().node,
+            shards: shards.clone(),
+            value_bytes_max: usize::try_from(config.cdc.event_value_max).unwrap_or(usize::MAX),
+            clock: Arc::clone(&clock),
+            metrics: ChangesMetrics::new(registry),
+            draining: CancellationToken::new(),
+        });
         let home = Home::new(map, shards, Arc::clone(&clock), config.request_timeout);
         let context = Arc::new(Context {
             switches: Switches::new(&config),
@@ -141,7 +153,7 @@ impl Node {
             started_at,
             is_draining: AtomicBool::new(false),
         });
-        Self::run(context, cores, listeners, checks)
+        Self::run(context, cores, listeners, checks, changes)
     }
 
     /// Starts to accept.
@@ -150,8 +162,9 @@ impl Node {
         cores: Cores,
         listeners: Listeners,
         checks: &Checks,
+        changes: Changes,
     ) -> Result<Self, StartError> {
-        let stop_accepting = CancellationToken::new();
+        let stop_accepting = changes.draining().clone();
         let places = Arc::clone(cores.places());
         let executors: Vec<Executor> = (0..places.count())
             .map(|core| executor_of_core(&context.home, &places, core))
@@ -174,6 +187,10 @@ impl Node {
             context.config.connections_max.min(Semaphore::MAX_PERMITS),
         ));
         let readiness: Arc<dyn Readiness> = Arc::clone(&context) as _;
+        let password = {
+            let context = Arc::clone(&context);
+            grpc::Password::new(move || context.switches.password())
+        };
         let grpc = grpc::router(grpc::Parts {
             executor: executor.clone(),
             clock: Arc::clone(&context.clock),
@@ -181,12 +198,11 @@ impl Node {
             readiness: Arc::clone(&readiness),
             request_timeout: context.config.request_timeout,
             value_bytes_max: usize::try_from(context.config.value_size_max).unwrap_or(usize::MAX),
-            password: {
-                let context = Arc::clone(&context);
-                grpc::Password::new(move || context.switches.password())
-            },
+            password: password.clone(),
+            changes: Some(changes.clone()),
         });
         let admin = admin::router(context.metrics.clone(), readiness, checks.clone());
+        let admin = admin.merge(admin::changes_router(changes, password));
         let mut tasks = Vec::new();
         for (socket, router, protocol) in [
             (listeners.grpc, grpc, Protocol::Grpc),
@@ -488,6 +504,11 @@ fn open_log_with(
             Fsync::Never => FsyncPolicy::Never,
         },
         segment_bytes: config.segment_size,
+        retention: Retention {
+            bytes_max: config.cdc.retention_bytes,
+            age_max_ms: u64::try_from(config.cdc.retention_age.as_millis()).unwrap_or(u64::MAX),
+            pinned_bytes_max: config.cdc.pinned_bytes_max,
+        },
         ..LogConfig::new(config.data_dir.clone(), shards)
     };
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);

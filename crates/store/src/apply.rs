@@ -110,18 +110,19 @@ impl Store {
         let mut ready = Vec::with_capacity(group.len());
         let mut clears = false;
         for (revision, fact) in group {
-            match fact.key() {
-                Some(key) => {
-                    let hash = self.hash(key);
-                    self.prefetch(hash);
-                    ready.push(Ready {
-                        hash,
-                        key,
-                        revision: *revision,
-                        fact: *fact,
-                    });
-                }
-                None => clears = true,
+            if let Some(key) = fact.key() {
+                let hash = self.hash(key);
+                self.prefetch(hash);
+                ready.push(Ready {
+                    hash,
+                    key,
+                    revision: *revision,
+                    fact: *fact,
+                });
+            } else if fact.is_system() {
+                self.system.lock().apply(*revision, fact);
+            } else {
+                clears = true;
             }
         }
         let mut locked = if clears {
@@ -139,10 +140,11 @@ impl Store {
         let mut ready = ready.into_iter();
         let before = sum(&locked);
         for (revision, fact) in group {
-            if fact.key().is_none() {
+            if *fact == FactRef::Clear {
                 let is_repeated = *revision <= self.revision();
                 dropped = Some(self.clear(*revision, is_repeated, &mut locked, applier));
-            } else if let Some(ready) = ready.next()
+            } else if fact.key().is_some()
+                && let Some(ready) = ready.next()
                 && let Some(table) = locked.table_mut(self.stripe_of(ready.hash))
             {
                 replaced.extend(change(table, &ready, applier, &self.hasher));
@@ -283,8 +285,8 @@ pub(crate) fn change(
             set_deadline(table, ready, deadline, applier);
             None
         }
-        // Clears are told apart by having no key, and never come here.
-        FactRef::Clear => None,
+        // These have no key, and never come here.
+        FactRef::Clear | FactRef::SystemPut { .. } | FactRef::SystemDelete { .. } => None,
     }
 }
 

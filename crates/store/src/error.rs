@@ -35,6 +35,10 @@ pub(crate) fn too_long() -> Error {
     )
 }
 
+pub(crate) fn no_place_for_system_data() -> Error {
+    Error::not_done(ErrorCode::TooLarge, "no place for these system data")
+}
+
 pub(crate) fn key_too_long() -> Error {
     Error::not_done(ErrorCode::TooLarge, "key exceeds maximum allowed size")
 }

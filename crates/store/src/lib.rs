@@ -11,7 +11,7 @@
 //! `expiry`, `snapshot`.
 //!
 //! **Locks.** In this order, each optional: applier, then wheel, then stripes by rising number.
-//! Whoever holds a stripe takes nothing else but a stripe with a higher number. There is one
+//! Whoever holds a stripe takes nothing else but a stripe with a higher number, or the system data. There is one
 //! applier at a time; an [`Evaluation`] must not live across an [`Store::apply`].
 
 mod apply;
@@ -29,6 +29,7 @@ mod read;
 mod replay;
 mod snapshot;
 mod store;
+mod system;
 mod table;
 mod wheel;
 
@@ -45,5 +46,5 @@ pub use evaluate::Evaluation;
 pub use hash::KeyHash;
 pub use read::Read;
 pub use replay::Replayer;
-pub use snapshot::{BlockError, Loader, Walk, WalkAborted};
+pub use snapshot::{BlockEntry, BlockError, Loader, Walk, WalkAborted, block_entries};
 pub use store::{Dropped, EntryRef, Lookup, Stats, Store, StoreConfig};

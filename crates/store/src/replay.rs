@@ -53,8 +53,12 @@ impl Replayer<'_> {
             let mut facts = batch.facts();
             while let Some((revision, fact, _)) = facts.step() {
                 let Some(key) = fact.key() else {
-                    self.apply(&mut pending);
-                    self.clear(revision);
+                    if !fact.is_system() {
+                        self.apply(&mut pending);
+                        self.clear(revision);
+                    } else if self.index == 0 {
+                        self.store.system.lock().apply(revision, &fact);
+                    }
                     continue;
                 };
                 let hash = self.store.hash(key);
@@ -168,7 +172,12 @@ mod tests {
                         cause: DeleteCause::Deleted,
                     },
                     22..26 => FactRef::SetDeadline { key, deadline },
-                    26..31 => FactRef::Patch {
+                    26 => FactRef::SystemPut {
+                        name: key,
+                        value: &value,
+                    },
+                    27 => FactRef::SystemDelete { name: key },
+                    28..31 => FactRef::Patch {
                         key,
                         offset: u32::from(number % 40),
                         bytes: &value,

@@ -15,12 +15,16 @@ use crate::apply::item_of;
 use crate::hash::Hasher;
 use crate::raw::{Entry, Parts, REVISION_BITS};
 use crate::store::{Dropped, Store};
+use crate::system::{System, SystemEntry};
 use crate::table::{Table, Totals};
 use crate::wheel::{Wheel, stamp_of};
 
-const BLOCK_VERSION: u8 = 1;
+/// Version 1 had no system data, and is read too.
+const BLOCK_VERSION: u8 = 2;
+const BLOCK_VERSION_1: u8 = 1;
 const BLOCK_HEADER_BYTES: usize = 8;
 const HAS_DEADLINE: u8 = 1;
+const IS_SYSTEM: u8 = 2;
 
 /// The store was replaced under a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,7 +35,7 @@ pub struct WalkAborted;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BlockError {
     /// Written by a later version of the program, or not a block.
-    #[error("block has version {version}, this program reads {BLOCK_VERSION}")]
+    #[error("block has version {version}, this program reads 1 to {BLOCK_VERSION}")]
     Version {
         /// What the first byte says.
         version: u8,
@@ -61,6 +65,8 @@ pub struct Walk {
     /// Everything before it has been met; `None` at the end.
     position: Option<u64>,
     entries: u64,
+    /// Whether the system data, which come first, have been met.
+    system_met: bool,
 }
 
 impl Walk {
@@ -72,6 +78,12 @@ impl Walk {
     pub fn next_block(&mut self, bytes_max: usize) -> Result<Option<Vec<u8>>, WalkAborted> {
         let mut block = vec![BLOCK_VERSION, 0, 0, 0, 0, 0, 0, 0];
         let mut count: u32 = 0;
+        if !std::mem::replace(&mut self.system_met, true) {
+            for (name, entry) in self.store.system.lock().iter() {
+                write_system(&mut block, name, entry);
+                count += 1;
+            }
+        }
         while let Some(position) = self.position
             && (count == 0 || block.len() < bytes_max)
         {
@@ -109,6 +121,17 @@ impl Walk {
     }
 }
 
+/// System data: as an entry, marked as what they are.
+fn write_system(block: &mut Vec<u8>, name: &[u8], entry: &SystemEntry) {
+    let [k0, k1, k2, _] = u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes();
+    block.extend_from_slice(&[IS_SYSTEM, k0, k1, k2]);
+    let value_len = u32::try_from(entry.value.len()).unwrap_or(u32::MAX);
+    block.extend_from_slice(&value_len.to_le_bytes());
+    block.extend_from_slice(&entry.revision.get().to_le_bytes());
+    block.extend_from_slice(name);
+    block.extend_from_slice(&entry.value);
+}
+
 /// One entry: flags u8, key length u24, value length u32, revision u64, deadline u64 if flagged,
 /// key, value.
 fn write_entry(block: &mut Vec<u8>, entry: &Entry) {
@@ -136,6 +159,7 @@ pub struct Loader {
     tables: Vec<Table>,
     hasher: Hasher,
     wheel: Wheel,
+    system: System,
     entries: u64,
 }
 
@@ -146,25 +170,18 @@ impl Loader {
     /// Whenever the bytes are not exactly a block; the loader is then of no further use. Never
     /// panics.
     pub fn load_block(&mut self, block: &[u8]) -> Result<(), BlockError> {
-        let (header, mut rest) = block
-            .split_first_chunk::<BLOCK_HEADER_BYTES>()
-            .ok_or(BlockError::Short)?;
-        let [version, r0, r1, r2, c0, c1, c2, c3] = *header;
-        if version != BLOCK_VERSION {
-            return Err(BlockError::Version { version });
-        }
-        if [r0, r1, r2] != [0; 3] {
-            return Err(BlockError::Malformed { index: 0 });
-        }
-        for index in 0..u32::from_le_bytes([c0, c1, c2, c3]) {
-            let (parts, after) = read_entry(rest, index)?;
-            rest = after;
-            self.insert(parts);
-        }
-        if !rest.is_empty() {
-            return Err(BlockError::Trailing { bytes: rest.len() });
-        }
-        Ok(())
+        read_block(block, |entry| {
+            if entry.is_system {
+                self.system.put(entry.revision, entry.key, entry.value);
+                return;
+            }
+            self.insert(Parts {
+                key: entry.key,
+                value: entry.value,
+                revision: entry.revision,
+                deadline: entry.deadline,
+            });
+        })
     }
 
     fn insert(&mut self, parts: Parts<'_>) {
@@ -198,7 +215,60 @@ impl Loader {
     }
 }
 
-fn read_entry(rest: &[u8], index: u32) -> Result<(Parts<'_>, &[u8]), BlockError> {
+/// An entry of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockEntry<'a> {
+    /// Its key, or the name of system data.
+    pub key: &'a [u8],
+    /// Its value.
+    pub value: &'a [u8],
+    /// The revision of the fact that last changed it.
+    pub revision: Revision,
+    /// When it expires, if ever.
+    pub deadline: Option<UnixMillis>,
+    /// Whether it is system data and no key.
+    pub is_system: bool,
+}
+
+/// The entries of a block, in its order.
+///
+/// # Errors
+/// Whenever the bytes are not exactly a block. Never panics.
+pub fn block_entries(block: &[u8]) -> Result<Vec<BlockEntry<'_>>, BlockError> {
+    let mut entries = Vec::new();
+    read_block(block, |entry| entries.push(entry))?;
+    Ok(entries)
+}
+
+fn read_block<'a>(
+    block: &'a [u8],
+    mut found: impl FnMut(BlockEntry<'a>),
+) -> Result<(), BlockError> {
+    let (header, mut rest) = block
+        .split_first_chunk::<BLOCK_HEADER_BYTES>()
+        .ok_or(BlockError::Short)?;
+    let [version, r0, r1, r2, c0, c1, c2, c3] = *header;
+    if !(BLOCK_VERSION_1..=BLOCK_VERSION).contains(&version) {
+        return Err(BlockError::Version { version });
+    }
+    if [r0, r1, r2] != [0; 3] {
+        return Err(BlockError::Malformed { index: 0 });
+    }
+    for index in 0..u32::from_le_bytes([c0, c1, c2, c3]) {
+        let (entry, after) = read_entry(rest, index)?;
+        if entry.is_system && version == BLOCK_VERSION_1 {
+            return Err(BlockError::Malformed { index });
+        }
+        rest = after;
+        found(entry);
+    }
+    if !rest.is_empty() {
+        return Err(BlockError::Trailing { bytes: rest.len() });
+    }
+    Ok(())
+}
+
+fn read_entry(rest: &[u8], index: u32) -> Result<(BlockEntry<'_>, &[u8]), BlockError> {
     let (head, rest) = rest.split_first_chunk::<16>().ok_or(BlockError::Short)?;
     let [flags, k0, k1, k2, v0, v1, v2, v3, r @ ..] = *head;
     let key_len = u32::from_le_bytes([k0, k1, k2, 0]) as usize;
@@ -206,7 +276,7 @@ fn read_entry(rest: &[u8], index: u32) -> Result<(Parts<'_>, &[u8]), BlockError>
     let revision = u64::from_le_bytes(r);
     let in_limits =
         key_len <= KEY_BYTES_MAX && value_len <= VALUE_BYTES_MAX && revision >> REVISION_BITS == 0;
-    if flags & !HAS_DEADLINE != 0 || !in_limits {
+    if flags & !(HAS_DEADLINE | IS_SYSTEM) != 0 || flags == HAS_DEADLINE | IS_SYSTEM || !in_limits {
         return Err(BlockError::Malformed { index });
     }
     let (deadline, rest) = if flags & HAS_DEADLINE != 0 {
@@ -217,13 +287,14 @@ fn read_entry(rest: &[u8], index: u32) -> Result<(Parts<'_>, &[u8]), BlockError>
     };
     let (key, rest) = rest.split_at_checked(key_len).ok_or(BlockError::Short)?;
     let (value, rest) = rest.split_at_checked(value_len).ok_or(BlockError::Short)?;
-    let parts = Parts {
+    let entry = BlockEntry {
         key,
         value,
         revision: Revision::new(revision),
         deadline,
+        is_system: flags & IS_SYSTEM != 0,
     };
-    Ok((parts, rest))
+    Ok((entry, rest))
 }
 
 impl Store {
@@ -236,6 +307,7 @@ impl Store {
             epoch: self.epoch.load(Ordering::Acquire),
             position: Some(0),
             entries: 0,
+            system_met: false,
         }
     }
 
@@ -250,6 +322,7 @@ impl Store {
                 .collect(),
             hasher: self.hasher.clone(),
             wheel: Wheel::default(),
+            system: System::default(),
             entries: 0,
         }
     }
@@ -274,6 +347,7 @@ impl Store {
             self.stripe(number).publish(table);
         }
         self.totals.adjust(before, after);
+        *self.system.lock() = loader.system;
         self.revision.store(revision.get(), Ordering::Release);
         self.last_batch_at
             .store(last_batch_at.get(), Ordering::Release);
@@ -284,7 +358,8 @@ impl Store {
         self.reclaim(dropped);
     }
 
-    /// A digest of key, value, deadline and revision of every entry, and of nothing else: equal
+    /// A digest of key, value, deadline and revision of every entry, of system data, and of nothing
+    /// else: equal
     /// on replicas with equal contents, whatever their seeds and tables. Locks the whole store.
     #[must_use]
     pub fn digest(&self) -> u128 {
@@ -293,14 +368,22 @@ impl Store {
         let high = Hasher::new(0x666c_7578_6b76_0002);
         let mut sum: u128 = 0;
         let mut line = Vec::new();
+        let mut add = |line: &[u8]| {
+            let (low, high) = (low.hash(line).get(), high.hash(line).get());
+            sum = sum.wrapping_add((u128::from(high) << 64) | u128::from(low));
+        };
         let locked = self.lock_all();
         for (_, table) in locked.iter() {
             table.for_each(&mut |entry| {
                 line.clear();
                 write_entry(&mut line, entry);
-                let (low, high) = (low.hash(&line).get(), high.hash(&line).get());
-                sum = sum.wrapping_add((u128::from(high) << 64) | u128::from(low));
+                add(&line);
             });
+        }
+        for (name, entry) in self.system.lock().iter() {
+            line.clear();
+            write_system(&mut line, name, entry);
+            add(&line);
         }
         sum
     }

@@ -13,6 +13,7 @@ use crate::apply::Applier;
 use crate::evaluate::Evaluation;
 use crate::hash::{Hasher, KeyHash};
 use crate::raw::Entry;
+use crate::system::System;
 use crate::table::{Bucket, Table, Totals, prefetch_bucket};
 use crate::wheel::Wheel;
 
@@ -192,6 +193,7 @@ pub struct Store {
     stripes: Box<[Stripe]>,
     pub(crate) applier: Mutex<Applier>,
     pub(crate) wheel: Mutex<Wheel>,
+    pub(crate) system: Mutex<System>,
     pub(crate) totals: SharedTotals,
     pub(crate) counters: Counters,
     pub(crate) revision: AtomicU64,
@@ -233,6 +235,7 @@ impl Store {
             stripes,
             applier: Mutex::new(Applier::default()),
             wheel: Mutex::new(Wheel::default()),
+            system: Mutex::new(System::default()),
             totals,
             counters: Counters::default(),
             revision: AtomicU64::new(0),

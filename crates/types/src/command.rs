@@ -211,6 +211,14 @@ pub enum WriteCommand {
         /// Keys whose deadline is believed to have passed.
         keys: Vec<Bytes>,
     },
+    /// Keeps system data of the shard under a name, or removes them. Comes from the node itself (a
+    /// sink's cursor), never from a client.
+    PutSystem {
+        /// The name.
+        name: Bytes,
+        /// The data; `None` removes them.
+        value: Option<Bytes>,
+    },
 }
 
 /// SET with its options.
@@ -452,7 +460,7 @@ impl WriteCommand {
                     command.for_each_key(visit);
                 }
             }
-            Self::Clear => {}
+            Self::Clear | Self::PutSystem { .. } => {}
         }
     }
 }

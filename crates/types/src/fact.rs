@@ -46,6 +46,19 @@ pub enum Fact {
     },
     /// No key exists.
     Clear,
+    /// The shard has these system data under this name. System data are no keys: clients do not
+    /// see them, a clear spares them, and no change of them is published.
+    SystemPut {
+        /// The name.
+        name: Bytes,
+        /// The data.
+        value: Bytes,
+    },
+    /// The shard has no system data under this name.
+    SystemDelete {
+        /// The name.
+        name: Bytes,
+    },
 }
 
 /// Why a key was deleted.

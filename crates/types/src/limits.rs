@@ -47,6 +47,13 @@ pub const FLUX_IN_FLIGHT_MAX: usize = 4096;
 /// Unsent reply bytes of one connection after which it is closed.
 pub const OUTPUT_BUFFER_BYTES_MAX: usize = 256 * 1024 * 1024;
 
+/// Longest name of system data, in bytes.
+pub const SYSTEM_NAME_BYTES_MAX: usize = 256;
+/// Longest system data under one name, in bytes.
+pub const SYSTEM_VALUE_BYTES_MAX: usize = 16 * 1024;
+/// Most names of system data in one shard.
+pub const SYSTEM_ENTRIES_MAX: usize = 1024;
+
 /// Most shards of a cluster.
 pub const SHARDS_MAX: u32 = 64;
 /// Size of a log segment, in bytes.

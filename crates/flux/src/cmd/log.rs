@@ -11,7 +11,7 @@ use flux_log::offline::{self, DumpedRecord, Report, SegmentReport};
 use flux_log::record::NODE_WIDE;
 use flux_log::{Identity, OpenError, RecordKind};
 use flux_store::FactRef;
-use flux_store::batch::effective;
+use flux_store::batch::{MEMBERSHIP_MARK, effective};
 use flux_types::{DeleteCause, Term, UnixMillis};
 
 use super::cli::quoted;
@@ -20,8 +20,6 @@ use crate::{Failure, out};
 
 /// How much of a value, or of a payload that is no batch, a dump shows.
 const BYTES_SHOWN: usize = 256;
-/// First byte of an entry that changes the membership; a batch begins with its version, which is never this.
-const MEMBERSHIP_MARK: u8 = 0x4d;
 
 /// Runs one of the three.
 ///
@@ -230,6 +228,10 @@ fn describe_fact(fact: &FactRef<'_>) -> String {
             format!("patch {} at {offset} = {}", quoted(key), shortened(bytes))
         }
         FactRef::Clear => "clear".to_owned(),
+        FactRef::SystemPut { name, value } => {
+            format!("system put {} = {}", quoted(name), shortened(value))
+        }
+        FactRef::SystemDelete { name } => format!("system delete {}", quoted(name)),
     }
 }
 

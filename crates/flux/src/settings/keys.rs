@@ -371,6 +371,62 @@ pub(crate) const KEYS: &[Key] = &[
         show: |settings| value::show_size(settings.node.segment_size),
     },
     Key {
+        name: "cdc.retention-bytes",
+        flag: "retention-bytes",
+        variable: "FLUX_RETENTION_BYTES",
+        placeholder: "SIZE",
+        form: Form::Text,
+        parts: NODE,
+        help: "Old log kept for readers of the change stream",
+        set: |settings, text| {
+            settings.node.cdc.retention_bytes = value::size(text)?;
+            Ok(())
+        },
+        show: |settings| value::show_size(settings.node.cdc.retention_bytes),
+    },
+    Key {
+        name: "cdc.retention-age",
+        flag: "retention-age",
+        variable: "FLUX_RETENTION_AGE",
+        placeholder: "DURATION",
+        form: Form::Text,
+        parts: NODE,
+        help: "How long it is kept at most",
+        set: |settings, text| {
+            settings.node.cdc.retention_age = value::duration(text)?;
+            Ok(())
+        },
+        show: |settings| value::show_duration(settings.node.cdc.retention_age),
+    },
+    Key {
+        name: "cdc.pinned-bytes-max",
+        flag: "pinned-bytes-max",
+        variable: "FLUX_PINNED_BYTES_MAX",
+        placeholder: "SIZE",
+        form: Form::Text,
+        parts: NODE,
+        help: "Kept instead while a known sink needs it",
+        set: |settings, text| {
+            settings.node.cdc.pinned_bytes_max = value::size(text)?;
+            Ok(())
+        },
+        show: |settings| value::show_size(settings.node.cdc.pinned_bytes_max),
+    },
+    Key {
+        name: "cdc.event-value-max",
+        flag: "event-value-max",
+        variable: "FLUX_EVENT_VALUE_MAX",
+        placeholder: "SIZE",
+        form: Form::Text,
+        parts: NODE,
+        help: "Longest value that is put into an event",
+        set: |settings, text| {
+            settings.node.cdc.event_value_max = value::size(text)?;
+            Ok(())
+        },
+        show: |settings| value::show_size(settings.node.cdc.event_value_max),
+    },
+    Key {
         name: "telemetry.otlp",
         flag: "otlp",
         variable: "FLUX_OTLP",

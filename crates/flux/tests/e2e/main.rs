@@ -14,6 +14,7 @@
 
 mod harness;
 
+mod changes;
 mod cli;
 mod crash;
 mod damage;

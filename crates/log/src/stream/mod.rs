@@ -4,12 +4,12 @@
 //! Lock order: the stream's lock is taken alone; no callback runs and no sync happens under it.
 //! With `everysec` and `never` the write itself happens under it, inline in the appender's turn.
 
+mod retention;
 mod room;
 mod work;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use flux_env::{Clock, Disk, File, OpenMode};
@@ -23,8 +23,8 @@ use crate::positions::Position;
 use crate::record::{
     LogEntry, LogId, NODE_WIDE, RecordHeader, RecordKind, durable_field, encode, record_size,
 };
-use crate::recovery::{Image, ShardImage};
-use crate::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart, segment_name};
+use crate::recovery::{Image, OpenSegment, ShardImage};
+use crate::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart};
 use crate::shard_log::Flushed;
 
 pub(crate) use work::Work;
@@ -61,6 +61,11 @@ pub struct LogStats {
     pub segments: u64,
     /// Segments deleted since the open.
     pub segments_deleted: u64,
+    /// Bytes of segments that only the change stream still needs.
+    pub retained_bytes: u64,
+    /// Segments given up for want of space or by the retention's cap although somebody asked by
+    /// name that they be kept.
+    pub pinned_segments_deleted: u64,
 }
 
 #[derive(Debug)]
@@ -88,6 +93,22 @@ struct Prepared {
 pub(crate) struct Readable {
     pub(crate) file: Arc<dyn File>,
     pub(crate) salt: u64,
+    /// When the segment was prepared: a little before its first record.
+    created: UnixMillis,
+    /// What it takes on the disk.
+    bytes: u64,
+}
+
+impl Readable {
+    fn recovered((number, segment): (&u64, &OpenSegment)) -> (u64, Self) {
+        let readable = Self {
+            file: Arc::clone(&segment.file),
+            salt: segment.header.salt,
+            created: segment.header.created,
+            bytes: segment.capacity,
+        };
+        (*number, readable)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -98,6 +119,8 @@ pub(crate) struct ShardState {
     pub(crate) tail_bytes: usize,
     /// Index up to which entries are flushed under the policy.
     pub(crate) flushed: u64,
+    /// Index up to which entries are synced.
+    pub(crate) durable: u64,
 }
 
 impl ShardState {
@@ -137,6 +160,8 @@ struct Queue {
     callbacks: Vec<(Flushed, bool)>,
     /// By shard, the index up to which entries have been appended.
     appended: BTreeMap<usize, u64>,
+    /// By shard, the index up to which entries have been appended and not yet taken for a sync.
+    unsynced: BTreeMap<usize, u64>,
 }
 
 pub(crate) struct Stream {
@@ -161,6 +186,8 @@ pub(crate) struct Stream {
     earlier_durable: bool,
     /// Segments before this one are needed by nobody, and that is durable.
     durably_needed: u64,
+    /// By shard and name, the index after which entries are asked to be kept.
+    pins: BTreeMap<(usize, String), u64>,
     poison: Option<String>,
     pub(crate) stats: LogStats,
 }
@@ -197,17 +224,7 @@ impl Stream {
         } = parts;
         let log_dir = config.log_dir();
         let failed = |source| OpenError::io("prepare segments in", log_dir.clone(), source);
-        let mut readable = BTreeMap::new();
-        for (number, segment) in &image.segments {
-            let file = Arc::clone(&segment.file);
-            readable.insert(
-                *number,
-                Readable {
-                    file,
-                    salt: segment.header.salt,
-                },
-            );
-        }
+        let readable = image.segments.iter().map(Readable::recovered).collect();
         let fresh = image.segments.is_empty();
         let active = match image.segments.last_key_value() {
             Some((number, segment)) => {
@@ -230,6 +247,8 @@ impl Stream {
             ShardState {
                 image,
                 flushed,
+                // Opening has synced whatever an earlier process had not.
+                durable: flushed,
                 ..ShardState::default()
             }
         });
@@ -252,6 +271,7 @@ impl Stream {
             spare: Vec::new(),
             earlier_durable: true,
             durably_needed: 0,
+            pins: BTreeMap::new(),
             poison: None,
             stats: LogStats::default(),
         };
@@ -439,9 +459,9 @@ impl Stream {
             state.keep(entry);
         }
         let last = self.shards.get(shard).and_then(|state| state.image.last);
-        self.queue
-            .appended
-            .insert(shard, last.map_or(0, |last| last.index.get()));
+        let index = last.map_or(0, |last| last.index.get());
+        self.queue.appended.insert(shard, index);
+        self.queue.unsynced.insert(shard, index);
         Ok(())
     }
 
@@ -456,8 +476,11 @@ impl Stream {
             state.image.truncate_after(index.get());
             state.drop_tail(|entry| index.get() < entry);
             state.flushed = state.flushed.min(index.get());
-            if let Some(appended) = self.queue.appended.get_mut(&shard) {
-                *appended = (*appended).min(index.get());
+            state.durable = state.durable.min(index.get());
+            for waiting in [&mut self.queue.appended, &mut self.queue.unsynced] {
+                if let Some(appended) = waiting.get_mut(&shard) {
+                    *appended = (*appended).min(index.get());
+                }
             }
         }
         Ok(())
@@ -470,6 +493,7 @@ impl Stream {
             state.image.purge_to(id);
             state.drop_tail(|entry| entry <= id.index.get());
             state.flushed = state.flushed.max(id.index.get());
+            state.durable = state.durable.max(id.index.get());
         }
         Ok(())
     }
@@ -531,6 +555,13 @@ impl Stream {
         }
     }
 
+    fn mark_durable(&mut self, shard: usize, index: u64) {
+        if let Some(state) = self.shards.get_mut(shard) {
+            let last = state.image.last.map_or(0, |last| last.index.get());
+            state.durable = state.durable.max(index.min(last));
+        }
+    }
+
     /// Whether a sync is wanted now: with `always` for anything appended, else only for callbacks
     /// that wait for one.
     pub(crate) fn wants_sync(&self) -> bool {
@@ -557,6 +588,9 @@ impl Stream {
             sync_dir: std::mem::take(&mut self.queue.dirty_dir),
             callbacks: std::mem::take(&mut self.queue.callbacks),
             flushed: std::mem::take(&mut self.queue.appended)
+                .into_iter()
+                .collect(),
+            synced: std::mem::take(&mut self.queue.unsynced)
                 .into_iter()
                 .collect(),
             active: self.active.number,
@@ -595,6 +629,9 @@ impl Stream {
         for (shard, index) in work.flushed {
             self.mark_flushed(shard, index);
         }
+        for (shard, index) in work.synced {
+            self.mark_durable(shard, index);
+        }
         work.callbacks
             .into_iter()
             .map(|(callback, _)| callback)
@@ -605,21 +642,10 @@ impl Stream {
         self.readable.get(&segment).cloned()
     }
 
-    /// Forgets the segments that no shard needs and returns their paths, the oldest first.
-    pub(crate) fn take_unneeded(&mut self) -> Vec<PathBuf> {
-        let kept = self.readable.split_off(&self.durably_needed);
-        let unneeded = std::mem::replace(&mut self.readable, kept);
-        self.stats.segments_deleted += widen(unneeded.len());
-        let log_dir = self.config.log_dir();
-        unneeded
-            .keys()
-            .map(|number| log_dir.join(segment_name(*number)))
-            .collect()
-    }
-
     pub(crate) fn stats(&self) -> LogStats {
         LogStats {
             segments: widen(self.readable.len()),
+            retained_bytes: self.history_bytes(),
             ..self.stats
         }
     }

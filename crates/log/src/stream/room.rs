@@ -7,6 +7,7 @@ use std::sync::Arc;
 use flux_env::OpenMode;
 use flux_types::UnixMillis;
 
+use super::work::recycle;
 use super::{Active, Prepared, Readable, SLACK_BYTES, Space, Stream, is_full};
 use crate::error::LogError;
 use crate::fields::widen;
@@ -14,17 +15,45 @@ use crate::record::record_size;
 use crate::segment::{NEXT_NAME, RESERVE_NAME, SEGMENT_HEADER_BYTES, SegmentHeader, segment_name};
 
 impl Stream {
-    /// Prepares the next segment and the reserve if they are missing. A full disk is no error.
+    /// Prepares the next segment and the reserve if they are missing. A full disk is no error. If
+    /// there is no space, the history is given up for it, the oldest first.
     pub(crate) fn prepare(&mut self) -> io::Result<()> {
         if self.next.is_none() {
-            self.next = self.prepare_file(NEXT_NAME, self.config.segment_bytes)?;
+            self.next = self.prepare_or_give_up(NEXT_NAME)?;
             self.write_next_header()?;
         }
         if self.next.is_some() && self.reserve.is_none() {
-            self.reserve = self.prepare_file(RESERVE_NAME, self.config.segment_bytes)?;
+            self.reserve = self.prepare_or_give_up(RESERVE_NAME)?;
         }
         self.is_full = self.wants_files();
         Ok(())
+    }
+
+    fn prepare_or_give_up(&mut self, name: &str) -> io::Result<Option<Prepared>> {
+        loop {
+            let prepared = self.prepare_file(name, self.config.segment_bytes)?;
+            if prepared.is_some() || !self.give_up_oldest() {
+                return Ok(prepared);
+            }
+        }
+    }
+
+    /// Deletes the oldest segment of the history; answers whether there was one.
+    fn give_up_oldest(&mut self) -> bool {
+        let Some(path) = self.take_oldest() else {
+            return false;
+        };
+        let removed = self.disk.remove(&path);
+        let log_dir = self.config.log_dir();
+        let synced = removed.and_then(|()| self.disk.sync_dir(&log_dir));
+        match synced {
+            Ok(()) => tracing::warn!(path = %path.display(), "gave up history for want of space"),
+            // Its space stays lost until the next open; there may be more.
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "cannot delete a segment");
+            }
+        }
+        true
     }
 
     fn prepare_file(&self, name: &str, capacity: u64) -> io::Result<Option<Prepared>> {
@@ -132,6 +161,10 @@ impl Stream {
             "segments are numbered without gaps"
         );
         self.close_chunk();
+        if let Some(full) = self.readable.get_mut(&self.active.number) {
+            // It may have grown for a large record.
+            full.bytes = self.active.capacity;
+        }
         if !self.always() && !self.earlier_durable {
             // Two unsynced segments would be one more than recovery can tell from damage.
             self.sync_inline()?;
@@ -155,6 +188,8 @@ impl Stream {
         let readable = Readable {
             file: next.file,
             salt: header.salt,
+            created: header.created,
+            bytes: next.capacity,
         };
         self.readable.insert(header.number, readable);
         self.push_start();
@@ -162,11 +197,19 @@ impl Stream {
     }
 
     fn sync_inline(&mut self) -> io::Result<()> {
+        for chunk in self.queue.chunks.drain(..) {
+            chunk.file.write_all_at(&chunk.bytes, chunk.offset)?;
+            self.stats.writes += 1;
+            recycle(&mut self.spare, chunk.bytes);
+        }
         for file in self.queue.dirty.drain(..) {
             file.sync_data()?;
         }
         if std::mem::take(&mut self.queue.dirty_dir) {
             self.disk.sync_dir(&self.config.log_dir())?;
+        }
+        for (shard, index) in std::mem::take(&mut self.queue.unsynced) {
+            self.mark_durable(shard, index);
         }
         Ok(())
     }

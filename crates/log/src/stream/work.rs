@@ -24,6 +24,7 @@ pub(crate) struct Work {
     pub(super) sync_dir: bool,
     pub(super) callbacks: Vec<(Flushed, bool)>,
     pub(super) flushed: Vec<(usize, u64)>,
+    pub(super) synced: Vec<(usize, u64)>,
     pub(super) active: u64,
     pub(super) end: u64,
     pub(super) needed: u64,

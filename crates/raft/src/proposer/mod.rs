@@ -179,7 +179,9 @@ impl Proposer {
                     Command::Write(write) if is_full && !frees_space(write) => {
                         Answer::error(Error::not_done(ErrorCode::NoSpace, DISK_FULL))
                     }
-                    Command::Read(_) | Command::Write(_) => evaluation.command(command),
+                    Command::Read(_) | Command::Write(_) => {
+                        evaluation.traced_command(command, pending.trace())
+                    }
                 };
                 pending.answer(answer);
             }

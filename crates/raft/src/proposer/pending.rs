@@ -5,7 +5,7 @@
 //! is not appended they are forgotten, if its fate is unknown so is theirs), and not yet asked.
 
 use flux_env::Instant;
-use flux_types::{Answer, Command, Error, ErrorCode, Outcome};
+use flux_types::{Answer, Command, Error, ErrorCode, Outcome, TraceParent};
 use tokio::sync::oneshot;
 
 use crate::queue::Submission;
@@ -14,6 +14,7 @@ use crate::queue::Submission;
 #[derive(Debug)]
 pub(super) struct Pending {
     commands: Vec<Command>,
+    traces: Vec<(usize, TraceParent)>,
     answers: Vec<Answer>,
     /// How many of the answers are final.
     settled: usize,
@@ -26,6 +27,7 @@ impl From<Submission> for Pending {
         Self {
             answers: Vec::with_capacity(submission.commands.len()),
             commands: submission.commands,
+            traces: submission.traces,
             settled: 0,
             deadline: submission.deadline,
             reply: submission.reply,
@@ -37,6 +39,16 @@ impl Pending {
     /// The next command without an answer.
     pub(super) fn next(&self) -> Option<&Command> {
         self.commands.get(self.answers.len())
+    }
+
+    /// The request that the next command belongs to.
+    pub(super) fn trace(&self) -> Option<TraceParent> {
+        let next = self.answers.len();
+        let found = self
+            .traces
+            .binary_search_by_key(&next, |(number, _)| *number);
+        let (_, trace) = self.traces.get(found.ok()?)?;
+        Some(*trace)
     }
 
     /// Every `count` commands of a long submission: the next so many.
@@ -141,11 +153,7 @@ mod tests {
     fn pending(commands: Vec<Command>) -> (Pending, oneshot::Receiver<Vec<Answer>>) {
         let (reply, answers) = oneshot::channel();
         let deadline = Instant::from_nanos(1);
-        let submission = Submission {
-            commands,
-            deadline,
-            reply,
-        };
+        let submission = Submission::new(commands, deadline, reply);
         (Pending::from(submission), answers)
     }
 

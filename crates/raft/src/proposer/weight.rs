@@ -40,6 +40,9 @@ fn write_weight(write: &WriteCommand) -> usize {
         WriteCommand::Rename { source, target, .. } | WriteCommand::Copy { source, target, .. } => {
             source.len() + target.len()
         }
+        WriteCommand::PutSystem { name, value } => {
+            name.len() + value.as_ref().map_or(0, bytes::Bytes::len)
+        }
         WriteCommand::Clear => 0,
     }
 }
@@ -70,6 +73,7 @@ pub(super) fn frees_space(write: &WriteCommand) -> bool {
         | WriteCommand::Expire { .. }
         | WriteCommand::Persist { .. }
         | WriteCommand::Rename { .. }
-        | WriteCommand::Copy { .. } => false,
+        | WriteCommand::Copy { .. }
+        | WriteCommand::PutSystem { .. } => false,
     }
 }

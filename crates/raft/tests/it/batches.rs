@@ -136,11 +136,7 @@ fn a_full_queue_gives_back_and_a_stopped_shard_refuses() {
         let node = setup.start_writable().await;
         let submission = |count| {
             let (reply, answers) = oneshot::channel();
-            let submission = Submission {
-                commands: vec![increment("n"); count],
-                deadline: node.after(10),
-                reply,
-            };
+            let submission = Submission::new(vec![increment("n"); count], node.after(10), reply);
             (submission, answers)
         };
         let (fits, answers) = submission(4);

@@ -170,11 +170,7 @@ impl Node {
         deadline: Instant,
     ) -> oneshot::Receiver<Vec<Answer>> {
         let (reply, answers) = oneshot::channel();
-        let submission = Submission {
-            commands,
-            deadline,
-            reply,
-        };
+        let submission = Submission::new(commands, deadline, reply);
         self.shard.submit(submission).expect("the queue has room");
         answers
     }

@@ -1,7 +1,8 @@
 //! The admin port: metrics, liveness, readiness.
 //!
-//! It only reads, shows no key and no value, and asks for no password, so that a supervisor and a
-//! scraper reach it as they are; it binds where the node binds, loopback unless told.
+//! It only reads. Except for the change stream it shows no key and no value and asks for no password,
+//! so that a supervisor and a scraper reach it as they are; it binds where the node binds, loopback
+//! unless told.
 
 use std::sync::Arc;
 
@@ -14,11 +15,15 @@ use flux_telemetry::checks::{self, Checks, Finding, Need, Report};
 use flux_telemetry::metrics::Exposition;
 use serde_json::json;
 
+use crate::changes::Changes;
+use crate::grpc::Password;
 use crate::metrics::Metrics;
 use crate::readiness::{Readiness, ShardReadiness};
 
 #[cfg(test)]
 mod tests;
+
+mod cdc;
 
 const INDEX: &str = "\
 Flux-KV node
@@ -27,6 +32,7 @@ Flux-KV node
 /healthz          200 while the process answers
 /readyz           200 while everything that serving needs is there, else 503
 /readyz?verbose   the same, check by check (JSON with Accept: application/json)
+/api/v1/cdc       changes as server-sent events, or as lines with Accept: application/x-ndjson
 ";
 
 #[derive(Clone, Debug)]
@@ -48,6 +54,13 @@ pub(crate) fn router(metrics: Metrics, readiness: Arc<dyn Readiness>, checks: Ch
             readiness,
             checks,
         })
+}
+
+/// What answers there about changes, which shows values and so asks for the password.
+pub(crate) fn changes_router(changes: Changes, password: Password) -> Router {
+    Router::new()
+        .route("/api/v1/cdc", get(cdc::watch))
+        .with_state(cdc::State { changes, password })
 }
 
 async fn metrics_text(State(admin): State<Admin>, headers: HeaderMap) -> Response {

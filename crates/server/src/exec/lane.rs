@@ -12,7 +12,7 @@ use std::sync::Arc;
 use flux_env::Instant;
 use flux_raft::{Shard, Submission};
 use flux_types::limits::PROPOSER_QUEUE_OPERATIONS_MAX;
-use flux_types::{Answer, Command};
+use flux_types::{Answer, Command, TraceParent};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
@@ -32,6 +32,7 @@ pub(crate) struct Lane {
 #[derive(Debug, Default)]
 struct Gathered {
     commands: Vec<Command>,
+    traces: Vec<(usize, TraceParent)>,
     waiting: Vec<Waiting>,
     /// The earliest of the submissions' deadlines.
     deadline: Option<Instant>,
@@ -62,9 +63,13 @@ impl Lane {
         }
         let Submission {
             mut commands,
+            traces,
             deadline,
             reply,
         } = submission;
+        let traces = traces.into_iter();
+        let traces = traces.map(|(number, trace)| (waiting + number, trace));
+        gathered.traces.extend(traces);
         gathered.waiting.push(Waiting {
             count: commands.len(),
             reply,
@@ -109,9 +114,8 @@ impl Lane {
         let deadline = gathered.deadline?;
         let (reply, answers) = oneshot::channel();
         let submission = Submission {
-            commands: gathered.commands,
-            deadline,
-            reply,
+            traces: gathered.traces,
+            ..Submission::new(gathered.commands, deadline, reply)
         };
         match self.shard.submit(submission) {
             Ok(()) => Some((answers, gathered.waiting)),

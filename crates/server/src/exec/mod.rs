@@ -213,11 +213,7 @@ impl Executor {
         deadline: Instant,
     ) -> oneshot::Receiver<Vec<Answer>> {
         let (reply, answers) = oneshot::channel();
-        let submission = Submission {
-            commands,
-            deadline,
-            reply,
-        };
+        let submission = Submission::new(commands, deadline, reply);
         let index = shard.get() as usize;
         let refused = match (self.lanes.get(index), self.home.shards.get(index)) {
             (Some(Some(lane)), _) => lane.submit(submission).err(),

@@ -20,6 +20,13 @@ impl Password {
     }
 }
 
+impl Password {
+    /// Whether a request that presents this may read values.
+    pub(crate) fn allows(&self, presented: Option<&[u8]>) -> bool {
+        Authorization::new(self.clone()).check(presented).is_ok()
+    }
+}
+
 impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Password").finish_non_exhaustive()

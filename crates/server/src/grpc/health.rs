@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flux_proto::{KV_SERVICE, ORIGINAL_SERVICE};
+use flux_proto::{KV_SERVICE, ORIGINAL_SERVICE, WATCH_SERVICE};
 use futures_util::stream::{self, Stream};
 use tonic::{Request, Response, Status};
 use tonic_health::ServingStatus;
@@ -20,7 +20,7 @@ use crate::readiness::Readiness;
 /// How often a watcher looks.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// The services that have a health; the empty name is the node as a whole.
-const SERVICES: [&str; 3] = ["", KV_SERVICE, ORIGINAL_SERVICE];
+const SERVICES: [&str; 4] = ["", KV_SERVICE, ORIGINAL_SERVICE, WATCH_SERVICE];
 
 /// See the module.
 #[derive(Clone, Debug)]

@@ -13,12 +13,14 @@ mod scan;
 #[cfg(test)]
 mod tests;
 mod traced;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use flux_env::{Clock, Instant};
+use flux_proto::cdc::watch_server::WatchServer;
 use flux_proto::convert::{Call, Limits};
 use flux_proto::kv::kv_server::KvServer;
 use flux_proto::original::kv_service_server::KvServiceServer;
@@ -31,6 +33,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::health_server::HealthServer;
 
+use crate::changes::Changes;
 use crate::execute::Execute;
 use crate::metrics::{CommandCount, Metrics, Protocol};
 use crate::readiness::Readiness;
@@ -38,6 +41,7 @@ use auth::Authorization;
 
 pub(crate) use auth::Password;
 use health::HealthService;
+use watch::WatchApi;
 
 /// What the services are made of.
 #[derive(Debug)]
@@ -56,6 +60,8 @@ pub(crate) struct Parts<E> {
     pub(crate) value_bytes_max: usize,
     /// What clients must present.
     pub(crate) password: Password,
+    /// The change stream; without it the port has no such service.
+    pub(crate) changes: Option<Changes>,
 }
 
 /// All services of the gRPC port. Keys and reflection ask for the password; health does not, because
@@ -93,14 +99,27 @@ pub(crate) fn router<E: Execute>(parts: Parts<E>) -> Router {
     let reflection_v1alpha = reflection()
         .build_v1alpha()
         .expect("compiled-in descriptors are read back by a test");
-    Routes::new(HealthServer::new(HealthService::new(parts.readiness)))
+    let watch = parts.changes.map(|changes| {
+        // A request is a prefix and a cursor; a message is an event, whose value has a limit of its
+        // own.
+        WatchServer::new(WatchApi { changes }).max_encoding_message_size(usize::MAX)
+    });
+    let routes = Routes::new(HealthServer::new(HealthService::new(parts.readiness)))
         .add_service(InterceptedService::new(kv, authorization.clone()))
         .add_service(InterceptedService::new(original, authorization.clone()))
         .add_service(InterceptedService::new(
             reflection_v1,
             authorization.clone(),
         ))
-        .add_service(InterceptedService::new(reflection_v1alpha, authorization))
+        .add_service(InterceptedService::new(
+            reflection_v1alpha,
+            authorization.clone(),
+        ));
+    let routes = match watch {
+        Some(watch) => routes.add_service(InterceptedService::new(watch, authorization)),
+        None => routes,
+    };
+    routes
         .prepare()
         .into_axum_router()
         .layer(traced::TraceLayer)

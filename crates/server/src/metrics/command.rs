@@ -3,7 +3,7 @@
 use flux_types::{Command, ReadCommand, WriteCommand};
 
 /// Names by [`command_row`].
-pub(crate) const COMMAND_NAMES: [&str; 29] = [
+pub(crate) const COMMAND_NAMES: [&str; 30] = [
     "get",
     "get_entry",
     "set",
@@ -33,6 +33,7 @@ pub(crate) const COMMAND_NAMES: [&str; 29] = [
     "clear",
     "transaction",
     "sweep_expired",
+    "put_system",
 ];
 
 /// The row in which a command is counted.
@@ -70,5 +71,6 @@ pub(super) const fn command_row(command: &Command) -> usize {
         Command::Write(WriteCommand::Clear) => 26,
         Command::Write(WriteCommand::Transaction(_)) => 27,
         Command::Write(WriteCommand::SweepExpired { .. }) => 28,
+        Command::Write(WriteCommand::PutSystem { .. }) => 29,
     }
 }

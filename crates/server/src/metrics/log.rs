@@ -25,7 +25,7 @@ pub(crate) fn register_log(
     read: impl Fn() -> LogState + Clone + Send + Sync + 'static,
 ) {
     register_fsync(registry, read.clone());
-    let families: [(&str, &str, Kind, Read); 7] = [
+    let families: [(&str, &str, Kind, Read); 9] = [
         (
             "flux_log_records",
             "Records appended",
@@ -55,6 +55,18 @@ pub(crate) fn register_log(
             "Segments deleted because snapshots cover them",
             Kind::Counter,
             |log| log.stats.segments_deleted.into(),
+        ),
+        (
+            "flux_log_retained_bytes",
+            "Bytes of segments kept for the change stream alone",
+            Kind::Gauge,
+            |log| log.stats.retained_bytes.into(),
+        ),
+        (
+            "flux_log_pinned_segments_deleted",
+            "Segments deleted although a sink still needed them: it gets a gap",
+            Kind::Counter,
+            |log| log.stats.pinned_segments_deleted.into(),
         ),
         (
             "flux_log_full",

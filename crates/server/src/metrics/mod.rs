@@ -4,6 +4,7 @@
 //! and no allocation. All names, with what they mean, are listed in `docs/metrics.md`, which a test
 //! compares with what is registered here.
 
+mod changes;
 mod command;
 mod log;
 mod raft;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use flux_telemetry::{Counter, Counters, Gauges, Histograms, Labels, Registry, Scale};
 use flux_types::{Command, Outcome, Reply};
 
+pub(crate) use changes::{ChangesMetrics, EventKind};
 pub(crate) use command::COMMAND_NAMES;
 use command::command_row;
 pub(crate) use log::{LogState, register_log};

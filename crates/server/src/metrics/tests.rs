@@ -8,8 +8,8 @@ use flux_telemetry::{Family, Kind, Registry};
 use flux_types::{Command, Error, ErrorCode, ReadCommand, Reply, Set, UnixMillis, WriteCommand};
 
 use super::{
-    COMMAND_NAMES, CommandCount, LogState, Metrics, Protocol, command_row, register_log,
-    register_raft, register_stores,
+    COMMAND_NAMES, ChangesMetrics, CommandCount, LogState, Metrics, Protocol, command_row,
+    register_log, register_raft, register_stores,
 };
 
 fn set() -> Command {
@@ -125,6 +125,7 @@ fn row(family: &Family) -> String {
 fn every_family_is_in_the_document_as_it_is_exported() {
     let registry = Registry::new();
     drop(Metrics::new(&registry));
+    drop(ChangesMetrics::new(&registry));
     register_log(&registry, || LogState {
         stats: LogStats::default(),
         space: Space::Enough,

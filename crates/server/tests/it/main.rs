@@ -8,6 +8,7 @@
 )]
 
 mod admin;
+mod changes;
 mod flux;
 mod frames;
 mod grpc;

@@ -18,8 +18,9 @@ pub(crate) use writer::Span;
 use flux_types::Term;
 use flux_types::limits::{COMMAND_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
-/// The version this room writes, and the only one so far.
-pub const VERSION: u8 = 1;
+/// The version this room writes. It also reads version 1, which knew neither system data nor traces.
+pub const VERSION: u8 = 2;
+const VERSION_1: u8 = 1;
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 32;
 /// Most bytes of one batch. A proposer closes its batch long before. Any one command that a
@@ -39,6 +40,18 @@ const KIND_DELETE: u8 = 2;
 const KIND_SET_DEADLINE: u8 = 3;
 const KIND_PATCH: u8 = 4;
 const KIND_CLEAR: u8 = 5;
+const KIND_SYSTEM_PUT: u8 = 6;
+const KIND_SYSTEM_DELETE: u8 = 7;
+
+/// The mark of a trace, which stands before the first fact of its group and is no fact.
+const TRACE_MARK: u8 = MORE | 8;
+/// Bytes of a trace: its mark, trace id, span id, flags.
+pub(crate) const TRACE_BYTES: usize = 26;
+const TRACE_SAMPLED: u8 = 1;
+
+/// First byte of the payload of an entry that holds a membership (`docs/file-format.md`). It is no
+/// version of a batch and never will be.
+pub const MEMBERSHIP_MARK: u8 = 0x4d;
 
 const CAUSE_DELETED: u32 = 0;
 const CAUSE_EXPIRED: u32 = 1;
@@ -47,6 +60,15 @@ const CAUSE_EVICTED: u32 = 2;
 const _: () = assert!(BATCH_BYTES_MAX < u32::MAX as usize);
 const _: () = assert!(KEY_BYTES_MAX < 1 << 24);
 const _: () = assert!(VALUE_BYTES_MAX <= u32::MAX as usize);
+
+/// Whether the payload of an entry is a batch: it is empty for a leader's no-op, and marked for a
+/// membership.
+#[must_use]
+pub fn is_batch(payload: &[u8]) -> bool {
+    payload
+        .first()
+        .is_some_and(|first| *first != MEMBERSHIP_MARK)
+}
 
 /// Opens the batch of an entry with this term in its log id, if the batch counts. `None`: it is
 /// void, because its header names another term than its log id, so that it was evaluated on a state

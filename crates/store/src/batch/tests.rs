@@ -1,15 +1,37 @@
 //! Tests of the batch format.
 
 use bytes::Bytes;
-use flux_types::{DeleteCause, Fact, Revision, Term, UnixMillis};
+use flux_types::{DeleteCause, Fact, Revision, Term, TraceParent, UnixMillis};
 use proptest::prelude::*;
 
 use super::{BatchError, BatchView, BatchWriter, FactRef};
 
-const GOLDEN: &[u8] = include_bytes!("../../testdata/batch-v1.bin");
+const GOLDEN: &[u8] = include_bytes!("../../testdata/batch-v2.bin");
+const GOLDEN_1: &[u8] = include_bytes!("../../testdata/batch-v1.bin");
 
-/// One fact of every kind, in groups of 1, 3 and 2.
+/// One fact of every kind, in groups of 1, 3, 2, 1, 1 and 2.
 fn example() -> Vec<Vec<Fact>> {
+    let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+    let mut groups = example_1();
+    groups.push(vec![
+        Fact::SystemPut {
+            name: bytes("cdc/sink"),
+            value: bytes("cursor"),
+        },
+        Fact::SystemDelete {
+            name: bytes("cdc/old"),
+        },
+    ]);
+    groups
+}
+
+fn example_trace() -> Option<TraceParent> {
+    let trace_id = 0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10;
+    TraceParent::new(trace_id, 0x1112_1314_1516_1718, true)
+}
+
+/// What version 1 could say.
+fn example_1() -> Vec<Vec<Fact>> {
     let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     vec![
         vec![Fact::Put {
@@ -51,10 +73,11 @@ fn example() -> Vec<Vec<Fact>> {
     ]
 }
 
-fn write(groups: &[Vec<Fact>]) -> Bytes {
+/// Each group has the trace at its place, if there is one.
+fn write_traced(groups: &[Vec<Fact>], traces: &[Option<TraceParent>]) -> Bytes {
     let mut writer = BatchWriter::new(Term::new(7), UnixMillis::new(1000), Revision::new(42));
-    for group in groups {
-        writer.begin_group();
+    for (at, group) in groups.iter().enumerate() {
+        writer.begin_traced_group(traces.get(at).copied().flatten());
         for fact in group {
             writer.push(FactRef::from(fact));
         }
@@ -70,18 +93,83 @@ fn read(batch: &BatchView<'_>) -> Vec<Vec<Fact>> {
         .collect()
 }
 
+/// The traces of the groups of a batch.
+fn traces(batch: &BatchView<'_>) -> Vec<Option<TraceParent>> {
+    let mut traces = Vec::new();
+    let mut facts = batch.facts();
+    while let Some((_, _, more)) = facts.step() {
+        if !more {
+            traces.push(facts.trace());
+        }
+    }
+    traces
+}
+
+#[test]
+fn a_batch_of_version_1_is_still_read() {
+    let view = BatchView::parse(GOLDEN_1).unwrap();
+    assert_eq!(view.version(), 1);
+    assert_eq!(read(&view), example_1());
+    assert_eq!(traces(&view), [None; 5]);
+}
+
+#[test]
+fn version_1_knows_neither_system_data_nor_traces() {
+    for (at, error) in [(32, "trace"), (58, "kind")] {
+        let mut bytes = GOLDEN.to_vec();
+        bytes[0] = 1;
+        if at == 58 {
+            bytes.drain(32..58);
+        }
+        let refused = BatchView::parse(&bytes).unwrap_err().to_string();
+        assert!(refused.contains(error), "{refused}");
+    }
+}
+
+#[test]
+fn a_trace_stands_before_a_group_and_takes_no_revision() {
+    let view = BatchView::parse(GOLDEN).unwrap();
+    let mut expected = vec![None; 6];
+    expected[0] = example_trace();
+    assert_eq!(traces(&view), expected);
+    // Cut out of its place and put into a group: after the first of the three facts of the second.
+    let mut moved = GOLDEN.to_vec();
+    let trace: Vec<u8> = moved.drain(32..58).collect();
+    let second_fact = 32 + 16 + 12;
+    moved.splice(second_fact..second_fact, trace);
+    let error = BatchView::parse(&moved).unwrap_err();
+    assert_eq!(
+        error,
+        BatchError::Trace {
+            offset: second_fact
+        }
+    );
+    for (offset, byte) in [(57, 2), (57, 0xff)] {
+        let mut bytes = GOLDEN.to_vec();
+        bytes[offset] = byte;
+        let error = BatchView::parse(&bytes).unwrap_err();
+        assert_eq!(error, BatchError::Trace { offset: 32 });
+    }
+    let mut zero = GOLDEN.to_vec();
+    zero[49..57].fill(0);
+    assert_eq!(
+        BatchView::parse(&zero).unwrap_err(),
+        BatchError::Trace { offset: 32 }
+    );
+}
+
 #[test]
 fn the_golden_batch_is_written_and_read_byte_for_byte() {
-    assert_eq!(write(&example()), GOLDEN);
+    assert_eq!(write_traced(&example(), &[example_trace()]), GOLDEN);
     let view = BatchView::parse(GOLDEN).unwrap();
     assert_eq!(view.term(), Term::new(7));
     assert_eq!(view.at(), UnixMillis::new(1000));
     assert_eq!(view.first_revision(), Revision::new(42));
-    assert_eq!(view.last_revision(), Revision::new(49));
-    assert_eq!(view.fact_count(), 8);
+    assert_eq!(view.last_revision(), Revision::new(51));
+    assert_eq!(view.fact_count(), 10);
     assert_eq!(read(&view), example());
     let revisions: Vec<u64> = view.facts().map(|(revision, _)| revision.get()).collect();
-    assert_eq!(revisions, (42..50).collect::<Vec<u64>>());
+    assert_eq!(revisions, (42..52).collect::<Vec<u64>>());
 }
 
 #[test]
@@ -120,24 +208,24 @@ fn each_malformed_field_has_its_error() {
         let error = BatchView::parse(&bytes).unwrap_err();
         assert_eq!(error.to_string(), expected);
     };
-    check(0, 2, "batch has version 2, this program reads 1");
+    check(0, 3, "batch has version 3, this program reads 1 to 2");
     check(1, 1, "batch has a reserved field set at offset 1");
     check(3, 1, "batch has a reserved field set at offset 1");
-    check(4, 9, "batch ends early: 4 bytes wanted at offset 150");
-    check(24, 0, "batch of 8 facts from revision 0");
-    check(32, 0x0f, "batch has an unknown kind 15 at offset 32");
-    check(32, 0x21, "batch has a reserved field set at offset 32");
+    check(4, 11, "batch ends early: 4 bytes wanted at offset 213");
+    check(24, 0, "batch of 10 facts from revision 0");
+    check(58, 0x0f, "batch has an unknown kind 15 at offset 58");
+    check(58, 0x21, "batch has a reserved field set at offset 58");
     check(
-        35,
+        61,
         9,
-        "batch has a key or value beyond its limit at offset 32",
+        "batch has a key or value beyond its limit at offset 58",
     );
     check(
-        39,
+        65,
         9,
-        "batch has a key or value beyond its limit at offset 32",
+        "batch has a key or value beyond its limit at offset 58",
     );
-    check(142, 0x85, "the last group of the batch is not complete");
+    check(198, 0x87, "the last group of the batch is not complete");
 }
 
 fn any_fact() -> impl Strategy<Value = Fact> {
@@ -162,6 +250,8 @@ fn any_fact() -> impl Strategy<Value = Fact> {
             bytes
         }),
         Just(Fact::Clear),
+        (key(), key()).prop_map(|(name, value)| Fact::SystemPut { name, value }),
+        key().prop_map(|name| Fact::SystemDelete { name }),
     ]
 }
 
@@ -173,9 +263,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_was_written_is_read(groups in any_groups()) {
-        let bytes = write(&groups);
-        prop_assert_eq!(read(&BatchView::parse(&bytes).unwrap()), groups);
+    fn what_was_written_is_read(
+        groups in any_groups(), drawn in proptest::collection::vec(any::<(u64, u64, bool)>(), 8)
+    ) {
+        let drawn = drawn.into_iter().take(groups.len());
+        let written: Vec<Option<TraceParent>> = drawn
+            .map(|(trace, span, sampled)| TraceParent::new((trace % 3).into(), span, sampled))
+            .collect();
+        let bytes = write_traced(&groups, &written);
+        let view = BatchView::parse(&bytes).unwrap();
+        prop_assert_eq!(traces(&view), written);
+        prop_assert_eq!(read(&view), groups);
     }
 
     /// Parsing is strict: whatever parses is what the writer would have written.
@@ -184,21 +282,26 @@ proptest! {
         groups in any_groups(),
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
     ) {
-        let mut bytes = write(&groups).to_vec();
+        let written: Vec<Option<TraceParent>> =
+            (0..8).map(|at: u128| TraceParent::new(at % 3, 7, false)).collect();
+        let mut bytes = write_traced(&groups, &written).to_vec();
         for (index, byte) in changes {
             let index = index.index(bytes.len());
             bytes[index] = byte;
         }
         if let Ok(view) = BatchView::parse(&bytes) {
             let mut writer = BatchWriter::new(view.term(), view.at(), view.first_revision());
-            for group in view.groups() {
-                writer.begin_group();
+            for (group, trace) in view.groups().zip(traces(&view)) {
+                writer.begin_traced_group(trace);
                 for (_, fact) in group {
                     writer.push(fact);
                 }
                 writer.end_group();
             }
-            prop_assert_eq!(writer.finish().unwrap(), bytes);
+            let mut written = writer.finish().unwrap().to_vec();
+            // What version 1 could say, version 2 says in the same bytes.
+            written[0] = view.version();
+            prop_assert_eq!(written, bytes);
         }
     }
 
@@ -206,7 +309,7 @@ proptest! {
     fn random_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let mut bytes = bytes;
         if let Some(first) = bytes.first_mut() {
-            *first = 1;
+            *first = 2;
         }
         if let Some(reserved) = bytes.get_mut(1..4) {
             reserved.fill(0);

@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use flux_types::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
-use flux_types::{DeleteCause, Fact, Revision, Term, UnixMillis};
+use flux_types::{DeleteCause, Fact, Revision, Term, TraceParent, UnixMillis};
 
 use super::{
     BATCH_BYTES_MAX, CAUSE_DELETED, CAUSE_EVICTED, CAUSE_EXPIRED, HAS_DEADLINE, HEADER_BYTES,
-    KIND_CLEAR, KIND_DELETE, KIND_MASK, KIND_PATCH, KIND_PUT, KIND_SET_DEADLINE, MORE,
-    REVISION_END, VERSION,
+    KIND_CLEAR, KIND_DELETE, KIND_MASK, KIND_PATCH, KIND_PUT, KIND_SET_DEADLINE,
+    KIND_SYSTEM_DELETE, KIND_SYSTEM_PUT, MORE, REVISION_END, TRACE_MARK, TRACE_SAMPLED, VERSION,
+    VERSION_1,
 };
 
 /// Why bytes are not a batch. Offsets count from the start of the batch.
@@ -28,7 +29,7 @@ pub enum BatchError {
         bytes: usize,
     },
     /// Written by a later version of the program, or not a batch.
-    #[error("batch has version {version}, this program reads {VERSION}")]
+    #[error("batch has version {version}, this program reads 1 to {VERSION}")]
     Version {
         /// What the first byte says.
         version: u8,
@@ -70,6 +71,12 @@ pub enum BatchError {
     /// The last fact says that its group goes on.
     #[error("the last group of the batch is not complete")]
     OpenGroup,
+    /// A trace that names none, or stands within a group.
+    #[error("batch has a malformed trace at offset {offset}")]
+    Trace {
+        /// Where.
+        offset: usize,
+    },
 }
 
 /// A fact inside a batch. Cheap to copy; borrows the batch.
@@ -109,10 +116,22 @@ pub enum FactRef<'a> {
     },
     /// See [`Fact::Clear`].
     Clear,
+    /// See [`Fact::SystemPut`].
+    SystemPut {
+        /// The name.
+        name: &'a [u8],
+        /// The data.
+        value: &'a [u8],
+    },
+    /// See [`Fact::SystemDelete`].
+    SystemDelete {
+        /// The name.
+        name: &'a [u8],
+    },
 }
 
 impl<'a> FactRef<'a> {
-    /// The key, unless the fact is about all keys.
+    /// The key, unless the fact is about all keys or none.
     #[must_use]
     pub const fn key(&self) -> Option<&'a [u8]> {
         match *self {
@@ -120,8 +139,14 @@ impl<'a> FactRef<'a> {
             | Self::Delete { key, .. }
             | Self::SetDeadline { key, .. }
             | Self::Patch { key, .. } => Some(key),
-            Self::Clear => None,
+            Self::Clear | Self::SystemPut { .. } | Self::SystemDelete { .. } => None,
         }
+    }
+
+    /// Whether it is about system data.
+    #[must_use]
+    pub const fn is_system(&self) -> bool {
+        matches!(self, Self::SystemPut { .. } | Self::SystemDelete { .. })
     }
 
     /// The fact with buffers of its own.
@@ -157,6 +182,11 @@ impl<'a> FactRef<'a> {
                 bytes: own(bytes),
             },
             Self::Clear => Fact::Clear,
+            Self::SystemPut { name, value } => Fact::SystemPut {
+                name: own(name),
+                value: own(value),
+            },
+            Self::SystemDelete { name } => Fact::SystemDelete { name: own(name) },
         }
     }
 }
@@ -184,6 +214,8 @@ impl<'a> From<&'a Fact> for FactRef<'a> {
                 bytes,
             },
             Fact::Clear => Self::Clear,
+            Fact::SystemPut { name, value } => Self::SystemPut { name, value },
+            Fact::SystemDelete { name } => Self::SystemDelete { name },
         }
     }
 }
@@ -191,6 +223,7 @@ impl<'a> From<&'a Fact> for FactRef<'a> {
 /// A batch that has been checked from end to end.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchView<'a> {
+    version: u8,
     term: Term,
     at: UnixMillis,
     first_revision: Revision,
@@ -212,7 +245,7 @@ impl<'a> BatchView<'a> {
             offset: 0,
         };
         let [version, flags] = cursor.array()?;
-        if version != VERSION {
+        if !(VERSION_1..=VERSION).contains(&version) {
             return Err(BatchError::Version { version });
         }
         let reserved: [u8; 2] = cursor.array()?;
@@ -235,7 +268,16 @@ impl<'a> BatchView<'a> {
         let facts = cursor.rest;
         let mut more = false;
         for _ in 0..fact_count {
-            more = cursor.fact()?.1;
+            let offset = cursor.offset;
+            if cursor.trace()?.is_some() && (more || version == VERSION_1) {
+                return Err(BatchError::Trace { offset });
+            }
+            let (fact, goes_on) = cursor.fact()?;
+            if version == VERSION_1 && fact.is_system() {
+                let kind = u32::from(KIND_SYSTEM_PUT);
+                return Err(BatchError::Kind { offset, kind });
+            }
+            more = goes_on;
         }
         if !cursor.rest.is_empty() {
             return Err(BatchError::Trailing {
@@ -246,12 +288,19 @@ impl<'a> BatchView<'a> {
             return Err(BatchError::OpenGroup);
         }
         Ok(Self {
+            version,
             term,
             at,
             first_revision: Revision::new(first),
             fact_count,
             facts,
         })
+    }
+
+    /// The version of the format it is written in.
+    #[must_use]
+    pub const fn version(&self) -> u8 {
+        self.version
     }
 
     /// The term whose leader evaluated it. A batch is void if its log id has another.
@@ -293,6 +342,8 @@ impl<'a> BatchView<'a> {
                 offset: HEADER_BYTES,
             },
             revision: self.first_revision,
+            trace: None,
+            in_group: false,
         }
     }
 
@@ -310,20 +361,34 @@ impl<'a> BatchView<'a> {
 pub struct Facts<'a> {
     cursor: Cursor<'a>,
     revision: Revision,
+    trace: Option<TraceParent>,
+    in_group: bool,
 }
 
 impl<'a> Facts<'a> {
-    /// The next fact, and whether its group goes on after it.
+    /// The next fact with its revision, and whether its group goes on after it.
     #[inline]
-    pub(crate) fn step(&mut self) -> Option<(Revision, FactRef<'a>, bool)> {
+    pub fn step(&mut self) -> Option<(Revision, FactRef<'a>, bool)> {
         if self.cursor.rest.is_empty() {
             return None;
         }
-        // Parsing has checked every fact, so this is never an error.
+        // Parsing has checked every fact, so these are never errors.
+        if !self.in_group {
+            self.trace = self.cursor.trace().ok()?;
+        }
         let (fact, more) = self.cursor.fact().ok()?;
+        self.in_group = more;
         let revision = self.revision;
         self.revision = revision.next();
         Some((revision, fact, more))
+    }
+}
+
+impl Facts<'_> {
+    /// The request that caused the group of the fact that came last.
+    #[must_use]
+    pub const fn trace(&self) -> Option<TraceParent> {
+        self.trace
     }
 }
 
@@ -400,6 +465,24 @@ impl<'a> Cursor<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
+    /// The trace here, if one stands here.
+    #[inline]
+    fn trace(&mut self) -> Result<Option<TraceParent>, BatchError> {
+        if self.rest.first() != Some(&TRACE_MARK) {
+            return Ok(None);
+        }
+        let offset = self.offset;
+        let [_mark] = self.array()?;
+        let trace_id = u128::from_le_bytes(self.array()?);
+        let span_id = self.u64()?;
+        let [flags] = self.array()?;
+        let trace = TraceParent::new(trace_id, span_id, flags == TRACE_SAMPLED);
+        if trace.is_none() || flags & !TRACE_SAMPLED != 0 {
+            return Err(BatchError::Trace { offset });
+        }
+        Ok(trace)
+    }
+
     /// The fact here, and whether its group goes on.
     #[inline]
     fn fact(&mut self) -> Result<(FactRef<'a>, bool), BatchError> {
@@ -449,7 +532,18 @@ impl<'a> Cursor<'a> {
                 }
             }
             KIND_CLEAR if deadline.is_none() && key_len == 0 && argument == 0 => FactRef::Clear,
-            KIND_DELETE | KIND_SET_DEADLINE | KIND_PATCH | KIND_CLEAR => {
+            KIND_SYSTEM_PUT if deadline.is_none() => {
+                let value_len = checked_len(argument, start)?;
+                FactRef::SystemPut {
+                    name: self.take(key_len)?,
+                    value: self.take(value_len)?,
+                }
+            }
+            KIND_SYSTEM_DELETE if deadline.is_none() && argument == 0 => FactRef::SystemDelete {
+                name: self.take(key_len)?,
+            },
+            KIND_DELETE | KIND_SET_DEADLINE | KIND_PATCH | KIND_CLEAR | KIND_SYSTEM_PUT
+            | KIND_SYSTEM_DELETE => {
                 return Err(BatchError::Reserved { offset: start });
             }
             _ => {

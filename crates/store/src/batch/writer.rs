@@ -1,11 +1,12 @@
 //! Writing batches.
 
 use bytes::Bytes;
-use flux_types::{DeleteCause, Revision, Term, UnixMillis};
+use flux_types::{DeleteCause, Revision, Term, TraceParent, UnixMillis};
 
 use super::{
     CAUSE_DELETED, CAUSE_EVICTED, CAUSE_EXPIRED, FACT_HEAD_BYTES, FactRef, HAS_DEADLINE,
-    HEADER_BYTES, KIND_CLEAR, KIND_DELETE, KIND_PATCH, KIND_PUT, KIND_SET_DEADLINE, MORE, VERSION,
+    HEADER_BYTES, KIND_CLEAR, KIND_DELETE, KIND_PATCH, KIND_PUT, KIND_SET_DEADLINE,
+    KIND_SYSTEM_DELETE, KIND_SYSTEM_PUT, MORE, TRACE_BYTES, TRACE_MARK, VERSION,
 };
 
 /// Builds a batch fact by fact.
@@ -17,6 +18,8 @@ pub struct BatchWriter {
     /// Offset of the last fact's head, if a group is open and has one.
     open: Option<usize>,
     grouping: bool,
+    /// The trace of the open group, until its first fact comes.
+    trace: Option<TraceParent>,
 }
 
 /// Where a fact's key and value lie in the batch's bytes.
@@ -43,19 +46,27 @@ impl BatchWriter {
             first_revision,
             open: None,
             grouping: false,
+            trace: None,
         }
     }
 
     /// From here on facts belong to one group, until [`Self::end_group`].
     pub const fn begin_group(&mut self) {
+        self.begin_traced_group(None);
+    }
+
+    /// As [`Self::begin_group`], and notes which request causes the group.
+    pub const fn begin_traced_group(&mut self, trace: Option<TraceParent>) {
         self.grouping = true;
         self.open = None;
+        self.trace = trace;
     }
 
     /// Ends the group. A group without facts leaves no trace.
     pub const fn end_group(&mut self) {
         self.grouping = false;
         self.open = None;
+        self.trace = None;
     }
 
     /// Adds a fact: to the open group, or as a group of its own. Gives back its revision.
@@ -73,6 +84,9 @@ impl BatchWriter {
             && let Some(mark) = self.buffer.get_mut(previous)
         {
             *mark |= MORE;
+        }
+        if let Some(trace) = self.trace.take() {
+            self.write_trace(trace);
         }
         if self.grouping {
             self.open = Some(self.buffer.len());
@@ -110,8 +124,26 @@ impl BatchWriter {
                 self.head(KIND_CLEAR, &[], 0, None);
                 self.body(&[], &[])
             }
+            FactRef::SystemPut { name, value } => {
+                self.head(KIND_SYSTEM_PUT, name, length(value), None);
+                self.body(name, value)
+            }
+            FactRef::SystemDelete { name } => {
+                self.head(KIND_SYSTEM_DELETE, name, 0, None);
+                self.body(name, &[])
+            }
         };
         (revision, key, value)
+    }
+
+    fn write_trace(&mut self, trace: TraceParent) {
+        self.buffer.reserve(TRACE_BYTES);
+        self.buffer.push(TRACE_MARK);
+        self.buffer
+            .extend_from_slice(&trace.trace_id().to_le_bytes());
+        self.buffer
+            .extend_from_slice(&trace.span_id().to_le_bytes());
+        self.buffer.push(u8::from(trace.is_sampled()));
     }
 
     #[inline]

@@ -1,6 +1,7 @@
 //! Commands that delete, move and time keys.
 
 use bytes::Bytes;
+use flux_types::limits::{SYSTEM_ENTRIES_MAX, SYSTEM_NAME_BYTES_MAX, SYSTEM_VALUE_BYTES_MAX};
 use flux_types::{DeleteCause, ExpireCondition, Expiry, Reply};
 
 use super::{Evaluation, Outcome, When};
@@ -120,6 +121,22 @@ impl Evaluation<'_> {
         self.writer.push(FactRef::Clear);
         self.overlay.clear();
         Reply::Ok
+    }
+
+    /// Keeps or removes system data. Not refused when memory is full: they are few, and bounded.
+    pub(super) fn put_system(&mut self, name: &[u8], value: Option<&[u8]>) -> Outcome {
+        let Some(value) = value else {
+            self.writer.push(FactRef::SystemDelete { name });
+            return Ok(Reply::Ok);
+        };
+        let is_new = self.store.system(name).is_none();
+        let is_crowded = is_new && SYSTEM_ENTRIES_MAX <= self.store.system_len();
+        let is_long = SYSTEM_NAME_BYTES_MAX < name.len() || SYSTEM_VALUE_BYTES_MAX < value.len();
+        if is_crowded || is_long || name.is_empty() {
+            return Err(error::no_place_for_system_data());
+        }
+        self.writer.push(FactRef::SystemPut { name, value });
+        Ok(Reply::Ok)
     }
 
     /// Deletes what is past its deadline, and only that: a key that was written meanwhile stays.

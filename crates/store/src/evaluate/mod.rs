@@ -25,8 +25,8 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use flux_types::limits::KEY_BYTES_MAX;
 use flux_types::{
-    Answer, Command, DeleteCause, Error, Expiry, Reply, Revision, Term, Transaction, UnixMillis,
-    Watch, WriteCommand,
+    Answer, Command, DeleteCause, Error, Expiry, Reply, Revision, Term, TraceParent, Transaction,
+    UnixMillis, Watch, WriteCommand,
 };
 
 use crate::batch::{BATCH_BYTES_MAX, BatchWriter, FactRef};
@@ -88,10 +88,15 @@ impl<'a> Evaluation<'a> {
     /// Evaluates one command. A command that fails leaves no facts, except that a key it met may
     /// have been said to be expired.
     pub fn command(&mut self, command: &Command) -> Answer {
+        self.traced_command(command, None)
+    }
+
+    /// As [`Self::command`], and notes in the log which request the command belongs to.
+    pub fn traced_command(&mut self, command: &Command, trace: Option<TraceParent>) -> Answer {
         // The sweeper's deletions need not take effect together; small groups lock less.
         let grouped = !matches!(command, Command::Write(WriteCommand::SweepExpired { .. }));
         if grouped {
-            self.writer.begin_group();
+            self.writer.begin_traced_group(trace);
         }
         let reply = self.reply(command);
         if grouped {
@@ -290,6 +295,7 @@ impl<'a> Evaluation<'a> {
             WriteCommand::Clear => Ok(self.clear()),
             WriteCommand::Transaction(transaction) => self.transaction(transaction),
             WriteCommand::SweepExpired { keys } => Ok(self.sweep(keys)),
+            WriteCommand::PutSystem { name, value } => self.put_system(name, value.as_deref()),
         }
     }
 

@@ -4,6 +4,7 @@ mod concurrency;
 mod model;
 mod random;
 mod scan;
+mod system;
 
 use bytes::Bytes;
 use flux_types::{Command, ReadCommand, Reply, Set, Term, UnixMillis, WriteCommand};

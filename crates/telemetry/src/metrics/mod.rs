@@ -25,7 +25,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 
-pub use cells::{Counter, Counters, Gauge, Gauges};
+pub use cells::{Counter, Counters, Entered, Gauge, Gauges};
 pub use exposition::Exposition;
 pub use histogram::{Histogram, Histograms, Scale};
 

@@ -1,4 +1,4 @@
-//! `flux cli`: one command, commands from a pipe, a prompt, or the demonstration.
+//! `flux cli`: one command, commands from a pipe, a prompt, the demonstration, or changes.
 //!
 //! It speaks FLUX through the SDK. Commands are words that the node interprets, so whatever a node
 //! knows can be asked; nothing here knows their meaning but for hints.
@@ -7,6 +7,7 @@ mod demo;
 mod prompt;
 mod show;
 mod syntax;
+mod watch;
 mod words;
 
 use std::ffi::OsString;
@@ -43,6 +44,13 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     } else {
         cli.host.clone()
     };
+    if let Some((word, rest)) = cli.words.split_first()
+        && word == "watch"
+    {
+        let watch = watch::Watch::parse(rest)?;
+        let password = cli.password.or_else(password);
+        return runtime.block_on(watch::run(&host, password, watch));
+    }
     let config = Config {
         password: cli.password.or_else(password),
         request_timeout: REQUEST_TIMEOUT,

@@ -1,0 +1,273 @@
+//! A feed: the changes of all shards of a node for one consumer, with a cursor.
+//!
+//! A feed is pulled. It holds one read of one shard at most, so a consumer that does not ask costs
+//! nothing but the log that is kept for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flux_types::{ClusterId, ShardId};
+use futures_util::future::{FutureExt as _, select_all};
+use tokio::time::Instant;
+
+use crate::cursor::{Cursor, Place, Start};
+use crate::error::CdcError;
+use crate::event::{Change, Control, Event};
+use crate::origin::Origin;
+use crate::tail::{self, Begin, Refused, Tail};
+
+/// How long a consumer hears nothing at most.
+pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What a consumer asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Where to begin.
+    pub start: Start,
+    /// Only keys that begin with this; empty: all.
+    pub prefix: Vec<u8>,
+    /// What to do with a cursor whose changes are not kept any more.
+    pub on_gap: OnGap,
+    /// How long to be silent at most.
+    pub progress_interval: Duration,
+}
+
+/// What a feed does with a cursor that is too old.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnGap {
+    /// It does not begin: the consumer decides what to do about it.
+    Refuse,
+    /// It says so with a gap event, and goes on with the oldest change that is kept.
+    Report,
+}
+
+impl Request {
+    /// All changes from a start.
+    #[must_use]
+    pub const fn from(start: Start) -> Self {
+        Self {
+            start,
+            prefix: Vec::new(),
+            on_gap: OnGap::Refuse,
+            progress_interval: PROGRESS_INTERVAL,
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Feed {
+    tails: Vec<Tail>,
+    cluster: ClusterId,
+    request: Request,
+    /// Which tail is asked first.
+    turn: usize,
+    /// When something was handed out last; `None`: nothing yet.
+    told_at: Option<Instant>,
+}
+
+/// Some events of one shard, in order.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The shard.
+    pub shard: ShardId,
+    /// At least one.
+    pub events: Vec<Event>,
+    before: Cursor,
+    after: Cursor,
+}
+
+impl Batch {
+    /// The cursor of a consumer that has taken these events in.
+    #[must_use]
+    pub const fn cursor(&self) -> &Cursor {
+        &self.after
+    }
+
+    /// The cursor of a consumer that has taken them in up to one of them.
+    #[must_use]
+    pub fn cursor_at(&self, event: &Event) -> Cursor {
+        let position = event.position;
+        let place = match event.change {
+            Change::Item { .. } => Place::Snapshot,
+            Change::Control(Control::Progress) => return self.after.clone(),
+            Change::Set { .. }
+            | Change::Patch { .. }
+            | Change::Delete { .. }
+            | Change::Expire { .. }
+            | Change::Flush
+            | Change::Control(_) => Place::After {
+                term: position.term,
+                index: position.index,
+                revision: position.revision,
+            },
+        };
+        self.before.with(self.shard, place)
+    }
+}
+
+impl Feed {
+    /// Begins a feed over the shards of a node.
+    ///
+    /// # Errors
+    /// [`CdcError::Compacted`] and [`CdcError::Diverged`] about a cursor; others if the log cannot
+    /// be read.
+    ///
+    /// # Cancellation
+    /// Safe to drop.
+    pub async fn open(
+        cluster: ClusterId,
+        origins: &[Arc<dyn Origin>],
+        request: Request,
+    ) -> Result<Self, CdcError> {
+        if origins.is_empty() {
+            let shard = ShardId::new(0);
+            return Err(CdcError::Stopped { shard });
+        }
+        if let Start::At(cursor) = &request.start {
+            vet(cluster, origins, cursor).await?;
+        }
+        let mut tails = Vec::with_capacity(origins.len());
+        for origin in origins {
+            tails.push(open_tail(cluster, origins, origin, &request).await?);
+        }
+        Ok(Self {
+            tails,
+            cluster,
+            request,
+            turn: 0,
+            told_at: None,
+        })
+    }
+
+    /// How far the consumer has got with what was handed out.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        let places = self.tails.iter().map(|tail| (tail.shard(), tail.place()));
+        Cursor {
+            cluster: self.cluster,
+            places: places.collect(),
+        }
+    }
+
+    /// The next events. The first is a progress event with the cursor of the beginning; another
+    /// comes whenever nothing else came for the interval asked for.
+    ///
+    /// # Errors
+    /// If the log cannot be read or a shard has stopped.
+    ///
+    /// # Cancellation
+    /// Safe to drop: nothing is lost.
+    pub async fn next(&mut self) -> Result<Batch, CdcError> {
+        loop {
+            let Some(told_at) = self.told_at else {
+                return Ok(self.progress());
+            };
+            if let Some(batch) = self.read().await? {
+                self.told_at = Some(Instant::now());
+                return Ok(batch);
+            }
+            let due = told_at + self.request.progress_interval;
+            let waits = self.tails.iter_mut().map(|tail| tail.ready().boxed());
+            let any = select_all(waits).map(|(ready, _, _)| ready);
+            let ready = tokio::time::timeout_at(due, any).await;
+            match ready {
+                Ok(ready) => ready?,
+                Err(_) => return Ok(self.progress()),
+            }
+        }
+    }
+
+    /// A progress event out of turn, for a consumer that will hear nothing more.
+    pub fn last_progress(&mut self) -> Batch {
+        self.progress()
+    }
+
+    /// Asks each shard once, another one first each time.
+    async fn read(&mut self) -> Result<Option<Batch>, CdcError> {
+        let count = self.tails.len();
+        for step in 0..count {
+            let at = (self.turn + step) % count.max(1);
+            let before = self.cursor();
+            let Some(tail) = self.tails.get_mut(at) else {
+                continue;
+            };
+            let read = tail.read(&self.request.prefix).await?;
+            if read.events.is_empty() {
+                continue;
+            }
+            self.turn = at + 1;
+            let shard = tail.shard();
+            let after = before.with(shard, tail.place());
+            return Ok(Some(Batch {
+                shard,
+                events: read.events,
+                before,
+                after,
+            }));
+        }
+        Ok(None)
+    }
+
+    fn progress(&mut self) -> Batch {
+        self.told_at = Some(Instant::now());
+        let cursor = self.cursor();
+        let first = self.tails.first();
+        let read = first.map(|tail| tail.control(Control::Progress));
+        Batch {
+            shard: first.map_or(ShardId::new(0), Tail::shard),
+            events: read.map(|read| read.events).unwrap_or_default(),
+            before: cursor.clone(),
+            after: cursor,
+        }
+    }
+}
+
+/// Refuses a cursor that cannot be of this cluster.
+async fn vet(
+    cluster: ClusterId,
+    origins: &[Arc<dyn Origin>],
+    cursor: &Cursor,
+) -> Result<(), CdcError> {
+    let is_known = |shard: &ShardId| origins.iter().any(|origin| origin.log().id() == *shard);
+    let what = if cursor.cluster != cluster {
+        "it is of another cluster"
+    } else if !cursor.places.keys().all(is_known) {
+        "it names a shard that is not here"
+    } else {
+        return Ok(());
+    };
+    let oldest = Box::new(tail::oldest(cluster, origins).await?);
+    Err(CdcError::Diverged { what, oldest })
+}
+
+async fn open_tail(
+    cluster: ClusterId,
+    origins: &[Arc<dyn Origin>],
+    origin: &Arc<dyn Origin>,
+    request: &Request,
+) -> Result<Tail, CdcError> {
+    let begin = match &request.start {
+        Start::Now => Begin::Now,
+        Start::Earliest => Begin::Earliest,
+        Start::Snapshot => Begin::Snapshot,
+        Start::At(cursor) => {
+            // A shard that the cursor does not name has come into being after it.
+            let place = cursor.place(origin.log().id());
+            Begin::at(place.unwrap_or(Place::BEGINNING))
+        }
+    };
+    match Tail::open(Arc::clone(origin), begin).await? {
+        Ok(tail) => Ok(tail),
+        Err(Refused::Compacted) if request.on_gap == OnGap::Report => {
+            Ok(Tail::open_at(Arc::clone(origin), begin))
+        }
+        Err(refused) => {
+            let oldest = Box::new(tail::oldest(cluster, origins).await?);
+            Err(match refused {
+                Refused::Compacted => CdcError::Compacted { oldest },
+                Refused::Diverged(what) => CdcError::Diverged { what, oldest },
+            })
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! The changes of one shard, read from its log by offset.
+//!
+//! A tail holds a place and nothing else: what it has not read yet lies in the log. It reads only
+//! entries that are applied, and so committed, and that are synced here under every policy (an
+//! entry that a power cut could take back is not told to anyone). It waits by being woken, never by
+//! asking again and again, and no commit waits for it.
+
+mod decode;
+mod snapshot;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flux_log::{LogEntry, LogError, LogId};
+use flux_store::batch;
+use flux_types::{LogIndex, Revision, ShardId};
+use tokio::sync::oneshot;
+
+use self::snapshot::Walking;
+use crate::cursor::{Cursor, Place};
+use crate::error::CdcError;
+use crate::event::{Change, Control, Event, Position};
+use crate::origin::Origin;
+
+/// Most bytes of entries read at once, unless one is longer.
+const READ_BYTES: usize = 256 * 1024;
+/// How long a tail that was woken a moment ago lets changes gather, so that under load it costs one
+/// wake for many commits.
+const GATHER: Duration = Duration::from_millis(1);
+/// How often a tail asks for a sync, where commits do not.
+const SYNC_PAUSE: Duration = Duration::from_millis(20);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    origin: Arc<dyn Origin>,
+    shard: ShardId,
+    /// Up to where everything was handed out.
+    place: Progress,
+    /// The entry to read next: that of the place itself if some of it may be left.
+    next: LogIndex,
+    /// A snapshot that is being walked.
+    walking: Option<Walking>,
+    /// A snapshot that was walked and is whole once this entry was read, and its items.
+    completing: Option<(LogIndex, u64)>,
+    gather: bool,
+    synced_at: Option<tokio::time::Instant>,
+}
+
+/// A place in the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) id: LogId,
+    pub(crate) revision: Revision,
+}
+
+impl Progress {
+    const fn place(self) -> Place {
+        Place::After {
+            term: self.id.term,
+            index: self.id.index,
+            revision: self.revision,
+        }
+    }
+}
+
+/// What a tail read.
+#[derive(Debug, Default)]
+pub(crate) struct Read {
+    pub(crate) events: Vec<Event>,
+}
+
+/// Where a tail is to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begin {
+    Now,
+    Earliest,
+    Snapshot,
+    After(Progress),
+}
+
+impl Begin {
+    pub(crate) const fn at(place: Place) -> Self {
+        match place {
+            Place::Snapshot => Self::Snapshot,
+            Place::After {
+                term,
+                index,
+                revision,
+            } => Self::After(Progress {
+                id: LogId { term, index },
+                revision,
+            }),
+        }
+    }
+}
+
+/// Why a tail cannot begin at a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    Compacted,
+    Diverged(&'static str),
+}
+
+impl Tail {
+    /// Begins; the outer result says that the log cannot be read.
+    pub(crate) async fn open(
+        origin: Arc<dyn Origin>,
+        begin: Begin,
+    ) -> Result<Result<Self, Refused>, CdcError> {
+        let mut tail = Self::at(origin, Progress::default());
+        match begin {
+            Begin::Now => {
+                // The entry first: a revision that is ahead of it only skips what was committed
+                // before this call returns.
+                let id = tail.origin.applied().unwrap_or_default();
+                let revision = tail.origin.store().revision();
+                tail.go_to(Progress { id, revision });
+                tail.wait_durable(id.index).await?;
+            }
+            Begin::Earliest => {
+                let oldest = tail.oldest().await?;
+                tail.go_to(oldest);
+            }
+            Begin::Snapshot => tail.begin_walk().await,
+            Begin::After(place) => {
+                if let Err(refused) = tail.check(place).await? {
+                    return Ok(Err(refused));
+                }
+                tail.resume(place);
+            }
+        }
+        Ok(Ok(tail))
+    }
+
+    /// Begins at a place whatever is there: if it is too old, the first thing read is a gap.
+    pub(crate) fn open_at(origin: Arc<dyn Origin>, begin: Begin) -> Self {
+        let place = match begin {
+            Begin::After(place) => place,
+            Begin::Now | Begin::Earliest | Begin::Snapshot => Progress::default(),
+        };
+        let mut tail = Self::at(origin, place);
+        tail.resume(place);
+        tail
+    }
+
+    fn at(origin: Arc<dyn Origin>, place: Progress) -> Self {
+        Self {
+            shard: origin.log().id(),
+            origin,
+            place,
+            next: place.id.index.next(),
+            walking: None,
+            completing: None,
+            gather: false,
+            synced_at: None,
+        }
+    }
+
+    const fn go_to(&mut self, place: Progress) {
+        self.place = place;
+        self.next = place.id.index.next();
+    }
+
+    /// Goes on where a cursor says, which may be within an entry.
+    fn resume(&mut self, place: Progress) {
+        self.go_to(place);
+        if self.origin.log().oldest() <= place.id.index {
+            self.next = place.id.index;
+        }
+    }
+
+    pub(crate) const fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    /// Up to where everything was handed out, as a cursor says it.
+    pub(crate) const fn place(&self) -> Place {
+        if self.walking.is_some() {
+            return Place::Snapshot;
+        }
+        self.place.place()
+    }
+
+    pub(crate) const fn position(&self) -> Position {
+        Position {
+            shard: self.shard,
+            term: self.place.id.term,
+            index: self.place.id.index,
+            revision: self.place.revision,
+        }
+    }
+
+    /// Before the oldest change that is kept.
+    pub(crate) async fn oldest(&self) -> Result<Progress, CdcError> {
+        let mut from = self.origin.log().oldest();
+        loop {
+            let entries = self.entries(from, LogIndex::new(u64::MAX)).await?;
+            let Some(last) = entries.last() else {
+                // Nothing is kept but what is to come.
+                let id = self.origin.log().state().last.unwrap_or_default();
+                let revision = self.origin.store().revision();
+                return Ok(Progress { id, revision });
+            };
+            for entry in &entries {
+                let Some(view) = self.effective(entry)? else {
+                    continue;
+                };
+                let id = LogId {
+                    term: entry.id.term,
+                    index: LogIndex::new(entry.id.index.get() - 1),
+                };
+                let revision = Revision::new(view.first_revision().get() - 1);
+                return Ok(Progress { id, revision });
+            }
+            from = last.id.index.next();
+        }
+    }
+
+    /// Whether what comes after a place is here, and the place is of this history.
+    async fn check(&self, place: Progress) -> Result<Result<(), Refused>, CdcError> {
+        let log = self.origin.log();
+        let last = log.state().last.unwrap_or_default();
+        if last.index < place.id.index {
+            return Ok(Err(Refused::Diverged("it is ahead of the log")));
+        }
+        let oldest = log.oldest();
+        if oldest <= place.id.index {
+            let here = log.history_id_at(place.id.index);
+            if here.is_none_or(|here| here.term != place.id.term) {
+                return Ok(Err(Refused::Diverged("its entry was replaced by another")));
+            }
+            return Ok(Ok(()));
+        }
+        if place.id.index.next() < oldest || self.oldest().await?.revision > place.revision {
+            return Ok(Err(Refused::Compacted));
+        }
+        Ok(Ok(()))
+    }
+
+    /// Returns once [`Tail::read`] is worth calling. Safe to drop.
+    pub(crate) async fn ready(&mut self) -> Result<(), CdcError> {
+        if self.walking.is_some() || self.is_completed() {
+            return Ok(());
+        }
+        let next = self.next;
+        let applied =
+            |origin: &dyn Origin| origin.applied().map_or(LogIndex::new(0), |id| id.index);
+        if applied(&*self.origin) < next {
+            self.origin.wait_applied(next).await;
+            if self.gather {
+                tokio::time::sleep(GATHER).await;
+            }
+            self.gather = true;
+        } else {
+            self.gather = false;
+        }
+        self.wait_durable(next).await
+    }
+
+    const fn is_completed(&self) -> bool {
+        matches!(self.completing, Some((end, _)) if end.get() <= self.place.id.index.get())
+    }
+
+    /// Reads what comes next; nothing if there is nothing yet. Safe to drop: what was not handed
+    /// out is read again.
+    pub(crate) async fn read(&mut self, prefix: &[u8]) -> Result<Read, CdcError> {
+        if self.walking.is_some() {
+            return self.walk(prefix).await;
+        }
+        if let Some((_, items)) = self.completing.filter(|_| self.is_completed()) {
+            self.completing = None;
+            return Ok(self.control(Control::SnapshotComplete { items }));
+        }
+        let next = self.next;
+        if next < self.origin.log().oldest() {
+            return self.skip_gap().await;
+        }
+        let until = self.readable_until();
+        if until < next {
+            return Ok(Read::default());
+        }
+        let entries = match self.entries(next, until.next()).await {
+            Ok(entries) => entries,
+            // Deleted while it was being read.
+            Err(_) if next < self.origin.log().oldest() => return self.skip_gap().await,
+            Err(error) => return Err(error),
+        };
+        let mut read = Read::default();
+        let mut place = self.place;
+        for entry in &entries {
+            if let Some(view) = self.effective(entry)? {
+                read.events.extend(self.gap_before(place, &view));
+                decode::facts(self.shard, entry, &view, place.revision, |event| {
+                    if event.change.concerns(prefix) {
+                        read.events.push(event);
+                    }
+                });
+                place.revision = place.revision.max(view.last_revision());
+            }
+            place.id = entry.id;
+        }
+        self.go_to(place);
+        Ok(read)
+    }
+
+    /// The last entry that may be told: applied, synced, and not beyond the end of a snapshot that
+    /// is not yet said to be complete.
+    fn readable_until(&self) -> LogIndex {
+        let applied = self
+            .origin
+            .applied()
+            .map_or(LogIndex::new(0), |id| id.index);
+        let until = applied.min(self.origin.log().durable());
+        self.completing.map_or(until, |(end, _)| until.min(end))
+    }
+
+    /// The changes after this place are not kept any more: says so, and goes on with the oldest.
+    async fn skip_gap(&mut self) -> Result<Read, CdcError> {
+        let after = self.place.revision;
+        let oldest = self.oldest().await?;
+        self.go_to(Progress {
+            revision: oldest.revision.max(after),
+            ..oldest
+        });
+        if oldest.revision <= after {
+            // Only entries without facts are gone.
+            return Ok(Read::default());
+        }
+        let next = oldest.revision.next();
+        Ok(self.control(Control::Gap { after, next }))
+    }
+
+    /// Revisions are dense: one that is not continues from before changes that are not here.
+    fn gap_before(&self, place: Progress, view: &batch::BatchView<'_>) -> Option<Event> {
+        let (after, next) = (place.revision, view.first_revision());
+        if next <= after.next() {
+            return None;
+        }
+        let mut event = self.control_event(Control::Gap { after, next });
+        event.position.term = place.id.term;
+        event.position.index = place.id.index;
+        event.position.revision = Revision::new(next.get() - 1);
+        Some(event)
+    }
+
+    /// A control event at this place.
+    pub(crate) fn control(&self, control: Control) -> Read {
+        Read {
+            events: vec![self.control_event(control)],
+        }
+    }
+
+    fn control_event(&self, control: Control) -> Event {
+        Event {
+            position: self.position(),
+            at: self.origin.now(),
+            change: Change::Control(control),
+            group: None,
+            trace: None,
+        }
+    }
+
+    /// Entries from memory, or from disk on a thread that may wait for it.
+    async fn entries(&self, from: LogIndex, until: LogIndex) -> Result<Vec<LogEntry>, CdcError> {
+        let log = self.origin.log();
+        let entries = if log.is_recent(from) {
+            log.history(from, until, READ_BYTES)
+        } else {
+            let log = log.clone();
+            let read = move || log.history(from, until, READ_BYTES);
+            match tokio::task::spawn_blocking(read).await {
+                Ok(entries) => entries,
+                Err(_) => return Err(CdcError::Stopped { shard: self.shard }),
+            }
+        };
+        entries.map_err(|source| CdcError::Log {
+            shard: self.shard,
+            source,
+        })
+    }
+
+    fn effective<'a>(&self, entry: &'a LogEntry) -> Result<Option<batch::BatchView<'a>>, CdcError> {
+        if !batch::is_batch(&entry.payload) {
+            return Ok(None);
+        }
+        batch::effective(entry.id.term, &entry.payload).map_err(|source| CdcError::Batch {
+            shard: self.shard,
+            index: entry.id.index,
+            source,
+        })
+    }
+
+    /// Returns once an entry is synced here. Safe to drop.
+    async fn wait_durable(&mut self, index: LogIndex) -> Result<(), CdcError> {
+        let shard = self.shard;
+        while self.origin.log().durable() < index {
+            if let Some(at) = self.synced_at {
+                tokio::time::sleep_until(at + SYNC_PAUSE).await;
+            }
+            self.synced_at = Some(tokio::time::Instant::now());
+            if index <= self.origin.log().durable() {
+                break;
+            }
+            let (done, synced) = oneshot::channel();
+            let callback = move |result: Result<(), LogError>| drop(done.send(result));
+            self.origin.log().sync(Box::new(callback));
+            match synced.await {
+                Ok(Ok(())) => {}
+                Ok(Err(source)) => return Err(CdcError::Log { shard, source }),
+                Err(_) => return Err(CdcError::Stopped { shard }),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A cursor for every shard at the oldest change that is kept.
+pub(crate) async fn oldest(
+    cluster: flux_types::ClusterId,
+    origins: &[Arc<dyn Origin>],
+) -> Result<Cursor, CdcError> {
+    let mut cursor = Cursor::new(cluster);
+    for origin in origins {
+        let tail = Tail::at(Arc::clone(origin), Progress::default());
+        let place = tail.oldest().await?.place();
+        cursor.places.insert(tail.shard, place);
+    }
+    Ok(cursor)
+}

@@ -1,0 +1,103 @@
+//! The service `flux.cdc.v1.Watch`: changes as messages, one event each.
+//!
+//! The stream is pulled: nothing is read before the client's window has room for it.
+
+use std::pin::Pin;
+
+use flux_cdc::CdcError;
+use flux_proto::cdc::watch_server::Watch;
+use flux_proto::cdc::{CursorFailure, WatchRequest, WatchResponse};
+use flux_proto::status;
+use flux_types::{Error, ErrorCode};
+use futures_util::stream::{self, Stream};
+use tonic::{Code, Request, Response, Status};
+
+use crate::changes::{Asked, Changes, Told, WatchError, Watcher, cursor_failure};
+
+type Messages = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send + 'static>>;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(super) struct WatchApi {
+    pub(super) changes: Changes,
+}
+
+#[tonic::async_trait]
+impl Watch for WatchApi {
+    type WatchStream = Messages;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Messages>, Status> {
+        let WatchRequest {
+            prefix,
+            from,
+            cursor,
+        } = request.into_inner();
+        let asked = Asked {
+            prefix,
+            from,
+            cursor,
+        };
+        let watcher = self.changes.watch(&asked).await;
+        let watcher = watcher.map_err(|error| watch_status(&error))?;
+        Ok(Response::new(Box::pin(messages(watcher))))
+    }
+}
+
+/// What is sent next.
+enum State {
+    Watching(Box<Watcher>),
+    Failing(Status),
+    Ended,
+}
+
+fn messages(watcher: Watcher) -> impl Stream<Item = Result<WatchResponse, Status>> + Send {
+    let begin = State::Watching(Box::new(watcher));
+    stream::unfold(begin, |state| async move {
+        match state {
+            State::Watching(mut watcher) => Some(match watcher.next().await {
+                Ok(Told::Event(event)) => (Ok(*event), State::Watching(watcher)),
+                Ok(Told::Last(last)) => {
+                    let ends = watch_status(&WatchError::Draining);
+                    (Ok(*last), State::Failing(ends))
+                }
+                Err(error) => (Err(cdc_status(&error)), State::Ended),
+            }),
+            State::Failing(status) => Some((Err(status), State::Ended)),
+            State::Ended => None,
+        }
+    })
+}
+
+fn watch_status(error: &WatchError) -> Status {
+    let code = match error {
+        WatchError::Busy => ErrorCode::Busy,
+        WatchError::Draining => ErrorCode::ShuttingDown,
+        WatchError::LongPrefix => ErrorCode::Invalid,
+        WatchError::Cdc(error) => return cdc_status(error),
+    };
+    super::to_status(&Error::not_done(code, error.to_string()))
+}
+
+fn cdc_status(error: &CdcError) -> Status {
+    let Some((reason, oldest)) = cursor_failure(error) else {
+        return super::to_status(&Error::not_done(ErrorCode::Unavailable, error.to_string()));
+    };
+    let code = match error {
+        CdcError::Compacted { .. } => Code::OutOfRange,
+        CdcError::Diverged { .. } => Code::FailedPrecondition,
+        CdcError::Cursor(_)
+        | CdcError::Log { .. }
+        | CdcError::Batch { .. }
+        | CdcError::Stopped { .. } => Code::InvalidArgument,
+    };
+    let detail = CursorFailure {
+        reason: reason.to_owned(),
+        oldest: oldest.map(ToString::to_string).unwrap_or_default(),
+    };
+    status::to_tonic(&status::with_detail(
+        code,
+        &error.to_string(),
+        "flux.cdc.v1.CursorFailure",
+        &detail,
+    ))
+}
