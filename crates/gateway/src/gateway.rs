@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use flux_env::{Clock, RealClock};
 use flux_telemetry::{Kind, Registry};
 use tokio::runtime::{Builder, Runtime};
@@ -13,17 +14,14 @@ use tokio::task::JoinSet;
 use tracing::info;
 
 use crate::config::{Config, DescriptorSource};
-use crate::descriptor::catalog::Catalog;
 use crate::descriptor::refresh::Refresh;
-use crate::descriptor::source;
 use crate::error::StartError;
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::policy::breaker::Standing;
-use crate::policy::route::Policies;
 use crate::serve::listen;
 use crate::serve::pipeline::Shared;
 use crate::serve::worker::{Phase, Worker};
-use crate::upstream::Upstream;
 
 /// Where a gateway listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +34,9 @@ pub struct Addresses {
 #[derive(Debug)]
 pub struct Gateway {
     addresses: Addresses,
+    shared: Shared,
+    /// Tells that the configuration is another.
+    changed: watch::Sender<()>,
     phase: watch::Sender<Phase>,
     threads: Vec<Thread>,
 }
@@ -66,10 +67,10 @@ impl Gateway {
     /// # Panics
     /// If `registry` has a gateway's metrics already.
     pub fn start_with(config: Config, registry: &Registry) -> Result<Self, StartError> {
-        config
-            .validate()
-            .map_err(|mistakes| StartError::Config { mistakes })?;
-        let catalog = Arc::new(catalog(&config)?);
+        let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
+        let metrics = Arc::new(Metrics::new(registry));
+        let live = Live::new(config, &metrics, &clock, None)?;
+        let config = &live.config;
         let workers = match config.workers {
             0 => thread::available_parallelism().map_or(1, usize::from),
             count => count,
@@ -85,25 +86,15 @@ impl Gateway {
         let addresses = Addresses {
             http: http.map_err(listen_error)?,
         };
-        let response_bytes_max = config.response_bytes_max.get();
-        let upstreams: Vec<Arc<Upstream>> = config
-            .upstreams
-            .iter()
-            .map(|upstream| Arc::new(Upstream::new(upstream, response_bytes_max)))
-            .collect();
-        let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
-        let policies = Arc::new(Policies::new(&config, &clock));
-        register_policies(registry, &policies);
+        let places = Arc::new(Semaphore::new(config.connections_max));
         let shared = Shared {
-            catalog,
-            upstreams,
-            policies,
-            metrics: Arc::new(Metrics::new(registry)),
+            live: Arc::new(ArcSwap::from_pointee(live)),
+            metrics,
             clock,
-            config: Arc::new(config),
         };
+        register_policies(registry, &shared.live);
         let phase = watch::Sender::new(Phase::Run);
-        let places = Arc::new(Semaphore::new(shared.config.connections_max));
+        let changed = watch::Sender::new(());
         let mut threads = Vec::with_capacity(workers + 1);
         for (index, listener) in listeners.into_iter().enumerate() {
             let worker = Worker {
@@ -114,15 +105,40 @@ impl Gateway {
             };
             threads.push(spawn(format!("gateway-{index}"), worker.run())?);
         }
-        if let Some(refresh) = refresh(&shared, phase.subscribe()) {
-            threads.push(spawn("gateway-control".to_owned(), refresh)?);
-        }
+        let refresh = refresh(shared.clone(), changed.subscribe(), phase.subscribe());
+        threads.push(spawn("gateway-control".to_owned(), refresh)?);
         info!(http = %addresses.http, workers, "gateway accepts requests");
         Ok(Self {
             addresses,
+            shared,
+            changed,
             phase,
             threads,
         })
+    }
+
+    /// Puts another configuration into effect: all of it at once, for requests that begin from now
+    /// on. Those under way end as they began. What it leaves as it was keeps its state. Returns the
+    /// keys whose change waits for the next start.
+    ///
+    /// # Errors
+    /// Mistakes in it, descriptors that cannot be read. Then the one before stays in effect.
+    pub fn reload(&self, config: Config) -> Result<Vec<&'static str>, StartError> {
+        let old = self.shared.live.load_full();
+        let mut waiting = Vec::new();
+        if config.listen != old.config.listen {
+            waiting.push("listen");
+        }
+        if config.workers != old.config.workers {
+            waiting.push("workers");
+        }
+        if config.connections_max != old.config.connections_max {
+            waiting.push("connections-max");
+        }
+        let live = Live::new(config, &self.shared.metrics, &self.shared.clock, Some(&old))?;
+        self.shared.live.store(Arc::new(live));
+        self.changed.send_replace(());
+        Ok(waiting)
     }
 
     /// Where it listens; with port 0 configured, the port that it was given.
@@ -171,15 +187,15 @@ impl Drop for Gateway {
 }
 
 /// What is read from the policies at each scrape.
-fn register_policies(registry: &Registry, policies: &Arc<Policies>) {
-    let source = Arc::clone(policies);
+fn register_policies(registry: &Registry, live: &Arc<ArcSwap<Live>>) {
+    let source = Arc::clone(live);
     registry.collect(
         "flux_gateway_breaker_state",
         "How the breaker of an upstream stands: 0 closed, 1 half open (one call on trial), 2 open",
         Kind::Gauge,
         &["upstream"],
         move |samples| {
-            for upstream in &source.upstreams {
+            for upstream in &source.load().policies.upstreams {
                 if let Some(breaker) = &upstream.breaker {
                     let state = match breaker.standing() {
                         Standing::Closed => 0_u64,
@@ -191,63 +207,74 @@ fn register_policies(registry: &Registry, policies: &Arc<Policies>) {
             }
         },
     );
-    let source = Arc::clone(policies);
+    let source = Arc::clone(live);
     registry.collect(
         "flux_gateway_upstream_calls_in_flight",
         "Calls of an upstream under way",
         Kind::Gauge,
         &["upstream"],
         move |samples| {
-            for upstream in &source.upstreams {
+            for upstream in &source.load().policies.upstreams {
                 samples.push(&[&upstream.name], upstream.bulkhead.taken());
+            }
+        },
+    );
+    let source = Arc::clone(live);
+    registry.collect(
+        "flux_gateway_endpoints",
+        "Endpoints of an upstream: in use, or passed over because calls of them fail",
+        Kind::Gauge,
+        &["upstream", "state"],
+        move |samples| {
+            for upstream in &source.load().upstreams {
+                let (used, passed_over) = upstream.members.count();
+                samples.push(&[&upstream.name, "in"], used);
+                samples.push(&[&upstream.name, "out"], passed_over);
             }
         },
     );
 }
 
-/// Loads what descriptors are there at start.
-fn catalog(config: &Config) -> Result<Catalog, StartError> {
-    let wrong = |upstream: &str| {
-        let upstream = upstream.to_owned();
-        move |problem| StartError::Descriptors { upstream, problem }
-    };
-    let catalog = Catalog::new(config).map_err(wrong(""))?;
-    for (position, upstream) in config.upstreams.iter().enumerate() {
-        if let Some(pool) = source::load(&upstream.descriptors).map_err(wrong(&upstream.name))? {
-            catalog.learn(position, pool);
+/// Asks upstreams for their descriptors, those of another configuration once it is in effect.
+async fn refresh(
+    shared: Shared,
+    mut changed: watch::Receiver<()>,
+    mut phase: watch::Receiver<Phase>,
+) {
+    loop {
+        changed.mark_unchanged();
+        let live = shared.live.load_full();
+        let tasks = live
+            .config
+            .upstreams
+            .iter()
+            .zip(&live.upstreams)
+            .enumerate();
+        let tasks =
+            tasks.filter(|(_, (config, _))| config.descriptors == DescriptorSource::Reflection);
+        let mut running: JoinSet<()> = tasks
+            .map(|(position, (config, upstream))| {
+                let refresh = Refresh {
+                    catalog: Arc::clone(&live.catalog),
+                    upstream: Arc::clone(upstream),
+                    position,
+                    services: config.services.clone(),
+                    interval: config.refresh.get(),
+                };
+                refresh.run()
+            })
+            .collect();
+        drop(live);
+        let is_over = tokio::select! {
+            _ = phase.wait_for(|phase| *phase >= Phase::Drain) => true,
+            // Its sender lives as long as the gateway; without it this is over, too.
+            another = changed.changed() => another.is_err(),
+        };
+        running.shutdown().await;
+        if is_over {
+            return;
         }
     }
-    Ok(catalog)
-}
-
-/// The tasks that ask upstreams for their descriptors; none if no upstream is asked.
-fn refresh(
-    shared: &Shared,
-    mut phase: watch::Receiver<Phase>,
-) -> Option<impl Future<Output = ()> + Send + use<>> {
-    let tasks: Vec<Refresh> = shared
-        .config
-        .upstreams
-        .iter()
-        .zip(&shared.upstreams)
-        .enumerate()
-        .filter(|(_, (config, _))| config.descriptors == DescriptorSource::Reflection)
-        .map(|(position, (config, upstream))| Refresh {
-            catalog: Arc::clone(&shared.catalog),
-            upstream: Arc::clone(upstream),
-            position,
-            services: config.services.clone(),
-            interval: config.refresh.get(),
-        })
-        .collect();
-    if tasks.is_empty() {
-        return None;
-    }
-    Some(async move {
-        let mut running: JoinSet<()> = tasks.into_iter().map(Refresh::run).collect();
-        drop(phase.wait_for(|phase| *phase >= Phase::Drain).await);
-        running.shutdown().await;
-    })
 }
 
 /// A thread with a runtime of its own that runs `work`.

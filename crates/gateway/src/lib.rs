@@ -14,6 +14,8 @@ mod error;
 
 mod gateway;
 
+mod live;
+
 mod serve;
 
 mod route;

@@ -23,6 +23,9 @@ pub(crate) struct Metrics {
     refused: Counters,
     streams: Gauge,
     stream_messages: Counter,
+    flights: Counters,
+    fallbacks: Counters,
+    retries: Counters,
 }
 
 impl Metrics {
@@ -62,6 +65,21 @@ impl Metrics {
             stream_messages: registry.counter(
                 "flux_gateway_stream_messages",
                 "Messages of streams passed on to clients",
+            ),
+            flights: registry.counters(
+                "flux_gateway_singleflight",
+                "Reads that may share a call: leaders made one, followers waited for another's",
+                Labels::one("role", ["leader", "follower"]),
+            ),
+            fallbacks: registry.counters(
+                "flux_gateway_fallbacks",
+                "Answers given in place of a failure: the last good one, or a fixed one",
+                Labels::one("kind", ["stale", "fixed"]),
+            ),
+            retries: registry.counters(
+                "flux_gateway_retries",
+                "Calls that would be tried again: those that were, and those over the budget",
+                Labels::one("result", ["made", "over-budget"]),
             ),
         }
     }
@@ -115,5 +133,29 @@ impl Metrics {
 
     pub(crate) fn refused_by_bulkhead(&self) {
         self.refused.increment(1);
+    }
+
+    pub(crate) fn flew(&self) {
+        self.flights.increment(0);
+    }
+
+    pub(crate) fn joined_flight(&self) {
+        self.flights.increment(1);
+    }
+
+    pub(crate) fn answered_stale(&self) {
+        self.fallbacks.increment(0);
+    }
+
+    pub(crate) fn answered_fixed(&self) {
+        self.fallbacks.increment(1);
+    }
+
+    pub(crate) fn retried(&self) {
+        self.retries.increment(0);
+    }
+
+    pub(crate) fn retry_refused(&self) {
+        self.retries.increment(1);
     }
 }

@@ -4,6 +4,7 @@ pub(crate) mod cli;
 pub(crate) mod config;
 pub(crate) mod health;
 pub(crate) mod log;
+mod reload;
 pub(crate) mod run;
 
 use tokio::runtime::{Builder, Runtime};

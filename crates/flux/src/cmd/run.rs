@@ -16,6 +16,7 @@ use tracing::{error, info};
 use crate::admin::Admin;
 use crate::args::Run;
 use crate::banner::{Facts, banner};
+use crate::cmd::reload::Reload;
 use crate::panics;
 use crate::ready::{Addresses, ReadyFile};
 use crate::settings::{Part, Settings, Upstream, read_layers, resolve};
@@ -36,7 +37,8 @@ const LIBRARIES: &str = "openraft=warn,h2=warn,hyper=warn,tower=warn,tonic=warn"
 /// Mistakes in settings, ports and folders; damage; a failure of a running part.
 pub(crate) fn run(run: Run) -> Result<(), Failure> {
     let parts = run.parts;
-    let settings = resolve(&read_layers(run.config, run.flags)?, parts)?.settings;
+    let layers = read_layers(run.config.clone(), run.flags.clone())?;
+    let settings = resolve(&layers, parts)?.settings;
     let ready = settings
         .ready_file
         .as_deref()
@@ -54,7 +56,8 @@ pub(crate) fn run(run: Run) -> Result<(), Failure> {
     panics::install();
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Failure::Failed(format!("the runtime: {error}")))?;
-    runtime.block_on(serve(&settings, parts, ready))
+    let origin = (run, layers.file);
+    runtime.block_on(serve(&settings, origin, ready))
 }
 
 /// Everything that runs.
@@ -64,15 +67,18 @@ struct Running {
     checks: Checks,
     node: Option<Node>,
     gateway: Option<Gateway>,
+    /// What is behind the gateway by these settings.
+    upstream: Option<Upstream>,
     admin: Option<Admin>,
     traces: Traces,
 }
 
 async fn serve(
     settings: &Settings,
-    parts: &[Part],
+    (run, file): (Run, Option<(PathBuf, String)>),
     mut ready: Option<ReadyFile>,
 ) -> Result<(), Failure> {
+    let parts = run.parts;
     let mut signals = Signals::listen()
         .map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))?;
     let running = tokio::select! {
@@ -80,13 +86,23 @@ async fn serve(
         // Nothing has been promised yet, so there is nothing to finish.
         () = signals.next() => return Ok(()),
     };
+    let watch = Reload::watch(run, file, settings, &running.registry, &running.checks);
+    let mut reload =
+        watch.map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))?;
     let addresses = running.addresses();
     if let Some(file) = &mut ready {
         file.write(&addresses, std::process::id())
             .map_err(|error| Failure::Failed(format!("the ready file: {error}")))?;
     }
     out::text(&describe(settings, parts, &addresses, &running));
-    let waited = signals.or(running.failure()).await;
+    let waited = loop {
+        tokio::select! {
+            waited = signals.or(running.failure()) => break waited,
+            () = reload.wanted() => {
+                reload.reload(running.gateway.as_ref(), running.upstream.as_ref());
+            }
+        }
+    };
     // Gone before anything else, so that nobody is sent here any more.
     drop(ready);
     match waited {
@@ -173,6 +189,7 @@ impl Running {
         let gateway =
             Gateway::start_with(config, &self.registry).map_err(|error| failed(&error))?;
         self.gateway = Some(gateway);
+        self.upstream = Some(upstream);
         if self.node.is_none() {
             // A node brings its own admin port, which then tells of both.
             let address = SocketAddr::new(settings.bind, settings.admin_port_for(parts));

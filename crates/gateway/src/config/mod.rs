@@ -69,8 +69,18 @@ pub struct Config {
     pub client_limit: ClientLimitConfig,
     /// Breaker of every upstream that has none of its own.
     pub breaker: BreakerConfig,
+    /// How endpoints take turns, in every upstream that says nothing of it.
+    pub balance: BalanceConfig,
+    /// When an endpoint is passed over, in every upstream that says nothing of it.
+    pub health: HealthConfig,
+    /// How calls are tried again, in every upstream that says nothing of it.
+    pub retry: RetryConfig,
     /// Rules for rpcs that answer with a stream of messages.
     pub stream: StreamConfig,
+    /// Whether identical reads under way share one call, on routes that say nothing of it.
+    pub coalesce: CoalesceConfig,
+    /// Bounds of the answers kept for `fallback.stale`, of all routes together.
+    pub stale: StaleConfig,
     /// The services behind the gateway.
     pub upstreams: Vec<UpstreamConfig>,
     /// Routes beside those that the descriptors declare.
@@ -160,6 +170,12 @@ pub struct UpstreamConfig {
     /// Metadata of every call, reflection included, unless the request brings its own under that
     /// name: `{ authorization = "Bearer …" }` for services that want a password.
     pub metadata: BTreeMap<String, String>,
+    /// How its endpoints take turns, if not as the gateway has it.
+    pub balance: Option<BalanceConfig>,
+    /// When an endpoint is passed over, if not as the gateway has it.
+    pub health: Option<HealthConfig>,
+    /// How calls are tried again, if not as the gateway has it.
+    pub retry: Option<RetryConfig>,
 }
 
 /// Where descriptors come from.
@@ -230,6 +246,10 @@ pub struct RouteConfig {
     pub in_flight_max: Option<usize>,
     /// Its breaker, if it is not the upstream's.
     pub breaker: Option<BreakerConfig>,
+    /// Whether identical reads under way share one call, if not as the gateway has it.
+    pub coalesce: Option<CoalesceConfig>,
+    /// What is answered in place of a failure of the upstream.
+    pub fallback: Option<FallbackConfig>,
 }
 
 /// A response object put together from constants and fields of the response message.
@@ -275,7 +295,12 @@ impl Default for Config {
             limit: LimitConfig::default(),
             client_limit: ClientLimitConfig::default(),
             breaker: BreakerConfig::default(),
+            balance: BalanceConfig::default(),
+            health: HealthConfig::default(),
+            retry: RetryConfig::default(),
             stream: StreamConfig::default(),
+            coalesce: CoalesceConfig::default(),
+            stale: StaleConfig::default(),
             upstreams: Vec::new(),
             routes: Vec::new(),
         }
@@ -315,6 +340,9 @@ impl Default for UpstreamConfig {
             in_flight_max: 10_000,
             breaker: None,
             metadata: BTreeMap::new(),
+            balance: None,
+            health: None,
+            retry: None,
         }
     }
 }

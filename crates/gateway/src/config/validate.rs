@@ -42,6 +42,9 @@ impl Config {
         self.limit.check("limit", &mut mistakes);
         self.client_limit.check("client-limit", &mut mistakes);
         self.breaker.check("breaker", &mut mistakes);
+        self.health.check("health", &mut mistakes);
+        self.retry.check("retry", &mut mistakes);
+        self.stale.check("stale", &mut mistakes);
         let mut names = HashSet::new();
         for (index, upstream) in self.upstreams.iter().enumerate() {
             let key = format!("upstreams[{index}]");
@@ -175,6 +178,12 @@ impl UpstreamConfig {
         if let Some(breaker) = &self.breaker {
             breaker.check(&format!("{key}.breaker"), mistakes);
         }
+        if let Some(health) = &self.health {
+            health.check(&format!("{key}.health"), mistakes);
+        }
+        if let Some(retry) = &self.retry {
+            retry.check(&format!("{key}.retry"), mistakes);
+        }
         for (name, timeout) in [
             ("refresh", self.refresh),
             ("connect-timeout", self.connect_timeout),
@@ -242,6 +251,9 @@ impl RouteConfig {
             .check(&format!("{key}.client-limit"), mistakes);
         if let Some(breaker) = &self.breaker {
             breaker.check(&format!("{key}.breaker"), mistakes);
+        }
+        if let Some(fallback) = &self.fallback {
+            fallback.check(&format!("{key}.fallback"), mistakes);
         }
         if self.in_flight_max == Some(0) {
             let key = format!("{key}.in-flight-max");

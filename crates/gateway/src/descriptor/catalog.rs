@@ -86,6 +86,13 @@ impl Catalog {
         self.current.load_full()
     }
 
+    /// The descriptors of an upstream, given by name, if they are known.
+    pub(crate) fn pool(&self, upstream: &str) -> Option<DescriptorPool> {
+        let upstreams = self.upstreams.lock();
+        let known = upstreams.iter().find(|known| known.name == upstream)?;
+        known.plans.as_ref().map(|plans| plans.pool().clone())
+    }
+
     /// Takes the descriptors of an upstream, given by position, and rebuilds all routes.
     pub(crate) fn learn(&self, upstream: usize, pool: DescriptorPool) {
         let plans = Arc::new(Plans::new(pool, &self.text));

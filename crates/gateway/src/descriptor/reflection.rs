@@ -206,6 +206,8 @@ async fn ask(
         message: Bytes::new(),
         deadline: Instant::now() + EXCHANGE_TIMEOUT,
         span: None,
+        is_impatient: false,
+        is_idempotent: true,
     };
     let answers = client.batch(&call, &messages).await?;
     answers

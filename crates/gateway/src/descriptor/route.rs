@@ -28,6 +28,8 @@ pub(crate) struct Rpc {
     pub(crate) output: MessageId,
     /// Whether calling it twice is the same as once, by its `idempotency_level`.
     pub(crate) is_idempotent: bool,
+    /// Whether calling it changes nothing, by its `idempotency_level`.
+    pub(crate) has_no_side_effects: bool,
     pub(crate) streams: Streams,
 }
 
@@ -119,7 +121,7 @@ impl Rpc {
                 .find(name)
                 .ok_or_else(|| format!("unknown type {name}"))
         };
-        // NO_SIDE_EFFECTS and IDEMPOTENT of google.protobuf.MethodOptions.
+        // NO_SIDE_EFFECTS (1) and IDEMPOTENT (2) of google.protobuf.MethodOptions.
         let level = method.method_descriptor_proto().options.as_ref();
         let level = level.map_or(0, |options| options.idempotency_level.unwrap_or_default());
         Ok(Self {
@@ -129,6 +131,7 @@ impl Rpc {
             input: find(method.input().full_name())?,
             output: find(method.output().full_name())?,
             is_idempotent: level != 0,
+            has_no_side_effects: level == 1,
             streams: match (method.is_client_streaming(), method.is_server_streaming()) {
                 (false, false) => Streams::Neither,
                 (false, true) => Streams::Server,

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// So many places.
-#[derive(Debug)]
+/// So many places. Clones are one bulkhead.
+#[derive(Clone, Debug)]
 pub(crate) struct Bulkhead {
     taken: Arc<AtomicUsize>,
     places: usize,

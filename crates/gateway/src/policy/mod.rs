@@ -12,4 +12,14 @@ pub(crate) mod breaker;
 
 pub(crate) mod bulkhead;
 
+pub(crate) mod balance;
+
+pub(crate) mod health;
+
+pub(crate) mod budget;
+
+pub(crate) mod flight;
+
+pub(crate) mod stale;
+
 pub(crate) mod route;

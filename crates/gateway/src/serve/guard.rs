@@ -7,12 +7,13 @@ use std::time::Duration;
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 
 use super::pipeline::{Head, Pipeline};
+use super::share::is_read;
 use crate::descriptor::route::RpcRoute;
 use crate::policy::breaker::{Permit, Verdict};
 use crate::policy::bulkhead::{Bulkhead, Place};
+use crate::policy::flight::Write;
 use crate::policy::gcra::Quota;
 use crate::policy::limit::{Limits, Scope};
-use crate::policy::route::RoutePolicy;
 use crate::status::{Code, Failure, Outcome};
 
 const RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
@@ -24,14 +25,11 @@ const RATELIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 #[derive(Debug)]
 pub(crate) struct Admission {
     permit: Option<Permit>,
+    write: Option<Write>,
     _places: [Option<Place>; 2],
 }
 
 impl Pipeline {
-    fn route_policy(&self, route: &RpcRoute) -> Option<&RoutePolicy> {
-        self.policies.routes.get(route.configured?)
-    }
-
     /// Takes a token of each bucket; returns how the scarcest stands.
     pub(super) fn limit(
         &self,
@@ -39,9 +37,13 @@ impl Pipeline {
         head: &Head,
         peer: IpAddr,
     ) -> Result<Option<Quota>, Failure> {
-        let of_route = self.route_policy(route).map(|policy| &policy.limits);
+        let of_route = self
+            .live
+            .policies
+            .route(route)
+            .map(|policy| &*policy.limits);
         let now = self.clock.now();
-        let gateway = &self.policies.limits;
+        let gateway = &self.live.policies.limits;
         Limits::try_acquire(gateway, of_route, &head.headers, peer, now).map_err(|refusal| {
             self.metrics.rate_limited(refusal.scope);
             let message = match refusal.scope {
@@ -65,9 +67,9 @@ impl Pipeline {
 
     /// Takes a place in each bulkhead and asks the breaker. The bulkheads come first: a trial must
     /// not be lost to a place that is not there.
-    pub(super) fn admit(&self, route: &RpcRoute) -> Result<Admission, Failure> {
-        let of_route = self.route_policy(route);
-        let Some(upstream) = self.policies.upstreams.get(route.rpc.upstream) else {
+    pub(super) fn admit(&self, head: &Head, route: &RpcRoute) -> Result<Admission, Failure> {
+        let of_route = self.live.policies.route(route);
+        let Some(upstream) = self.live.policies.upstreams.get(route.rpc.upstream) else {
             return Err(Failure::new(Code::Unavailable, "the upstream is gone"));
         };
         let own = of_route.and_then(|policy| policy.bulkhead.as_ref());
@@ -90,8 +92,10 @@ impl Pipeline {
             failure.set_header(RETRY_AFTER, &seconds.to_string());
             failure
         })?;
+        let is_write = !is_read(&head.method, route);
         Ok(Admission {
             permit,
+            write: is_write.then(|| upstream.writes.begin()),
             _places: places,
         })
     }
@@ -110,7 +114,11 @@ impl Admission {
     /// Says what the call came to. A caller that was less patient than the configuration says
     /// nothing about the upstream by not waiting for it.
     pub(super) fn settle<T>(mut self, result: &Result<T, Failure>, is_impatient: bool) {
-        self.record(result.as_ref().map(|_| ()), is_impatient);
+        let result = result.as_ref().map(|_| ());
+        self.record(result, is_impatient);
+        if let (Some(write), true) = (self.write, is_outcome_known(result)) {
+            write.end_known();
+        }
     }
 
     /// As [`Self::settle`], for a call that goes on and keeps its places. Only the first time
@@ -129,6 +137,27 @@ impl Admission {
         };
         permit.record(verdict);
     }
+}
+
+/// Whether a write that came to this has taken effect, or never will.
+fn is_outcome_known(result: Result<(), &Failure>) -> bool {
+    let Err(failure) = result else {
+        return true;
+    };
+    // Nothing was done, or the upstream says that it did not want to do it.
+    let is_refusal = matches!(
+        failure.code,
+        Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::ResourceExhausted
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::Unauthenticated
+    );
+    failure.outcome == Some(Outcome::NotDone) || (failure.outcome.is_none() && is_refusal)
 }
 
 /// Tells how a bucket stands.

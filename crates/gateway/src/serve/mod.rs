@@ -21,6 +21,8 @@ pub(crate) mod render;
 pub(crate) mod reply;
 mod traced;
 
+mod share;
+
 pub(crate) mod stream;
 
 pub(crate) mod vet;

@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use flux_env::Clock;
 use flux_telemetry::trace;
@@ -28,12 +29,12 @@ use super::traced::{self, Traced};
 use super::vet::MediaType;
 use super::worker::Phase;
 use super::{body, guard, vet};
-use crate::config::{Config, NamesConfig, UnknownFieldsConfig, is_reserved};
-use crate::descriptor::catalog::{Catalog, Route};
+use crate::config::{NamesConfig, UnknownFieldsConfig, is_reserved};
+use crate::descriptor::catalog::Route;
 use crate::descriptor::route::{BodyBinding, RpcRoute, Streams};
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::policy::gcra::Quota;
-use crate::policy::route::Policies;
 use crate::route::path;
 use crate::route::trie::Match;
 use crate::status::{Code, Failure};
@@ -44,7 +45,6 @@ use crate::transcode::plan::FieldPlan;
 use crate::transcode::reader::FieldError;
 use crate::transcode::scalar::{Moment, format_timestamp};
 use crate::transcode::wire::{WireType, put_bytes, put_tag};
-use crate::upstream::Upstream;
 use crate::upstream::client::{Answer, Call, Client};
 
 /// What every request of one worker shares.
@@ -53,8 +53,8 @@ pub(crate) struct Pipeline {
     limits: Limits,
     forward_headers: Vec<HeaderName>,
     health_path: String,
-    catalog: Arc<Catalog>,
-    pub(super) policies: Arc<Policies>,
+    /// The configuration in effect when it was made, and everything that comes of it.
+    pub(super) live: Arc<Live>,
     clients: Vec<Arc<Client>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Arc<dyn Clock>,
@@ -79,17 +79,15 @@ struct Limits {
 /// What all workers share.
 #[derive(Clone, Debug)]
 pub(crate) struct Shared {
-    pub(crate) config: Arc<Config>,
-    pub(crate) catalog: Arc<Catalog>,
-    pub(crate) upstreams: Vec<Arc<Upstream>>,
-    pub(crate) policies: Arc<Policies>,
+    /// What is in effect now.
+    pub(crate) live: Arc<ArcSwap<Live>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
 /// A request without its body.
 pub(super) struct Head {
-    method: Method,
+    pub(super) method: Method,
     path: String,
     query: String,
     pub(super) headers: HeaderMap,
@@ -97,8 +95,14 @@ pub(super) struct Head {
 }
 
 impl Pipeline {
-    pub(crate) fn new(shared: &Shared, phase: watch::Receiver<Phase>) -> Self {
-        let config = &shared.config;
+    /// For what is in effect now. Connections of `previous` to upstreams that stay are kept.
+    pub(crate) fn new(
+        shared: &Shared,
+        phase: watch::Receiver<Phase>,
+        previous: Option<&Self>,
+    ) -> Self {
+        let live = shared.live.load_full();
+        let config = &live.config;
         Self {
             limits: Limits {
                 header_bytes_max: config.header_bytes_max.get(),
@@ -125,17 +129,26 @@ impl Pipeline {
                 .filter_map(|n| n.parse().ok())
                 .collect(),
             health_path: config.health_path.clone(),
-            catalog: Arc::clone(&shared.catalog),
-            policies: Arc::clone(&shared.policies),
-            clients: shared
+            clients: live
                 .upstreams
                 .iter()
-                .map(|up| Arc::new(Client::new(Arc::clone(up))))
+                .map(|upstream| {
+                    let mut known = previous.into_iter().flat_map(|previous| &previous.clients);
+                    let same = known.find(|client| client.is_of(upstream));
+                    let new = || Arc::new(Client::new(Arc::clone(upstream)));
+                    same.map_or_else(new, Arc::clone)
+                })
                 .collect(),
+            live,
             metrics: Arc::clone(&shared.metrics),
             clock: Arc::clone(&shared.clock),
             phase,
         }
+    }
+
+    /// Whether it is for this configuration.
+    pub(crate) fn is_of(&self, live: &Arc<Live>) -> bool {
+        Arc::ptr_eq(&self.live, live)
     }
 
     /// Answers a request; failures are answers too.
@@ -159,7 +172,7 @@ impl Pipeline {
         };
         let mut response = match answered {
             Ok(response) => response,
-            Err(failure) => reply::failure(&failure, &self.catalog.error_details),
+            Err(failure) => reply::failure(&failure, &self.live.catalog.error_details),
         };
         if let Some(quota) = &quota {
             guard::put_quota(quota, response.headers_mut());
@@ -200,7 +213,7 @@ impl Pipeline {
         }
         let segments = path::segments(&head.path)
             .map_err(|problem| Failure::new(Code::InvalidArgument, problem).reason("BAD_PATH"))?;
-        let snapshot = self.catalog.current();
+        let snapshot = self.live.catalog.current();
         let route = match snapshot.routes.find(&head.method, &segments) {
             Match::Found(Route::Rpc(route)) => route,
             Match::Found(Route::Unusable(problem)) => {
@@ -233,10 +246,12 @@ impl Pipeline {
             metadata,
             message: message.into(),
             deadline: Instant::now() + timeout,
+            is_impatient,
+            is_idempotent: is_harmless(head, route),
         };
         match route.rpc.streams {
-            Streams::Neither => self.unary(head, render, &call, is_impatient).await,
-            Streams::Server => self.stream(head, render, call, is_impatient).await,
+            Streams::Neither => self.unary(head, render, &call).await,
+            Streams::Server => self.stream(head, render, call).await,
             Streams::Client => {
                 let message = "rpcs that take a stream are not served over this path";
                 Err(Failure::new(Code::Unimplemented, message).reason("STREAMING"))
@@ -249,9 +264,11 @@ impl Pipeline {
         head: &Head,
         render: Render,
         call: &Call,
-        is_impatient: bool,
     ) -> Result<Response<Body>, Failure> {
-        let answer = self.call(&render.route, head, call, is_impatient).await?;
+        let answer = match self.call(&render.route, head, call).await {
+            Ok(answer) => answer,
+            Err(failure) => return self.fall_back(&render.route, failure),
+        };
         let mut response = render.response(&answer.message)?;
         pass_metadata(&answer.headers, response.headers_mut());
         Ok(response)
@@ -262,14 +279,13 @@ impl Pipeline {
         head: &Head,
         render: Render,
         call: Call,
-        is_impatient: bool,
     ) -> Result<Response<Body>, Failure> {
         let client = self.client(&render.route)?;
-        let admission = self.admit(&render.route)?;
+        let admission = self.admit(head, &render.route)?;
         let failures = FailureRule {
             types: Arc::clone(&render.route.rpc.plans),
             is_harmless: is_harmless(head, &render.route),
-            is_impatient,
+            is_impatient: call.is_impatient,
             metrics: Arc::clone(&self.metrics),
         };
         let (mut response, metadata) = Stream {
@@ -279,7 +295,7 @@ impl Pipeline {
             render,
             failures,
             admission,
-            catalog: Arc::clone(&self.catalog),
+            catalog: Arc::clone(&self.live.catalog),
             times: self.limits.stream,
             phase: self.phase.clone(),
         }
@@ -454,18 +470,18 @@ impl Pipeline {
         client.ok_or_else(|| Failure::new(Code::Unavailable, "the upstream is gone"))
     }
 
-    async fn call(
+    /// Calls the upstream if what guards it allows.
+    pub(super) async fn guarded(
         &self,
         route: &RpcRoute,
         head: &Head,
         call: &Call,
-        is_impatient: bool,
     ) -> Result<Answer, Failure> {
         let client = self.client(route)?;
-        let admission = self.admit(route)?;
+        let admission = self.admit(head, route)?;
         let result = client.unary(call).await;
         traced::answered(call.span.as_ref(), &result);
-        admission.settle(&result, is_impatient);
+        admission.settle(&result, call.is_impatient);
         result.map_err(|mut failure| {
             self.metrics.upstream_failed(failure.code);
             failure.types = Some(Arc::clone(&route.rpc.plans));

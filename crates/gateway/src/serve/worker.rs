@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -63,6 +64,19 @@ struct HttpLimits {
     write_stall: Duration,
 }
 
+impl HttpLimits {
+    /// Those of a connection that begins now.
+    fn new(shared: &Shared) -> Self {
+        let config = &shared.live.load().config;
+        Self {
+            header_read_timeout: config.header_read_timeout.get(),
+            header_bytes_max: config.header_bytes_max.get(),
+            headers_max: config.headers_max,
+            write_stall: config.stall_timeout.get(),
+        }
+    }
+}
+
 impl Worker {
     /// Serves until [`Phase::Stop`] or, once draining, until all connections have ended.
     pub(crate) async fn run(mut self) {
@@ -73,14 +87,7 @@ impl Worker {
                 return;
             }
         };
-        let config = &self.shared.config;
-        let limits = HttpLimits {
-            header_read_timeout: config.header_read_timeout.get(),
-            header_bytes_max: config.header_bytes_max.get(),
-            headers_max: config.headers_max,
-            write_stall: config.stall_timeout.get(),
-        };
-        let pipeline = Arc::new(Pipeline::new(&self.shared, self.phase.clone()));
+        let desk = Arc::new(Desk::new(self.shared.clone(), self.phase.clone()));
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -92,8 +99,8 @@ impl Worker {
                 continue;
             };
             let connection = Connection {
-                pipeline: Arc::clone(&pipeline),
-                limits,
+                limits: HttpLimits::new(&self.shared),
+                desk: Arc::clone(&desk),
                 phase: self.phase.clone(),
             };
             let counted = self.shared.metrics.connect();
@@ -107,8 +114,8 @@ impl Worker {
             tokio::time::timeout(Duration::ZERO, listener.accept()).await
         {
             let connection = Connection {
-                pipeline: Arc::clone(&pipeline),
-                limits,
+                limits: HttpLimits::new(&self.shared),
+                desk: Arc::clone(&desk),
                 phase: self.phase.clone(),
             };
             connections.spawn(async move { connection.serve(stream).await });
@@ -137,8 +144,43 @@ async fn accept(
     }
 }
 
+/// Where a worker's connections get the pipeline for each request.
+#[derive(Debug)]
+struct Desk {
+    shared: Shared,
+    phase: watch::Receiver<Phase>,
+    current: ArcSwap<Pipeline>,
+}
+
+impl Desk {
+    fn new(shared: Shared, phase: watch::Receiver<Phase>) -> Self {
+        let current = Pipeline::new(&shared, phase.clone(), None);
+        Self {
+            current: ArcSwap::from_pointee(current),
+            shared,
+            phase,
+        }
+    }
+
+    /// The pipeline of the configuration that is in effect now.
+    fn pipeline(&self) -> Arc<Pipeline> {
+        let current = self.current.load_full();
+        if current.is_of(&self.shared.live.load()) {
+            return current;
+        }
+        // Only this worker's thread comes here, so that one pipeline is made for each change.
+        let next = Arc::new(Pipeline::new(
+            &self.shared,
+            self.phase.clone(),
+            Some(&current),
+        ));
+        self.current.store(Arc::clone(&next));
+        next
+    }
+}
+
 struct Connection {
-    pipeline: Arc<Pipeline>,
+    desk: Arc<Desk>,
     limits: HttpLimits,
     phase: watch::Receiver<Phase>,
 }
@@ -171,9 +213,9 @@ impl Connection {
     }
 
     async fn serve_http1(mut self, stream: Rewound, peer: IpAddr) -> Result<(), hyper::Error> {
-        let pipeline = self.pipeline;
+        let desk = self.desk;
         let service = service_fn(move |request: Request<Incoming>| {
-            let pipeline = Arc::clone(&pipeline);
+            let pipeline = desk.pipeline();
             async move { Ok::<_, Infallible>(pipeline.handle(request, peer).await) }
         });
         let connection = http1::Builder::new()
@@ -191,9 +233,9 @@ impl Connection {
     }
 
     async fn serve_http2(mut self, stream: Rewound, peer: IpAddr) -> Result<(), hyper::Error> {
-        let pipeline = self.pipeline;
+        let desk = self.desk;
         let service = service_fn(move |request: Request<Incoming>| {
-            let pipeline = Arc::clone(&pipeline);
+            let pipeline = desk.pipeline();
             async move { Ok::<_, Infallible>(pipeline.handle(request, peer).await) }
         });
         let header_list_max = self.limits.header_bytes_max * HEADER_SLACK;

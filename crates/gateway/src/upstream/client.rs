@@ -1,23 +1,19 @@
 //! A worker's own way to an upstream: connections over HTTP/2, one per endpoint, and calls on them.
 //!
 //! Hot path. hyper's HTTP/2 client is used directly: a message is framed once, sent as one body,
-//! and what arrives is sliced, not copied, when it arrived in one piece. Endpoints take turns. A
-//! call is tried again, elsewhere if possible, only when it provably never reached the service:
-//! no connection, not sent, or refused by GOAWAY.
+//! and what arrives is sliced, not copied, when it arrived in one piece. Which endpoint a call goes
+//! to is decided in `upstream::members`; when it is tried again, in [`Tries`].
 
 use std::error::Error as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flux_cluster::registry;
 use flux_telemetry::trace::Span;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, TE, USER_AGENT};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::uri::{PathAndQuery, Scheme};
+use http::{Method, Request, StatusCode, Uri};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
@@ -27,7 +23,9 @@ use tracing::debug;
 
 use super::Upstream;
 use super::frame::frame;
+use super::members::{Attempt, Member, Set};
 use super::messages::Messages;
+use crate::policy::health::Verdict;
 use crate::status::{Code, Failure, Outcome};
 
 const CALL_WINDOW: u32 = 1 << 20;
@@ -44,10 +42,6 @@ const _: () =
 const HEADER_LIST_MAX: u32 = 64 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-const BACKOFF_MIN: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// Times a call that never reached the service is tried.
-const ATTEMPTS_MAX: usize = 3;
 
 type Body = Full<Bytes>;
 
@@ -61,10 +55,14 @@ pub(crate) struct Call {
     pub(crate) deadline: Instant,
     /// Its span, if it is recorded.
     pub(crate) span: Option<Span>,
+    /// Whether the caller wants the answer sooner than the configuration would have it.
+    pub(crate) is_impatient: bool,
+    /// Whether calling twice is the same as once.
+    pub(crate) is_idempotent: bool,
 }
 
 /// What came back.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) headers: HeaderMap,
     pub(crate) message: Bytes,
@@ -112,29 +110,34 @@ pub(crate) enum Seat {
 #[derive(Debug)]
 pub(crate) struct Client {
     upstream: Arc<Upstream>,
-    endpoints: Mutex<Endpoints>,
-    turn: AtomicUsize,
+    known: Mutex<Known>,
 }
 
+/// The endpoints when they were last looked at, with this worker's connections to them.
 #[derive(Debug)]
-struct Endpoints {
-    source: registry::Endpoints,
-    all: Arc<[Arc<Endpoint>]>,
+struct Known {
+    set: Arc<Set>,
+    /// In the order of the set.
+    endpoints: Arc<[Arc<Endpoint>]>,
 }
 
 impl Client {
     pub(crate) fn new(upstream: Arc<Upstream>) -> Self {
-        let mut source = upstream.endpoints.clone();
-        let found = Arc::clone(&source.borrow_and_update());
-        let all = found
+        let set = upstream.members.current();
+        let endpoints = set
+            .all
             .iter()
-            .filter_map(|found| Endpoint::new(&found.address, &upstream))
+            .map(|member| Endpoint::new(member, &upstream))
             .collect();
         Self {
             upstream,
-            endpoints: Mutex::new(Endpoints { source, all }),
-            turn: 0.into(),
+            known: Mutex::new(Known { set, endpoints }),
         }
+    }
+
+    /// Whether it calls this upstream.
+    pub(crate) fn is_of(&self, upstream: &Arc<Upstream>) -> bool {
+        Arc::ptr_eq(&self.upstream, upstream)
     }
 
     /// Calls a method that takes one message and answers with one.
@@ -147,17 +150,20 @@ impl Client {
     /// Safe to drop: the stream is reset.
     pub(crate) async fn unary(&self, call: &Call) -> Result<Answer, Failure> {
         let body = frame(&call.message).ok_or_else(message_too_long)?;
-        let is_sent = AtomicBool::new(false);
-        let exchange = self.exchange(call, body, &is_sent);
-        match timeout_at(call.deadline, exchange).await {
-            Ok(Ok((headers, messages))) => match <[Bytes; 1]>::try_from(messages) {
-                Ok([message]) => Ok(Answer { headers, message }),
-                Err(_) => Err(broken(
-                    "the upstream did not answer with exactly one message",
-                )),
-            },
-            Ok(Err(failure)) => Err(failure),
-            Err(_) => Err(deadline_exceeded(is_sent.load(Ordering::Relaxed))),
+        let mut tries = self.tries(call);
+        let (headers, messages) = loop {
+            let shot = tries.next()?;
+            let exchange = self.exchange(&shot, call, body.clone());
+            let result = shot.until(call.deadline, exchange).await;
+            if let Some(result) = tries.settle(shot, result) {
+                break result?;
+            }
+        };
+        match <[Bytes; 1]>::try_from(messages) {
+            Ok([message]) => Ok(Answer { headers, message }),
+            Err(_) => Err(broken(
+                "the upstream did not answer with exactly one message",
+            )),
         }
     }
 
@@ -171,19 +177,19 @@ impl Client {
     /// Safe to drop: the stream is reset.
     pub(crate) async fn open(&self, call: &Call) -> Result<Messages, Failure> {
         let body = frame(&call.message).ok_or_else(message_too_long)?;
-        let is_sent = AtomicBool::new(false);
-        let opening = self.send(call, body, &is_sent, Lane::Streams);
-        match timeout_at(call.deadline, opening).await {
-            Ok(opened) => {
-                let (response, seat) = opened?;
-                let bytes_max = self.upstream.response_bytes_max;
-                Messages::new(response, bytes_max, seat)
+        let mut tries = self.tries(call);
+        loop {
+            let shot = tries.next()?;
+            let opening = self.begin(&shot, call, body.clone(), Lane::Streams);
+            let result = shot.until(call.deadline, opening).await;
+            if let Some(result) = tries.settle(shot, result) {
+                return result;
             }
-            Err(_) => Err(deadline_exceeded(is_sent.load(Ordering::Relaxed))),
         }
     }
 
     /// Calls a streaming method with messages that are known beforehand, and collects the answers.
+    /// It is tried once.
     ///
     /// # Errors
     /// As [`Self::unary`].
@@ -196,25 +202,29 @@ impl Client {
             .iter()
             .filter_map(|message| frame(message))
             .collect();
-        let is_sent = AtomicBool::new(false);
-        let exchange = self.exchange(call, framed.concat().into(), &is_sent);
-        match timeout_at(call.deadline, exchange).await {
-            Ok(answer) => answer.map(|(_, messages)| messages),
-            Err(_) => Err(deadline_exceeded(is_sent.load(Ordering::Relaxed))),
-        }
+        // What the gateway asks for itself takes no turn: the turns are those of the callers.
+        let mut tries = Tries::new(self, call, 0);
+        let shot = tries.next()?;
+        let exchange = self.exchange(&shot, call, framed.concat().into());
+        let result = shot.until(call.deadline, exchange).await;
+        shot.end(&result, call.is_impatient);
+        result.map(|(_, messages)| messages)
+    }
+
+    fn tries<'c>(&'c self, call: &'c Call) -> Tries<'c> {
+        self.upstream.deposit();
+        Tries::new(self, call, self.upstream.members.next_turn())
     }
 
     async fn exchange(
         &self,
+        shot: &Shot,
         call: &Call,
         body: Bytes,
-        is_sent: &AtomicBool,
     ) -> Result<(HeaderMap, Vec<Bytes>), Failure> {
-        let (response, seat) = self.send(call, body, is_sent, Lane::Calls).await?;
-        let bytes_max = self.upstream.response_bytes_max;
-        let mut messages = Messages::new(response, bytes_max, seat)?;
+        let mut messages = self.begin(shot, call, body, Lane::Calls).await?;
         let mut all = Vec::new();
-        let mut room = bytes_max;
+        let mut room = self.upstream.response_bytes_max;
         while let Some(message) = messages.next().await? {
             let left = room.checked_sub(message.len());
             room = left.ok_or_else(answer_too_large)?;
@@ -223,134 +233,228 @@ impl Client {
         Ok((messages.into_headers(), all))
     }
 
-    /// Sends the call to the endpoint whose turn it is, or to the next that takes it.
-    async fn send(
+    /// Sends the call and waits for the head of the answer.
+    async fn begin(
         &self,
+        shot: &Shot,
         call: &Call,
         body: Bytes,
-        is_sent: &AtomicBool,
         lane: Lane,
-    ) -> Result<(Response<Incoming>, Seat), Failure> {
-        let endpoints = self.endpoints();
-        let mut last = unavailable("the upstream has no endpoint");
-        for _ in 0..ATTEMPTS_MAX.min(endpoints.len() + 1) {
-            let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-            let at = turn.checked_rem(endpoints.len()).unwrap_or_default();
-            let Some(endpoint) = endpoints.get(at) else {
-                break;
-            };
-            let (mut connection, seat) = match endpoint.connection(lane).await {
-                Ok(connection) => connection,
-                Err(failure) => {
-                    last = failure;
-                    continue;
+    ) -> Result<Messages, Failure> {
+        let endpoint = &shot.endpoint;
+        let (mut connection, seat) = endpoint.connection(lane, &shot.attempt).await?;
+        let request = request(endpoint, call, body)?;
+        endpoint.describe(call.span.as_ref());
+        shot.reached(Reach::Sent);
+        match connection.try_send_request(request).await {
+            Ok(response) => Messages::new(response, self.upstream.response_bytes_max, seat),
+            Err(mut refused) => {
+                let never_sent = refused.take_message().is_some();
+                let error = refused.into_error();
+                debug!(upstream = %self.upstream.name, %error, "call failed");
+                if !never_sent && !is_refused_stream(&error) {
+                    return Err(unavailable("the connection to the upstream was lost")
+                        .outcome(Outcome::Unknown));
                 }
-            };
-            let request = request(endpoint, call, body.clone())?;
-            endpoint.describe(call.span.as_ref());
-            is_sent.store(true, Ordering::Relaxed);
-            match connection.try_send_request(request).await {
-                Ok(response) => return Ok((response, seat)),
-                Err(mut refused) => {
-                    let never_sent = refused.take_message().is_some();
-                    let error = refused.into_error();
-                    debug!(upstream = %self.upstream.name, %error, "call failed");
-                    if !never_sent && !is_refused_stream(&error) {
-                        return Err(unavailable("the connection to the upstream was lost")
-                            .outcome(Outcome::Unknown));
-                    }
-                    is_sent.store(false, Ordering::Relaxed);
-                    endpoint.forget(&seat);
-                    last = unavailable("the upstream is shutting down");
-                }
+                shot.reached(Reach::Connected);
+                endpoint.forget(&seat);
+                Err(unavailable("the upstream is shutting down"))
             }
         }
-        Err(last)
     }
 
     /// The endpoints as discovery has them now; connections of those that stay are kept.
-    fn endpoints(&self) -> Arc<[Arc<Endpoint>]> {
-        let mut endpoints = self.endpoints.lock();
-        if endpoints.source.has_changed().unwrap_or(false) {
-            let found = Arc::clone(&endpoints.source.borrow_and_update());
-            let old = Arc::clone(&endpoints.all);
-            endpoints.all = found
-                .iter()
-                .filter_map(|found| {
-                    let kept = old
-                        .iter()
-                        .find(|endpoint| endpoint.address == found.address);
-                    kept.cloned()
-                        .or_else(|| Endpoint::new(&found.address, &self.upstream))
-                })
-                .collect();
+    fn known(&self) -> (Arc<Set>, Arc<[Arc<Endpoint>]>) {
+        let set = self.upstream.members.current();
+        let mut known = self.known.lock();
+        if !Arc::ptr_eq(&known.set, &set) {
+            let old = Arc::clone(&known.endpoints);
+            let endpoint = |member: &Arc<Member>| {
+                let mut same = old.iter();
+                let kept = same.find(|endpoint| endpoint.member.address == member.address);
+                let is_same = |kept: &&Arc<Endpoint>| Arc::ptr_eq(&kept.member, member);
+                let kept = kept.filter(is_same).cloned();
+                kept.unwrap_or_else(|| Endpoint::new(member, &self.upstream))
+            };
+            known.endpoints = set.all.iter().map(endpoint).collect();
+            known.set = Arc::clone(&set);
         }
-        Arc::clone(&endpoints.all)
+        (set, Arc::clone(&known.endpoints))
     }
 }
 
-/// One endpoint and this worker's connection to it.
+/// How far an attempt has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    Nowhere,
+    /// There was a connection, but the service has not seen the call.
+    Connected,
+    Sent,
+}
+
+/// One attempt of a call, and how far it has come.
+#[derive(Debug)]
+struct Shot {
+    endpoint: Arc<Endpoint>,
+    attempt: Attempt,
+    reach: Mutex<Reach>,
+}
+
+impl Shot {
+    fn reached(&self, reach: Reach) {
+        *self.reach.lock() = reach;
+    }
+
+    async fn until<T>(
+        &self,
+        deadline: Instant,
+        exchange: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let late = |_| Err(deadline_exceeded(*self.reach.lock() == Reach::Sent));
+        timeout_at(deadline, exchange).await.unwrap_or_else(late)
+    }
+
+    /// Records what it says of the endpoint's health.
+    fn end<T>(self, result: &Result<T, Failure>, is_impatient: bool) -> Reach {
+        let reach = *self.reach.lock();
+        let verdict = match result {
+            Ok(_) => Verdict::Good,
+            Err(failure) => match (failure.code, reach) {
+                (Code::DeadlineExceeded, _) if is_impatient => Verdict::GivenUp,
+                (_, Reach::Nowhere) => Verdict::NoConnection,
+                // It is leaving, which is no illness.
+                (Code::Unavailable, Reach::Connected) => Verdict::GivenUp,
+                (
+                    Code::Unavailable
+                    | Code::DeadlineExceeded
+                    | Code::Internal
+                    | Code::Unknown
+                    | Code::DataLoss,
+                    _,
+                ) => Verdict::Failed,
+                (_, Reach::Connected | Reach::Sent) => Verdict::Good,
+            },
+        };
+        self.attempt.end(verdict);
+        reach
+    }
+}
+
+/// The attempts of one call.
+///
+/// It is tried again only while that is safe: when it never reached the service, or, if it may be
+/// repeated, when the service or the way to it was unavailable. Attempts that found no connection
+/// cost nobody anything and go on to the next endpoint until all were tried; others are bounded in
+/// number and by the upstream's budget.
+struct Tries<'c> {
+    client: &'c Client,
+    call: &'c Call,
+    set: Arc<Set>,
+    endpoints: Arc<[Arc<Endpoint>]>,
+    turn: usize,
+    tried: Vec<usize>,
+    /// Attempts that had a connection.
+    made: usize,
+}
+
+impl<'c> Tries<'c> {
+    fn new(client: &'c Client, call: &'c Call, turn: usize) -> Self {
+        let (set, endpoints) = client.known();
+        Self {
+            client,
+            call,
+            set,
+            endpoints,
+            turn,
+            tried: Vec::new(),
+            made: 0,
+        }
+    }
+
+    fn next(&mut self) -> Result<Shot, Failure> {
+        let members = &self.client.upstream.members;
+        let chosen = members.choose(&self.set, &self.tried, self.turn);
+        let chosen = chosen.and_then(|(position, attempt)| {
+            let endpoint = Arc::clone(self.endpoints.get(position)?);
+            Some((position, attempt, endpoint))
+        });
+        let Some((position, attempt, endpoint)) = chosen else {
+            return Err(unavailable("the upstream has no endpoint"));
+        };
+        self.tried.push(position);
+        Ok(Shot {
+            endpoint,
+            attempt,
+            reach: Mutex::new(Reach::Nowhere),
+        })
+    }
+
+    /// Ends an attempt: the call's result, or nothing if it is to be tried again.
+    fn settle<T>(&mut self, shot: Shot, result: Result<T, Failure>) -> Option<Result<T, Failure>> {
+        let reach = shot.end(&result, self.call.is_impatient);
+        let is_unavailable = matches!(&result, Err(failure) if failure.code == Code::Unavailable);
+        if !is_unavailable || Instant::now() >= self.call.deadline {
+            return Some(result);
+        }
+        let may_go_on = match reach {
+            Reach::Nowhere => self.tried.len() < self.endpoints.len(),
+            Reach::Connected | Reach::Sent => {
+                self.made += 1;
+                (reach == Reach::Connected || self.call.is_idempotent)
+                    && self.made < self.client.upstream.attempts_max
+                    && self.client.upstream.may_retry()
+            }
+        };
+        (!may_go_on).then_some(result)
+    }
+}
+
+/// One endpoint and this worker's connections to it.
 #[derive(Debug)]
 struct Endpoint {
-    address: String,
-    authority: Authority,
+    member: Arc<Member>,
     upstream: Arc<Upstream>,
     calls: Mutex<Option<SendRequest<Body>>>,
     /// Connections that carry nothing but streams.
     streams: Mutex<Vec<StreamConnection>>,
     /// Held while connecting, so that one of many waiting calls does it for all.
-    connecting: tokio::sync::Mutex<Backoff>,
-}
-
-#[derive(Debug)]
-struct Backoff {
-    /// No attempt before this.
-    retry_at: Option<Instant>,
-    next: Duration,
+    connecting: tokio::sync::Mutex<()>,
 }
 
 impl Endpoint {
-    fn new(address: &str, upstream: &Arc<Upstream>) -> Option<Arc<Self>> {
-        // Configuration has checked it; a registry may still hold nonsense, which is left out.
-        let authority = address.parse().ok()?;
-        Some(Arc::new(Self {
-            address: address.to_owned(),
-            authority,
+    fn new(member: &Arc<Member>, upstream: &Arc<Upstream>) -> Arc<Self> {
+        Arc::new(Self {
+            member: Arc::clone(member),
             upstream: Arc::clone(upstream),
             calls: Mutex::new(None),
             streams: Mutex::new(Vec::new()),
-            connecting: tokio::sync::Mutex::new(Backoff {
-                retry_at: None,
-                next: BACKOFF_MIN,
-            }),
-        }))
+            connecting: tokio::sync::Mutex::new(()),
+        })
     }
 
-    /// An open connection with room, or a new one.
-    async fn connection(&self, lane: Lane) -> Result<(SendRequest<Body>, Seat), Failure> {
+    /// An open connection with room, or a new one if the attempt may make one.
+    async fn connection(
+        &self,
+        lane: Lane,
+        attempt: &Attempt,
+    ) -> Result<(SendRequest<Body>, Seat), Failure> {
         if let Some(open) = self.open_connection(lane) {
             return Ok(open);
         }
-        let mut backoff = self.connecting.lock().await;
+        let _one = self.connecting.lock().await;
         if let Some(open) = self.open_connection(lane) {
             return Ok(open);
         }
-        if backoff.retry_at.is_some_and(|at| Instant::now() < at) {
+        if !attempt.may_connect() {
             return Err(unavailable("the upstream cannot be reached"));
         }
         let connected = timeout(self.upstream.connect_timeout, self.connect(lane)).await;
         match connected.unwrap_or(Err("the connection took too long".to_owned())) {
-            Ok(connection) => {
-                *backoff = Backoff {
-                    retry_at: None,
-                    next: BACKOFF_MIN,
-                };
-                Ok(self.keep(connection, lane))
-            }
+            Ok(connection) => Ok(self.keep(connection, lane)),
             Err(error) => {
-                debug!(upstream = %self.upstream.name, endpoint = %self.address, error, "no connection");
-                backoff.retry_at = Some(Instant::now() + backoff.next);
-                backoff.next = (backoff.next * 2).min(BACKOFF_MAX);
+                let endpoint = &self.member.address;
+                debug!(upstream = %self.upstream.name, %endpoint, error, "no connection");
+                attempt.cannot_connect();
                 Err(unavailable("the upstream cannot be reached"))
             }
         }
@@ -402,8 +506,8 @@ impl Endpoint {
         let Some(span) = span else {
             return;
         };
-        span.set("server.address", self.authority.host().to_owned());
-        if let Some(port) = self.authority.port_u16() {
+        span.set("server.address", self.member.authority.host().to_owned());
+        if let Some(port) = self.member.authority.port_u16() {
             span.set("server.port", port);
         }
     }
@@ -420,7 +524,7 @@ impl Endpoint {
     }
 
     async fn connect(&self, lane: Lane) -> Result<SendRequest<Body>, String> {
-        let stream = TcpStream::connect(&self.address)
+        let stream = TcpStream::connect(&self.member.address)
             .await
             .map_err(|error| error.to_string())?;
         stream
@@ -452,7 +556,7 @@ impl Endpoint {
 fn request(endpoint: &Endpoint, call: &Call, body: Bytes) -> Result<Request<Body>, Failure> {
     let uri = Uri::builder()
         .scheme(Scheme::HTTP)
-        .authority(endpoint.authority.clone())
+        .authority(endpoint.member.authority.clone())
         .path_and_query(call.path.clone())
         .build();
     let uri = uri.map_err(|_| broken("the method has no usable name"))?;

@@ -7,41 +7,87 @@ pub(crate) mod client;
 
 mod frame;
 
+pub(crate) mod members;
+
 pub(crate) mod messages;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use flux_cluster::registry::{self, Endpoint, Endpoints};
+use flux_cluster::registry::{self, Endpoint};
+use flux_env::Clock;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::config::UpstreamConfig;
+use crate::config::{Config, UpstreamConfig};
+use crate::metrics::Metrics;
+use crate::policy::budget::Budget;
+use members::Members;
 
 /// What all workers share about one upstream.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     pub(crate) name: String,
-    /// Where it can be called, now and after every change.
-    pub(crate) endpoints: Endpoints,
+    /// Where it can be called.
+    pub(crate) members: Members,
     pub(crate) connect_timeout: Duration,
     pub(crate) response_bytes_max: usize,
     /// What every call carries unless it brings its own under that name.
     pub(crate) metadata: HeaderMap,
+    /// Times a call is tried.
+    attempts_max: usize,
+    budget: Mutex<Budget>,
+    metrics: Arc<Metrics>,
+    clock: Arc<dyn Clock>,
     /// Told when a connection was lost: what is behind it may not be the same again.
     pub(crate) connection_lost: Notify,
 }
 
 impl Upstream {
-    pub(crate) fn new(config: &UpstreamConfig, response_bytes_max: usize) -> Self {
+    pub(crate) fn new(
+        config: &UpstreamConfig,
+        common: &Config,
+        metrics: &Arc<Metrics>,
+        clock: &Arc<dyn Clock>,
+    ) -> Self {
+        let retry = config.retry.as_ref().unwrap_or(&common.retry);
+        let endpoints = registry::fixed(config.endpoints.iter().map(Endpoint::at).collect());
         Self {
             name: config.name.clone(),
-            endpoints: registry::fixed(config.endpoints.iter().map(Endpoint::at).collect()),
+            members: Members::new(
+                &config.name,
+                endpoints,
+                config.balance.unwrap_or(common.balance),
+                config.health.as_ref().unwrap_or(&common.health),
+                clock,
+            ),
             connect_timeout: config.connect_timeout.get(),
-            response_bytes_max,
             metadata: metadata(&config.metadata),
+            response_bytes_max: common.response_bytes_max.get(),
+            attempts_max: retry.attempts_max,
+            budget: Mutex::new(Budget::new(retry)),
+            metrics: Arc::clone(metrics),
+            clock: Arc::clone(clock),
             connection_lost: Notify::new(),
         }
+    }
+
+    /// Notes a call, which earns its share of a retry.
+    fn deposit(&self) {
+        self.budget.lock().deposit(self.clock.now());
+    }
+
+    /// Takes a retry of the budget if there is one.
+    fn may_retry(&self) -> bool {
+        let is_allowed = self.budget.lock().try_withdraw(self.clock.now());
+        if is_allowed {
+            self.metrics.retried();
+        } else {
+            self.metrics.retry_refused();
+        }
+        is_allowed
     }
 }
 

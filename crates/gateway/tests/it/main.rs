@@ -7,11 +7,14 @@
     reason = "a test fails by panicking, in its helpers too"
 )]
 
+mod balance;
 mod client;
 mod errors;
+mod flight;
 mod life;
 mod limits;
 mod policy;
+mod reload;
 mod routes;
 mod sample;
 mod streams;
@@ -19,12 +22,14 @@ mod streams;
 use std::net::SocketAddr;
 
 use flux_gateway::{Config, DescriptorSource, Gateway, UpstreamConfig};
+use flux_telemetry::Registry;
 use sample::{Reflection, Sample, descriptor_set};
 
 /// A gateway before a sample, its descriptors there from the start.
 struct Lab {
     gateway: Gateway,
     sample: Sample,
+    registry: Registry,
 }
 
 impl Lab {
@@ -39,10 +44,16 @@ impl Lab {
         for upstream in &mut config.upstreams {
             upstream.descriptors = DescriptorSource::Embedded(descriptor_set().into());
         }
+        let registry = Registry::new();
         Self {
-            gateway: Gateway::start(config).unwrap(),
+            gateway: Gateway::start_with(config, &registry).unwrap(),
             sample,
+            registry,
         }
+    }
+
+    fn metric(&self, name: &str) -> f64 {
+        metric(&self.registry, name)
     }
 
     fn address(&self) -> SocketAddr {
@@ -63,4 +74,12 @@ fn config(toml: &str, endpoint: SocketAddr) -> Config {
         upstream.endpoints = vec![endpoint.to_string()];
     }
     config
+}
+
+/// The value of a sample, named with its labels; 0 if there is none.
+fn metric(registry: &Registry, name: &str) -> f64 {
+    let text = registry.encode();
+    let mut lines = text.lines().filter_map(|line| line.rsplit_once(' '));
+    let found = lines.find(|(sample, _)| *sample == name);
+    found.map_or(0.0, |(_, value)| value.parse().unwrap())
 }

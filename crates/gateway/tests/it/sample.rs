@@ -6,7 +6,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, BufMut, Bytes};
@@ -35,6 +35,8 @@ pub(crate) struct Sample {
     pub(crate) state: Arc<State>,
     stop: Option<oneshot::Sender<()>>,
     served: Option<tokio::task::JoinHandle<()>>,
+    /// Its own, if it may be killed.
+    runtime: Option<tokio::runtime::Runtime>,
 }
 
 /// What the tests look at and control.
@@ -42,6 +44,10 @@ pub(crate) struct Sample {
 pub(crate) struct State {
     jars: Mutex<HashMap<Vec<u8>, Vec<u8>>>,
     pub(crate) calls: AtomicUsize,
+    /// How long a unary call takes at least.
+    pub(crate) delay_millis: AtomicU64,
+    /// Whether every unary call fails.
+    pub(crate) is_failing: AtomicBool,
     /// Metadata of the last call.
     pub(crate) metadata: Mutex<http::HeaderMap>,
     /// Raw request of the last call.
@@ -63,6 +69,8 @@ impl Default for State {
         Self {
             jars: Mutex::default(),
             calls: AtomicUsize::new(0),
+            delay_millis: AtomicU64::new(0),
+            is_failing: AtomicBool::new(false),
             metadata: Mutex::default(),
             last: Mutex::default(),
             release: Semaphore::new(0),
@@ -143,7 +151,29 @@ impl Sample {
             state,
             stop: Some(stop),
             served: Some(served),
+            runtime: None,
         }
+    }
+
+    /// One that can be killed.
+    pub(crate) fn mortal() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let mut sample = {
+            let _inside = runtime.enter();
+            Self::start(Reflection::None)
+        };
+        sample.runtime = Some(runtime);
+        sample
+    }
+
+    /// Breaks its connections with calls on them, as `kill -9` does.
+    pub(crate) fn kill(mut self) -> SocketAddr {
+        self.runtime.take().unwrap().shutdown_background();
+        self.address
     }
 
     /// Stops it gracefully and waits until its port is free.
@@ -151,6 +181,14 @@ impl Sample {
         self.stop.take();
         self.served.take().unwrap().await.unwrap();
         self.address
+    }
+}
+
+impl Drop for Sample {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -187,10 +225,23 @@ impl Lab {
         *self.state.metadata.lock() = request.metadata().clone().into_headers();
         let bytes = request.into_inner();
         *self.state.last.lock() = bytes.clone();
+        let delay = self.state.delay_millis.load(Ordering::Relaxed);
+        if delay > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(delay)).await;
+        }
+        if self.state.is_failing.load(Ordering::Relaxed) {
+            return Err(Status::internal("told to fail"));
+        }
         match method.as_str() {
             "Echo" | "Raw" => Ok(bytes.to_vec()),
             "Fill" => self.fill(&bytes),
             "Look" => Ok(self.look(&bytes)),
+            "Slow" => {
+                let seen = self.look(&bytes);
+                // The answer of what was seen on arrival takes its time on the way.
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                Ok(seen)
+            }
             "Empty" => Ok(self.message("lab.v1.EmptyResponse", &[("success", Value::Bool(true))])),
             "Fail" => Err(self.fail(&bytes)),
             "Hang" => {
