@@ -26,5 +26,6 @@ mod mistakes;
 mod observability;
 mod readme;
 mod redis_tools;
+mod resilience;
 mod shutdown;
 mod traces;

@@ -141,6 +141,14 @@ impl Start {
         self
     }
 
+    /// On this port instead of any free one.
+    pub(crate) fn port(mut self, flag: &str, port: u16) -> Self {
+        let at = self.args.iter().position(|arg| arg == flag);
+        let value = at.and_then(|at| self.args.get_mut(at + 1));
+        *value.expect("the flag of a listener") = port.to_string();
+        self
+    }
+
     /// Starts over the folder of a process that has ended.
     pub(crate) fn over(mut self, folder: TempDir) -> Self {
         self.folder = Some(folder);
