@@ -4,14 +4,19 @@
 //! least once; never slows a commit. Nothing is queued in memory: whoever is slow reads later, from
 //! the log. Read in this order: [`event`] is what there is to tell, [`cursor`] how far somebody has
 //! got, [`origin`] what a shard must offer, `tail` one shard's changes, [`feed`] all of them
-//! together, [`envelope`] how an event looks outside.
+//! together, [`envelope`] how an event looks outside. `rabbitmq` publishes events, `consumer` reads
+//! them again.
 
+#[cfg(feature = "rabbitmq")]
+pub mod consumer;
 pub mod cursor;
 pub mod envelope;
 pub mod error;
 pub mod event;
 pub mod feed;
 pub mod origin;
+#[cfg(feature = "rabbitmq")]
+pub mod rabbitmq;
 mod tail;
 #[cfg(test)]
 mod tests;

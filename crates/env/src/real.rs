@@ -126,6 +126,16 @@ pub fn boot_id() -> io::Result<u128> {
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
+/// Makes the calling thread, and those that it starts from now on, give way to others: 0 is as every
+/// thread, 19 the most.
+///
+/// # Errors
+/// When the system refuses, as it does a thread that wants to be less nice than it is.
+pub fn lower_priority(niceness: i32) -> io::Result<()> {
+    // Linux takes "this process" for the calling thread.
+    Ok(rustix::process::setpriority_process(None, niceness)?)
+}
+
 /// The machine's file system.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealDisk;
@@ -287,6 +297,18 @@ mod tests {
         assert!(RealDisk.lock(&path).unwrap().is_none());
         drop(first);
         assert!(RealDisk.lock(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn only_the_thread_that_asks_becomes_nicer() {
+        let niceness = || rustix::process::getpriority_process(None).unwrap();
+        let before = niceness();
+        let inside = std::thread::spawn(move || {
+            lower_priority(19).unwrap();
+            niceness()
+        });
+        assert_eq!(inside.join().unwrap(), 19);
+        assert_eq!(niceness(), before);
     }
 
     #[test]

@@ -1,0 +1,341 @@
+//! The sink: publishes every committed change of the shards that are led here.
+//!
+//! Nothing is queued. A session reads the log from the committed cursor on, publishes as far as the
+//! window allows, and commits the cursor behind what has settled. Whatever goes wrong (a nack, a
+//! return, a lost connection) ends the session; the next one, after a pause, begins at the cursor
+//! again. So events come at least once, in order of revision, and writes never wait for a broker.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flux_env::{Clock, Rng};
+use flux_types::{ClusterId, ShardId, UnixMillis};
+use tracing::{debug, info, warn};
+
+use super::session::{End, Session};
+use super::status::Count;
+use super::{Backoff, SinkConfig, State, Status, Trouble, TroubleKind};
+use crate::cursor::{Cursor, Place, Start};
+use crate::envelope::Envelope;
+use crate::error::CdcError;
+use crate::feed::{Feed, OnGap, Request};
+use crate::origin::Origin;
+
+/// Name of the cursor in the system data of each shard.
+pub const CURSOR_NAME: &[u8] = b"cdc/rabbitmq";
+/// How often, and how many times, it is looked whether a shard is led here.
+const LED_CHECK: Duration = Duration::from_millis(20);
+const LED_CHECKS: u32 = 100;
+/// Under which the log is kept for it.
+const PIN_NAME: &str = "rabbitmq";
+/// How long a commit of a cursor may take.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub struct Sink {
+    pub(super) config: SinkConfig,
+    pub(super) envelope: Envelope,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) status: Arc<Status>,
+    /// How far each shard has got: settled, whether or not it is committed.
+    pub(super) settled: BTreeMap<ShardId, Place>,
+    cluster: ClusterId,
+    origins: Vec<Arc<dyn Origin>>,
+    rng: Box<dyn Rng>,
+}
+
+impl fmt::Debug for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sink")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One shard that is followed.
+pub(super) struct Followed {
+    pub(super) shard: ShardId,
+    pub(super) feed: Feed,
+}
+
+/// What a sink is made of.
+#[derive(Debug)]
+pub struct SinkParts {
+    /// What to do.
+    pub config: SinkConfig,
+    /// Whose changes they are.
+    pub cluster: ClusterId,
+    /// All shards with a replica here.
+    pub origins: Vec<Arc<dyn Origin>>,
+    /// How events look.
+    pub envelope: Envelope,
+    /// For the pace.
+    pub clock: Arc<dyn Clock>,
+    /// For the jitter of attempts.
+    pub rng: Box<dyn Rng>,
+    /// Told what happens.
+    pub status: Arc<Status>,
+}
+
+impl Sink {
+    /// A sink that has not begun.
+    #[must_use]
+    pub fn new(parts: SinkParts) -> Self {
+        Self {
+            config: parts.config,
+            cluster: parts.cluster,
+            origins: parts.origins,
+            envelope: parts.envelope,
+            clock: parts.clock,
+            rng: parts.rng,
+            status: parts.status,
+            settled: BTreeMap::new(),
+        }
+    }
+
+    /// Publishes until `stop` resolves or the shards stop.
+    ///
+    /// # Cancellation
+    /// Safe to drop: what is not committed is published again by the next run.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) {
+        let mut stop = pin!(stop);
+        let mut backoff = Backoff::default();
+        self.status.set(State::Connecting);
+        tokio::select! {
+            biased;
+            () = &mut stop => return,
+            () = self.pin_all() => {}
+        }
+        loop {
+            let confirmed = self.status.count(Count::Confirmed);
+            let end = self.session(stop.as_mut()).await;
+            if self.status.count(Count::Confirmed) > confirmed {
+                backoff.succeed();
+            }
+            let trouble = match end {
+                End::Stopped => break,
+                // Another set of shards is led here now.
+                End::Moved => continue,
+                End::Troubled(trouble) => trouble,
+            };
+            self.status.add(Count::Troubles);
+            let wait = backoff.fail(&mut *self.rng);
+            self.tell(trouble);
+            self.note_lag(None);
+            tokio::select! {
+                biased;
+                () = &mut stop => break,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+        self.status.set(State::Stopped);
+    }
+
+    /// One connection, from its opening to its end.
+    async fn session(&mut self, mut stop: Pin<&mut impl Future<Output = ()>>) -> End {
+        let opened = tokio::select! {
+            biased;
+            () = stop.as_mut() => return End::Stopped,
+            opened = Session::open(self) => opened,
+        };
+        let mut session = match opened {
+            Ok(session) => session,
+            Err(end) => return end,
+        };
+        let end = session.run(self, stop).await;
+        // What has settled need not be sent again.
+        session.commit(self).await;
+        session.close().await;
+        end
+    }
+
+    /// Keeps the log from forgetting what was not published, whether or not there is a broker.
+    async fn pin_all(&self) {
+        for origin in &self.origins {
+            origin.wait_whole().await;
+            let shard = origin.log().id();
+            let place = self
+                .saved(origin, shard)
+                .and_then(|saved| saved.place(shard));
+            match place {
+                Some(place) => pin(origin, place),
+                // It has never published: what comes from now on is kept for it.
+                None => {
+                    let applied = origin.applied().unwrap_or_default();
+                    origin.log().pin(PIN_NAME, applied.index);
+                }
+            }
+        }
+    }
+
+    /// Notes a trouble, and logs it unless it is the one before.
+    fn tell(&self, trouble: Trouble) {
+        let text = trouble.to_string();
+        if self.status.set(State::Troubled(trouble)) {
+            warn!(
+                broker = %self.config.address,
+                problem = text,
+                "changes do not reach RabbitMQ; they wait in the log"
+            );
+        }
+    }
+
+    /// Begins to follow the shards that are led here, each where it was left.
+    pub(super) async fn follow(&mut self) -> Result<Vec<Followed>, End> {
+        let mut followed = Vec::new();
+        for origin in self.origins.clone() {
+            if !origin.is_leading() {
+                continue;
+            }
+            origin.wait_whole().await;
+            let shard = origin.log().id();
+            let feed = self.open_feed(&origin, shard).await.map_err(ended)?;
+            followed.push(Followed { shard, feed });
+        }
+        Ok(followed)
+    }
+
+    async fn open_feed(
+        &mut self,
+        origin: &Arc<dyn Origin>,
+        shard: ShardId,
+    ) -> Result<Feed, CdcError> {
+        let saved = self.saved(origin, shard);
+        let start = saved.map_or_else(|| self.config.start.clone(), Start::At);
+        let request = |start| Request {
+            on_gap: OnGap::Report,
+            ..Request::from(start)
+        };
+        let origins = [Arc::clone(origin)];
+        match Feed::open(self.cluster, &origins, request(start)).await {
+            Err(CdcError::Diverged { what, .. }) => {
+                warn!(
+                    shard = shard.get(),
+                    what, "the cursor of the RabbitMQ sink does not fit the log; it begins anew"
+                );
+                self.settled.remove(&shard);
+                Feed::open(self.cluster, &origins, request(Start::Earliest)).await
+            }
+            opened => opened,
+        }
+    }
+
+    /// The cursor of a shard: what has settled in this process, or was committed by an earlier one.
+    fn saved(&self, origin: &Arc<dyn Origin>, shard: ShardId) -> Option<Cursor> {
+        if let Some(place) = self.settled.get(&shard) {
+            return Some(Cursor::new(self.cluster).with(shard, *place));
+        }
+        let bytes = origin.store().system(CURSOR_NAME)?;
+        match Cursor::decode(&bytes) {
+            Ok(cursor) => Some(cursor),
+            Err(error) => {
+                warn!(shard = shard.get(), %error, "the cursor of the RabbitMQ sink is unreadable");
+                None
+            }
+        }
+    }
+
+    /// Commits how far a shard has got into its own replicated state.
+    pub(super) async fn commit(&self, shard: ShardId, place: Place) -> bool {
+        let Some(origin) = self.origin(shard) else {
+            return false;
+        };
+        let cursor = Cursor::new(self.cluster).with(shard, place);
+        let name = Bytes::from_static(CURSOR_NAME);
+        let put = origin.put_system(name, Some(Bytes::from(cursor.encode())));
+        match tokio::time::timeout(COMMIT_PATIENCE, put).await {
+            Ok(Ok(())) => {
+                self.status.add(Count::Commits);
+                pin(origin, place);
+                true
+            }
+            // It is tried again; until then the older cursor stands, which only repeats events.
+            Ok(Err(error)) => {
+                debug!(shard = shard.get(), %error, "a cursor was not committed");
+                false
+            }
+            Err(_) => {
+                debug!(shard = shard.get(), "a cursor was not committed in time");
+                false
+            }
+        }
+    }
+
+    fn origin(&self, shard: ShardId) -> Option<&Arc<dyn Origin>> {
+        self.origins
+            .iter()
+            .find(|origin| origin.log().id() == shard)
+    }
+
+    /// The shards that are led here.
+    pub(super) fn led(&self) -> impl Iterator<Item = ShardId> + '_ {
+        let led = self.origins.iter().filter(|origin| origin.is_leading());
+        led.map(|origin| origin.log().id())
+    }
+
+    /// Waits a little for a first shard to be led here, as none is just after a start.
+    pub(super) async fn wait_led(&self) {
+        for _ in 0..LED_CHECKS {
+            if self.led().next().is_some() {
+                return;
+            }
+            tokio::time::sleep(LED_CHECK).await;
+        }
+    }
+
+    /// Notes how far the sink is behind. `reached` tells the revision up to which there is nothing
+    /// left to publish, where a session knows better than the settled places.
+    pub(super) fn note_lag(&self, session: Option<&Session>) {
+        let mut events = 0;
+        for shard in self.led() {
+            let Some(origin) = self.origin(shard) else {
+                continue;
+            };
+            let reached = session.and_then(|session| session.reached(shard));
+            let reached = reached.or_else(|| self.settled_revision(origin, shard));
+            let head = origin.store().revision().get();
+            events += head.saturating_sub(reached.unwrap_or(0));
+        }
+        let now = self.now();
+        let oldest = session.and_then(Session::oldest);
+        self.status.set_lag(events, oldest, now);
+    }
+
+    fn settled_revision(&self, origin: &Arc<dyn Origin>, shard: ShardId) -> Option<u64> {
+        match self.saved(origin, shard)?.place(shard)? {
+            Place::After { revision, .. } => Some(revision.get()),
+            Place::Snapshot => None,
+        }
+    }
+
+    fn now(&self) -> UnixMillis {
+        UnixMillis::new(self.clock.unix_millis())
+    }
+
+    /// Says that events flow, if that is news.
+    pub(super) fn flows(&self) {
+        if self.status.set(State::Flowing) {
+            info!(broker = %self.config.address, "changes flow to RabbitMQ");
+        }
+    }
+}
+
+/// Keeps the log behind a place.
+fn pin(origin: &Arc<dyn Origin>, place: Place) {
+    if let Place::After { index, .. } = place {
+        origin.log().pin(PIN_NAME, index);
+    }
+}
+
+/// How a session ends when changes cannot be read.
+pub(super) fn ended(error: CdcError) -> End {
+    if matches!(error, CdcError::Stopped { .. }) {
+        return End::Stopped;
+    }
+    End::Troubled(Trouble::new(TroubleKind::Source, error.to_string()))
+}
