@@ -23,6 +23,8 @@ pub(crate) enum Task {
     Log(LogTask, PathBuf),
     /// `flux config`.
     Config(Run, ConfigView),
+    /// `flux cdc-consumer`.
+    CdcConsumer(Box<ArgMatches>),
     /// `flux health`.
     Health(Run),
     /// `flux version`.
@@ -116,6 +118,7 @@ fn task(matches: &ArgMatches) -> Result<Task, clap::Error> {
             };
             Task::Config(run(inner, NODE_AND_GATEWAY), view)
         }
+        "cdc-consumer" => Task::CdcConsumer(Box::new(inner.clone())),
         "health" => Task::Health(run(inner, NODE_AND_GATEWAY)),
         "version" => Task::Version,
         // `start`: clap knows no other name.
@@ -132,7 +135,7 @@ fn run(matches: &ArgMatches, parts: &'static [Part]) -> Run {
                     flags.insert(key.flag, OsString::from("true"));
                 }
             }
-            Form::Text | Form::Number => {
+            Form::Text | Form::Number | Form::Truth => {
                 if let Ok(Some(value)) = matches.try_get_one::<OsString>(key.flag) {
                     flags.insert(key.flag, value.clone());
                 }
@@ -200,6 +203,7 @@ pub(crate) fn command() -> Command {
                 .args(settings_args(&[Part::Gateway])),
         )
         .subcommand(cli_command())
+        .subcommand(crate::cmd::cdc_consumer::command())
         .subcommand(log_command())
         .subcommand(
             Command::new("config")

@@ -2,7 +2,8 @@
 //!
 //! Everything that a person or a script meets first is here, and nothing that serves a request:
 //! parts are started from typed settings and told to stop. Exit codes: 0 done, 1 failed, 2 a
-//! mistake in flags, files, folders or ports, 3 damage in the log, 130 stopped by a second signal.
+//! mistake in flags, files, folders or ports, 3 damage in the log, 69 a service that is needed is
+//! away, 130 stopped by a second signal.
 
 mod admin;
 mod args;
@@ -32,6 +33,8 @@ pub(crate) enum Failure {
     Mistake(String),
     /// Damage in the log: exit code 3.
     Damage(String),
+    /// A service that is needed is away, and nobody wants to wait: exit code 69.
+    Unavailable(String),
     /// It failed, and standard output has said so already: exit code 1.
     Said,
 }
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Task::Cli(cli) => cmd::cli::run(cli),
         Task::Log(task, dir) => cmd::log::run(task, &dir),
         Task::Config(run, view) => cmd::config::run(run, view),
+        Task::CdcConsumer(matches) => cmd::cdc_consumer::run(&matches),
         Task::Health(run) => cmd::health::run(run),
         Task::Version => {
             out::line(&format!("flux {}", env!("CARGO_PKG_VERSION")));
@@ -63,6 +67,7 @@ fn main() -> ExitCode {
         Err(Failure::Failed(message)) => exit(1, &message),
         Err(Failure::Mistake(message)) => exit(2, &message),
         Err(Failure::Damage(message)) => exit(3, &message),
+        Err(Failure::Unavailable(message)) => exit(69, &message),
         Err(Failure::Said) => ExitCode::FAILURE,
     }
 }

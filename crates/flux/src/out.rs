@@ -20,6 +20,11 @@ pub(crate) fn bytes(bytes: &[u8]) {
     drop(stdout.write_all(bytes).and_then(|()| stdout.flush()));
 }
 
+/// Whether the user wants no colors (<https://no-color.org>).
+pub(crate) fn is_plain() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
 /// Says what went wrong, one line of standard error for each line of `message`.
 pub(crate) fn problem(message: &str) {
     let mut text = String::new();

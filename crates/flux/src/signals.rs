@@ -51,6 +51,21 @@ impl Signals {
         }
     }
 
+    /// Resolves at the first of them; the next then ends the process at once. Both are watched by a
+    /// task of its own, so that they are heard even while the caller is busy.
+    pub(crate) fn first(mut self) -> impl Future<Output = ()> + use<> {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            self.next().await;
+            self.exit_on_the_next();
+            // Whoever does not wait any more ends by itself.
+            let _is_awaited = tell.send(()).is_ok();
+        });
+        async move {
+            let _was_told = told.await.is_ok();
+        }
+    }
+
     /// Lets the next signal end the process at once, whatever it is doing.
     pub(crate) fn exit_on_the_next(mut self) {
         tokio::spawn(async move {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use flux_types::limits;
 use serde::{Deserialize, Serialize};
 
+use crate::rabbitmq::RabbitConfig;
 use crate::units;
 
 /// When an acknowledged write is on disk.
@@ -122,6 +123,8 @@ pub struct CdcConfig {
     /// 256 KiB.
     #[serde(with = "units::size")]
     pub event_value_max: u64,
+    /// The sink for RabbitMQ.
+    pub rabbitmq: RabbitConfig,
 }
 
 impl Default for CdcConfig {
@@ -131,6 +134,7 @@ impl Default for CdcConfig {
             retention_age: Duration::from_secs(24 * 60 * 60),
             pinned_bytes_max: 8 * 1024 * MIB,
             event_value_max: flux_cdc::envelope::VALUE_BYTES_DEFAULT as u64,
+            rabbitmq: RabbitConfig::default(),
         }
     }
 }
@@ -268,6 +272,7 @@ impl Config {
             "must be at most 1h",
         );
         self.review_sizes(&mut review);
+        review.0.extend(self.cdc.rabbitmq.mistakes());
         if review.0.is_empty() {
             Ok(())
         } else {

@@ -39,6 +39,7 @@ use crate::metrics::{
     ChangesMetrics, LogState, Metrics, Protocol, register_log, register_raft, register_stores,
 };
 use crate::ports::{Addresses, Listeners};
+use crate::rabbitmq::{Publisher, PublisherParts};
 use crate::readiness::{Readiness, ShardReadiness};
 use crate::{admin, grpc};
 
@@ -60,6 +61,8 @@ pub struct Node {
     stop_accepting: CancellationToken,
     /// Listeners and what else runs on the caller's runtime.
     tasks: Vec<JoinHandle<()>>,
+    /// The sink for RabbitMQ, if there is one.
+    publisher: Option<Publisher>,
     failure: watch::Receiver<Option<NodeFailure>>,
     executor: Executor,
 }
@@ -202,7 +205,7 @@ impl Node {
             changes: Some(changes.clone()),
         });
         let admin = admin::router(context.metrics.clone(), readiness, checks.clone());
-        let admin = admin.merge(admin::changes_router(changes, password));
+        let admin = admin.merge(admin::changes_router(changes.clone(), password));
         let mut tasks = Vec::new();
         for (socket, router, protocol) in [
             (listeners.grpc, grpc, Protocol::Grpc),
@@ -227,6 +230,7 @@ impl Node {
             "node started"
         );
         Ok(Self {
+            publisher: publisher(&context, checks, &changes)?,
             context,
             cores,
             stop_accepting,
@@ -303,6 +307,10 @@ impl Node {
             if tokio::time::timeout(left, task).await.is_err() {
                 abort.abort();
             }
+        }
+        // Before the shards, which keep its cursor.
+        if let Some(publisher) = self.publisher.take() {
+            publisher.stop().await;
         }
         self.end_shards().await;
         let log = self.context.log.clone();
@@ -452,6 +460,26 @@ fn start_cores(config: &Config) -> Result<Cores, StartError> {
 fn listener(socket: std::net::TcpListener) -> Result<TcpListener, StartError> {
     TcpListener::from_std(socket).map_err(|source| StartError::System {
         what: "failed to register a listener with its runtime",
+        source,
+    })
+}
+
+/// Starts the sink for RabbitMQ, if there is to be one.
+fn publisher(
+    context: &Context,
+    checks: &Checks,
+    changes: &Changes,
+) -> Result<Option<Publisher>, StartError> {
+    let started = Publisher::start(&PublisherParts {
+        config: &context.config.cdc.rabbitmq,
+        cluster: context.identity.cluster,
+        changes,
+        clock: &context.clock,
+        registry: context.metrics.registry(),
+        checks,
+    });
+    started.map_err(|source| StartError::System {
+        what: "failed to start the sink for RabbitMQ",
         source,
     })
 }

@@ -1,5 +1,10 @@
 //! The subcommands, one file each.
 
+#[cfg(feature = "rabbitmq")]
+pub(crate) mod cdc_consumer;
+#[cfg(not(feature = "rabbitmq"))]
+#[path = "no_cdc_consumer.rs"]
+pub(crate) mod cdc_consumer;
 pub(crate) mod cli;
 pub(crate) mod config;
 pub(crate) mod health;

@@ -29,7 +29,7 @@ const READY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What people do not want to know about the libraries we stand on: what matters of their doings we
 /// say ourselves, in our words. A level that names a library still rules it.
-const LIBRARIES: &str = "openraft=warn,h2=warn,hyper=warn,tower=warn,tonic=warn";
+const LIBRARIES: &str = "openraft=warn,h2=warn,hyper=warn,tower=warn,tonic=warn,lapin=off";
 
 /// Runs the parts until a signal or a failure ends them.
 ///

@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 use super::{Form, KEYS, Key, Origin, Resolved, gateway};
 
 /// Sections besides the top of the file.
-const SECTIONS: &[&str] = &["node", "cdc", "gateway", "telemetry"];
+const SECTIONS: &[&str] = &["node", "cdc", "cdc.rabbitmq", "gateway", "telemetry"];
 
 /// Lays a file over `resolved`.
 pub(super) fn read(path: &Path, text: &str, resolved: &mut Resolved, mistakes: &mut Vec<String>) {
@@ -49,23 +49,23 @@ impl Reader<'_> {
         value: &Spanned<DeValue<'i>>,
     ) {
         let word: &str = name.get_ref();
-        if section.is_empty() && SECTIONS.contains(&word) {
-            let Some(table) = value.get_ref().as_table() else {
-                self.mistake(name, &format!("{word} is a section: write [{word}]"));
-                return;
-            };
-            let mut entries: Vec<_> = table.iter().collect();
-            entries.sort_by_key(|(name, _)| name.span().start);
-            for (name, value) in entries {
-                self.entry(word, name, value);
-            }
-            return;
-        }
         let full = if section.is_empty() {
             word.to_owned()
         } else {
             format!("{section}.{word}")
         };
+        if SECTIONS.contains(&full.as_str()) {
+            let Some(table) = value.get_ref().as_table() else {
+                self.mistake(name, &format!("{full} is a section: write [{full}]"));
+                return;
+            };
+            let mut entries: Vec<_> = table.iter().collect();
+            entries.sort_by_key(|(name, _)| name.span().start);
+            for (name, value) in entries {
+                self.entry(&full, name, value);
+            }
+            return;
+        }
         let Some(key) = KEYS.iter().find(|key| key.name == full) else {
             if section == "gateway" && gateway::is_key(word) {
                 self.gateway_key(word, name.span().start, value);
@@ -142,12 +142,12 @@ fn plain(key: &Key, value: &DeValue<'_>) -> Result<String, String> {
         (Form::Number, DeValue::Integer(number)) if number.radix() == 10 => {
             Ok(number.as_str().to_owned())
         }
-        (Form::Switch, DeValue::Boolean(on)) => Ok(on.to_string()),
+        (Form::Switch | Form::Truth, DeValue::Boolean(on)) => Ok(on.to_string()),
         (form, _) => {
             let expected = match form {
                 Form::Text => "a string in quotes",
                 Form::Number => "a decimal number without quotes",
-                Form::Switch => "true or false",
+                Form::Switch | Form::Truth => "true or false",
             };
             Err(format!("must be {expected}"))
         }

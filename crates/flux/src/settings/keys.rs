@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::{Part, Settings};
 use super::{telemetry, value};
-use flux_server::Fsync;
+use flux_server::{EventFormat, Fsync};
 
 /// What a key of the file must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub(crate) enum Form {
     Number,
     /// `true` or `false`; its flag takes no value.
     Switch,
+    /// `true` or `false`; its flag takes one of the two.
+    Truth,
 }
 
 /// One setting.
@@ -49,13 +51,15 @@ impl Key {
         let value = (self.show)(settings);
         match self.form {
             Form::Text => format!("{key} = {value:?}"),
-            Form::Number | Form::Switch => format!("{key} = {value}"),
+            Form::Number | Form::Switch | Form::Truth => format!("{key} = {value}"),
         }
     }
 
     /// The section of the file it stands in; empty for the top.
     pub(crate) fn section(&self) -> &'static str {
-        self.name.split_once('.').map_or("", |(section, _)| section)
+        self.name
+            .rsplit_once('.')
+            .map_or("", |(section, _)| section)
     }
 }
 
@@ -427,6 +431,134 @@ pub(crate) const KEYS: &[Key] = &[
         show: |settings| value::show_size(settings.node.cdc.event_value_max),
     },
     Key {
+        name: "cdc.rabbitmq.url",
+        flag: "amqp",
+        variable: "FLUX_AMQP",
+        placeholder: "URL",
+        form: Form::Text,
+        parts: NODE,
+        help: "RabbitMQ that changes are published to, as amqp://USER:PASSWORD@HOST:PORT/VHOST; empty: none. Prefer the variable: flags are public",
+        set: |settings, text| {
+            text.clone_into(&mut settings.node.cdc.rabbitmq.url);
+            Ok(())
+        },
+        show: |settings| settings.node.cdc.rabbitmq.url.clone(),
+    },
+    Key {
+        name: "cdc.rabbitmq.exchange",
+        flag: "amqp-exchange",
+        variable: "FLUX_AMQP_EXCHANGE",
+        placeholder: "NAME",
+        form: Form::Text,
+        parts: NODE,
+        help: "Topic exchange that changes are published to",
+        set: |settings, text| {
+            text.clone_into(&mut settings.node.cdc.rabbitmq.exchange);
+            Ok(())
+        },
+        show: |settings| settings.node.cdc.rabbitmq.exchange.clone(),
+    },
+    Key {
+        name: "cdc.rabbitmq.queue",
+        flag: "amqp-queue",
+        variable: "FLUX_AMQP_QUEUE",
+        placeholder: "NAME",
+        form: Form::Text,
+        parts: NODE,
+        help: "Quorum queue for the consumer",
+        set: |settings, text| {
+            text.clone_into(&mut settings.node.cdc.rabbitmq.queue);
+            Ok(())
+        },
+        show: |settings| settings.node.cdc.rabbitmq.queue.clone(),
+    },
+    Key {
+        name: "cdc.rabbitmq.declare",
+        flag: "amqp-declare",
+        variable: "FLUX_AMQP_DECLARE",
+        placeholder: "true|false",
+        form: Form::Truth,
+        parts: NODE,
+        help: "Whether to declare exchange and queues, or only check that the exchange is there",
+        set: |settings, text| {
+            settings.node.cdc.rabbitmq.declare = value::boolean(text)?;
+            Ok(())
+        },
+        show: |settings| settings.node.cdc.rabbitmq.declare.to_string(),
+    },
+    Key {
+        name: "cdc.rabbitmq.format",
+        flag: "amqp-format",
+        variable: "FLUX_AMQP_FORMAT",
+        placeholder: "FORMAT",
+        form: Form::Text,
+        parts: NODE,
+        help: "structured (the whole event as JSON) or binary (the bare value, the rest in headers)",
+        set: |settings, text| {
+            settings.node.cdc.rabbitmq.format = parse_event_format(text)?;
+            Ok(())
+        },
+        show: |settings| settings.node.cdc.rabbitmq.format.as_str().to_owned(),
+    },
+    Key {
+        name: "cdc.rabbitmq.window",
+        flag: "amqp-window",
+        variable: "FLUX_AMQP_WINDOW",
+        placeholder: "COUNT",
+        form: Form::Number,
+        parts: NODE,
+        help: "Events published and not yet confirmed, at most",
+        set: |settings, text| {
+            settings.node.cdc.rabbitmq.window = value::count(text)?;
+            Ok(())
+        },
+        show: |settings| settings.node.cdc.rabbitmq.window.to_string(),
+    },
+    Key {
+        name: "cdc.rabbitmq.rate-max",
+        flag: "amqp-rate-max",
+        variable: "FLUX_AMQP_RATE_MAX",
+        placeholder: "COUNT",
+        form: Form::Number,
+        parts: NODE,
+        help: "Events published each second, at most; 0: no cap",
+        set: |settings, text| {
+            let rate = value::count(text)?;
+            settings.node.cdc.rabbitmq.rate_max =
+                u32::try_from(rate).map_err(|_| format!("{text:?} is too many for a second"))?;
+            Ok(())
+        },
+        show: |settings| settings.node.cdc.rabbitmq.rate_max.to_string(),
+    },
+    Key {
+        name: "cdc.rabbitmq.queue-size-max",
+        flag: "amqp-queue-size-max",
+        variable: "FLUX_AMQP_QUEUE_SIZE_MAX",
+        placeholder: "SIZE",
+        form: Form::Text,
+        parts: NODE,
+        help: "Bytes that a declared queue holds before it refuses more",
+        set: |settings, text| {
+            settings.node.cdc.rabbitmq.queue_size_max = value::size(text)?;
+            Ok(())
+        },
+        show: |settings| value::show_size(settings.node.cdc.rabbitmq.queue_size_max),
+    },
+    Key {
+        name: "cdc.rabbitmq.from",
+        flag: "amqp-from",
+        variable: "FLUX_AMQP_FROM",
+        placeholder: "PLACE",
+        form: Form::Text,
+        parts: NODE,
+        help: "Where publishing begins for the first time: earliest, now or snapshot",
+        set: |settings, text| {
+            text.clone_into(&mut settings.node.cdc.rabbitmq.from);
+            Ok(())
+        },
+        show: |settings| settings.node.cdc.rabbitmq.from.clone(),
+    },
+    Key {
         name: "telemetry.otlp",
         flag: "otlp",
         variable: "FLUX_OTLP",
@@ -528,6 +660,13 @@ pub(crate) const KEYS: &[Key] = &[
         show: |settings| settings.upstream_password.clone().unwrap_or_default(),
     },
 ];
+
+fn parse_event_format(text: &str) -> Result<EventFormat, String> {
+    [EventFormat::Structured, EventFormat::Binary]
+        .into_iter()
+        .find(|format| format.as_str() == text)
+        .ok_or_else(|| format!("{text:?} is not structured or binary"))
+}
 
 fn parse_fsync(text: &str) -> Result<Fsync, String> {
     [Fsync::Always, Fsync::EverySec, Fsync::Never]

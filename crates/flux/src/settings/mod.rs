@@ -22,6 +22,7 @@ use std::time::Duration;
 pub(crate) use gateway::Upstream;
 pub(crate) use keys::{Form, KEYS, Key};
 pub(crate) use telemetry::Telemetry;
+pub(crate) use value::duration as parse_duration;
 
 /// What a process can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -343,6 +344,27 @@ impl Settings {
     }
 }
 
+/// A URL with its password masked; what cannot be told apart is masked as a whole.
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return "(set, not shown)".to_owned();
+    };
+    let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at_checked(authority_end).unwrap_or((rest, ""));
+    let Some((user, host)) = authority.rsplit_once('@') else {
+        return if path.contains('@') {
+            "(set, not shown)".to_owned()
+        } else {
+            url.to_owned()
+        };
+    };
+    if path.contains('@') {
+        return "(set, not shown)".to_owned();
+    }
+    let user = user.split(':').next().unwrap_or_default();
+    format!("{scheme}://{user}:***@{host}{path}")
+}
+
 /// The effective settings as a file, each line with its origin; passwords are not shown.
 pub(crate) fn show(resolved: &Resolved) -> String {
     let mut settings = resolved.settings.clone();
@@ -350,6 +372,11 @@ pub(crate) fn show(resolved: &Resolved) -> String {
         if password.is_some() {
             *password = Some("(set, not shown)".to_owned());
         }
+    }
+    let broker = &mut settings.node.cdc.rabbitmq.url;
+    if !broker.is_empty() {
+        // The rest of it may be needed; its password never is.
+        *broker = without_password(broker);
     }
     let mut text = String::new();
     let mut section = "";

@@ -308,6 +308,15 @@ fn every_setting_shows_what_it_was_set_to() {
         ("cdc.retention-age", "2h"),
         ("cdc.pinned-bytes-max", "3GiB"),
         ("cdc.event-value-max", "4KiB"),
+        ("cdc.rabbitmq.url", "amqp://a:b@h:1/v"),
+        ("cdc.rabbitmq.exchange", "x"),
+        ("cdc.rabbitmq.queue", "q"),
+        ("cdc.rabbitmq.declare", "false"),
+        ("cdc.rabbitmq.format", "binary"),
+        ("cdc.rabbitmq.window", "64"),
+        ("cdc.rabbitmq.rate-max", "1000"),
+        ("cdc.rabbitmq.queue-size-max", "2GiB"),
+        ("cdc.rabbitmq.from", "snapshot"),
         ("gateway.http-port", "4"),
         ("gateway.upstream", "node:50052"),
         ("gateway.rate-limit", "1000/s"),
@@ -325,7 +334,15 @@ fn every_setting_shows_what_it_was_set_to() {
             key.variable,
             format!("FLUX_{}", key.flag.to_uppercase().replace('-', "_"))
         );
-        assert!(key.name.ends_with(key.flag));
+        // The broker is named by its protocol, as people know it: --amqp, --amqp-queue.
+        let of_broker = key
+            .name
+            .strip_prefix("cdc.rabbitmq.")
+            .map(|last| match last {
+                "url" => "amqp".to_owned(),
+                last => format!("amqp-{last}"),
+            });
+        assert!(of_broker.map_or_else(|| key.name.ends_with(key.flag), |flag| flag == key.flag));
     }
 }
 
@@ -352,4 +369,20 @@ fn what_is_shown_can_be_read_again_and_hides_the_password() {
             ..resolved.settings
         }
     );
+}
+
+#[test]
+fn the_password_of_a_broker_is_never_shown() {
+    for (url, shown) in [
+        (
+            "amqp://flux:s3cret@h:1/v?heartbeat=5",
+            "amqp://flux:***@h:1/v?heartbeat=5",
+        ),
+        ("amqp://flux:s3@cret@h/", "amqp://flux:***@h/"),
+        ("amqp://flux:s3/cret@h/", "(set, not shown)"),
+        ("s3cret", "(set, not shown)"),
+        ("amqp://h:1/v", "amqp://h:1/v"),
+    ] {
+        assert_eq!(without_password(url), shown);
+    }
 }

@@ -14,6 +14,7 @@
 
 mod harness;
 
+mod cdc_consumer;
 mod changes;
 mod cli;
 mod crash;
@@ -24,6 +25,7 @@ mod hostile;
 mod libraries;
 mod mistakes;
 mod observability;
+mod rabbitmq;
 mod readme;
 mod redis_tools;
 mod resilience;

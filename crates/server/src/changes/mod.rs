@@ -117,9 +117,15 @@ impl Changes {
     }
 
     /// The shards, for sinks.
-    #[expect(dead_code, reason = "sinks begin with the broker's")]
+    #[cfg(feature = "rabbitmq")]
     pub(crate) fn origins(&self) -> &[Arc<dyn Origin>] {
         &self.inner.origins
+    }
+
+    /// How events look, for sinks.
+    #[cfg(feature = "rabbitmq")]
+    pub(crate) fn envelope(&self) -> &Envelope {
+        &self.inner.envelope
     }
 
     /// Cancelled when the node wants no new work.

@@ -7,6 +7,8 @@
 mod changes;
 mod command;
 mod log;
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq;
 mod raft;
 mod store;
 
@@ -19,6 +21,8 @@ pub(crate) use changes::{ChangesMetrics, EventKind};
 pub(crate) use command::COMMAND_NAMES;
 use command::command_row;
 pub(crate) use log::{LogState, register_log};
+#[cfg(feature = "rabbitmq")]
+pub(crate) use rabbitmq::register_rabbitmq;
 pub(crate) use raft::register_raft;
 pub(crate) use store::register_stores;
 

@@ -1,5 +1,7 @@
 //! Counting, and the document that lists what is counted.
 
+#[cfg(feature = "rabbitmq")]
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -133,6 +135,11 @@ fn every_family_is_in_the_document_as_it_is_exported() {
     });
     register_raft(&registry, Vec::new);
     register_stores(&registry, Vec::new(), || UnixMillis::ZERO);
+    #[cfg(feature = "rabbitmq")]
+    {
+        let clock: Arc<dyn flux_env::Clock> = Arc::new(flux_env::RealClock::new());
+        super::register_rabbitmq(&registry, &Arc::default(), &clock);
+    }
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
     let document = std::fs::read_to_string(path).unwrap();
     let missing: Vec<String> = registry

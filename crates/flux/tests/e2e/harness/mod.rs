@@ -1,6 +1,7 @@
 //! Processes under test: started on free ports, waited for with deadlines, never left behind.
 
 pub(crate) mod otlp;
+pub(crate) mod rabbit;
 pub(crate) mod resp;
 
 use std::collections::BTreeMap;
