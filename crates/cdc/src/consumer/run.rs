@@ -84,6 +84,8 @@ pub enum Notice<'a> {
         /// Until the next one.
         wait: Duration,
     },
+    /// What was done so far: all that had come is with the output.
+    Read(Summary),
     /// A message is no event.
     Rejected {
         /// Why.
@@ -267,6 +269,7 @@ impl Consumer<'_> {
                 next = deliveries.next().now_or_never();
             }
             self.output.nudge().map_err(ConsumerError::Output)?;
+            (self.notice)(Notice::Read(self.summary));
             idle_since = Instant::now();
         }
     }

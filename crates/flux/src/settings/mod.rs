@@ -22,7 +22,7 @@ use std::time::Duration;
 pub(crate) use gateway::Upstream;
 pub(crate) use keys::{Form, KEYS, Key};
 pub(crate) use telemetry::Telemetry;
-pub(crate) use value::duration as parse_duration;
+pub(crate) use value::{duration as parse_duration, port as parse_port};
 
 /// What a process can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

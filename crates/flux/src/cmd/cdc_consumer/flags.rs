@@ -7,8 +7,9 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use flux_cdc::consumer::ConsumerConfig;
 use flux_cdc::rabbitmq::{Address, Topology};
 
+use super::watched::Listen;
 use crate::Failure;
-use crate::settings::parse_duration;
+use crate::settings::{parse_duration, parse_port};
 
 /// Where the broker is if nothing is said.
 const AMQP_DEFAULT: &str = "amqp://guest:guest@127.0.0.1:5672/";
@@ -26,6 +27,7 @@ pub(crate) struct Flags {
     pub(crate) file: Option<PathBuf>,
     pub(crate) checkpoint: Option<PathBuf>,
     pub(crate) is_quiet: bool,
+    pub(crate) listen: Listen,
 }
 
 /// `--format`.
@@ -119,6 +121,18 @@ const ROWS: &[Row] = &[
         "Declare nothing, only read a queue that is there",
     ),
     (
+        "admin-port",
+        "FLUX_ADMIN_PORT",
+        "PORT",
+        "Port of /metrics, /healthz and /readyz [default: none]",
+    ),
+    (
+        "admin-bind",
+        "FLUX_BIND",
+        "ADDRESS",
+        "Address of that port [default: 127.0.0.1]",
+    ),
+    (
         "quiet",
         "FLUX_CDC_QUIET",
         "",
@@ -173,6 +187,7 @@ pub(crate) fn read(matches: &ArgMatches) -> Result<Flags, Failure> {
     let (max, idle_exit) = (reader.count("max"), reader.time("idle-exit"));
     let (format, file) = (reader.format(), reader.file());
     let checkpoint = reader.text("checkpoint").map(PathBuf::from);
+    let listen = reader.listen();
     let (Some(address), true) = (address, reader.mistakes.is_empty()) else {
         return Err(Failure::Mistake(reader.mistakes.join("\n")));
     };
@@ -192,6 +207,7 @@ pub(crate) fn read(matches: &ArgMatches) -> Result<Flags, Failure> {
         file,
         checkpoint,
         is_quiet: matches.get_flag("quiet"),
+        listen,
     })
 }
 
@@ -205,6 +221,20 @@ impl<'a> Reader<'a> {
     fn text(&self, name: &str) -> Option<&'a str> {
         let text = self.matches.get_one::<String>(name)?;
         (!text.is_empty()).then_some(text.as_str())
+    }
+
+    fn listen(&mut self) -> Listen {
+        let mut listen = Listen::default();
+        if let Some(text) = self.text("admin-port") {
+            listen.port = self.check("admin-port", parse_port(text));
+        }
+        if let Some(text) = self.text("admin-bind") {
+            let bind = text
+                .parse()
+                .map_err(|_| format!("{text:?} is not an IP address such as 127.0.0.1 or ::1"));
+            listen.bind = self.check("admin-bind", bind).unwrap_or(listen.bind);
+        }
+        listen
     }
 
     fn topology(&mut self) -> Topology {
@@ -314,7 +344,8 @@ mod tests {
         let flags = parse(
             "cdc-consumer --amqp amqp://a:b@h:1/v --exchange e --queue q --bind kv.0.set.#,ctl.# --bind x \
              --format pretty --sink file:out --prefetch 10 --ack-every 50 --ack-interval 1s --checkpoint c \
-             --max 3 --idle-exit 5s --no-retry --no-declare --quiet",
+             --max 3 --idle-exit 5s --no-retry --no-declare --quiet \
+             --admin-port 9 --admin-bind ::1",
         )
         .unwrap();
         assert_eq!(flags.config.topology.bindings, ["kv.0.set.#", "ctl.#", "x"]);
@@ -328,16 +359,22 @@ mod tests {
             (Some(FormatFlag::Pretty), Some(3))
         );
         assert!(!flags.config.retry && !flags.config.topology.declare && flags.is_quiet);
+        let listen = Listen {
+            bind: "::1".parse().unwrap(),
+            port: Some(9),
+        };
+        assert_eq!(flags.listen, listen);
     }
 
     #[test]
     fn all_mistakes_are_told_at_once_and_no_password() {
         let problem = parse(
-            "cdc-consumer --amqp http://u:s3cret@h --prefetch 0 --ack-every x --idle-exit 5 --format xml --sink x --max 0 --queue amq.x",
+            "cdc-consumer --amqp http://u:s3cret@h --prefetch 0 --ack-every x --idle-exit 5 --format xml --sink x --max 0 --queue amq.x \
+             --admin-port x",
         )
         .unwrap_err();
         let lines: Vec<&str> = problem.lines().collect();
-        assert_eq!(lines.len(), 8, "{problem}");
+        assert_eq!(lines.len(), 9, "{problem}");
         assert!(!problem.contains("s3cret"));
     }
 }

@@ -4,6 +4,7 @@
 //! then every half minute, not at every attempt.
 
 mod flags;
+mod watched;
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use flux_env::{Clock, Disk, Instant, RealClock, RealDisk, SeededRng};
 
 pub(crate) use flags::command;
 use flags::{Flags, FormatFlag};
+use watched::Watched;
 
 use crate::settings::reason;
 use crate::signals::Signals;
@@ -42,7 +44,12 @@ pub(crate) fn run(matches: &clap::ArgMatches) -> Result<(), Failure> {
     let seed = flux_env::entropy_u64()
         .map_err(|error| Failure::Failed(format!("failed to draw random bits: {error}")))?;
     let mut teller = Teller::new(&flags);
-    let mut notice = |notice: Notice<'_>| teller.tell(&notice);
+    let mut watched = Watched::new();
+    let admin = runtime.block_on(watched.serve(flags.listen))?;
+    let mut notice = |notice: Notice<'_>| {
+        watched.note(&notice);
+        teller.tell(&notice);
+    };
     let mut consumer = Consumer {
         config: flags.config.clone(),
         output: &mut *output,
@@ -58,6 +65,7 @@ pub(crate) fn run(matches: &clap::ArgMatches) -> Result<(), Failure> {
             .first();
         Ok::<_, Failure>(consumer.run(stop).await)
     })?;
+    drop(admin);
     let summary = consumer.summary;
     if !flags.is_quiet {
         out::problem(&summary.to_string());
@@ -173,7 +181,7 @@ impl Teller {
                     "a message is no event and was set aside: {problem}"
                 ));
             }
-            Notice::Rejected { .. } => {}
+            Notice::Rejected { .. } | Notice::Read(_) => {}
         }
     }
 }
