@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Signal;
 
-use crate::harness::{Process, Start, command, have, run, stdout, wait_until};
+use crate::harness::{Process, Start, command, have, repository, run, shell, stdout, wait_until};
 
 /// What curl got.
 #[derive(Debug)]
@@ -220,5 +220,45 @@ fn a_changed_file_takes_effect_without_a_failed_request_and_a_wrong_one_does_not
     let statuses = load.join().expect("the load ends");
     assert_eq!(statuses.len(), 1, "{statuses:?}");
     assert!(statuses.contains_key("200"), "{statuses:?}");
+    process.stop();
+}
+
+/// The lines of the blocks of the guide that are marked so.
+fn guide(mark: &str) -> Vec<String> {
+    let path = repository().join("docs/gateway.md");
+    let text = std::fs::read_to_string(path).expect("there is a guide");
+    let mut lines = Vec::new();
+    let mut is_inside = false;
+    for line in text.lines() {
+        if let Some(info) = line.strip_prefix("```") {
+            is_inside = info.trim() == mark;
+        } else if is_inside {
+            lines.push(line.to_owned());
+        }
+    }
+    lines
+}
+
+#[test]
+fn the_commands_of_the_guide_do_what_they_say() {
+    if !have("curl", "the gateway's guide") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = file(folder.path(), &guide("toml test").join("\n"));
+    let process = Start::all()
+        .args(&["--config", &config.display().to_string()])
+        .ready();
+    let commands = guide("sh test");
+    assert!(commands.len() >= 5, "{commands:?}");
+    for line in commands {
+        let (command, promise) = line.split_once(" # ").expect("a command and its output");
+        let http = format!("localhost:{}/", process.http().port());
+        let admin = format!("localhost:{}/", process.admin().port());
+        let command = command
+            .replace("localhost:8080/", &http)
+            .replace("localhost:9180/", &admin);
+        assert_eq!(shell(&command).trim_end(), promise, "{command}");
+    }
     process.stop();
 }

@@ -43,6 +43,9 @@ const HEADER_LIST_MAX: u32 = 64 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long before a deadline an upstream's "cancelled" means that it has passed there.
+const DEADLINE_SLACK: Duration = Duration::from_millis(50);
+
 type Body = Full<Bytes>;
 
 /// One call of a method that answers with one message.
@@ -311,7 +314,15 @@ impl Shot {
         exchange: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         let late = |_| Err(deadline_exceeded(*self.reach.lock() == Reach::Sent));
-        timeout_at(deadline, exchange).await.unwrap_or_else(late)
+        let result = timeout_at(deadline, exchange).await.unwrap_or_else(late);
+        result.map_err(|failure| {
+            // A server that keeps the deadline itself may say so first, and many say "cancelled".
+            let is_due = Instant::now() + DEADLINE_SLACK >= deadline;
+            if failure.code == Code::Cancelled && is_due {
+                return deadline_exceeded(true);
+            }
+            failure
+        })
     }
 
     /// Records what it says of the endpoint's health.

@@ -20,7 +20,7 @@ use crate::policy::health::{Health, Rule, Standing, Verdict};
 /// The endpoints, now and after every change.
 #[derive(Debug)]
 pub(crate) struct Members {
-    upstream: String,
+    upstream: Arc<str>,
     source: Mutex<Endpoints>,
     current: ArcSwap<Set>,
     turn: AtomicUsize,
@@ -65,7 +65,7 @@ impl Members {
         let mut source = source;
         let found = Arc::clone(&source.borrow_and_update());
         Self {
-            upstream: upstream.to_owned(),
+            upstream: upstream.into(),
             source: Mutex::new(source),
             current: ArcSwap::from_pointee(Set::new(&found, &Set::default())),
             turn: AtomicUsize::new(0),
@@ -110,6 +110,10 @@ impl Members {
         turn: usize,
     ) -> Option<(usize, Attempt)> {
         let now = self.clock.now();
+        if let [only] = set.all.as_slice() {
+            let is_trial = only.state.lock().health.try_acquire(now);
+            return Some((0, self.attempt(only, is_trial, now)));
+        }
         let due = set.all.iter().enumerate().find(|(position, member)| {
             !tried.contains(position) && member.state.lock().health.try_acquire(now)
         });
@@ -141,7 +145,7 @@ impl Members {
     fn attempt(&self, member: &Arc<Member>, is_trial: bool, now: Instant) -> Attempt {
         member.under_way.fetch_add(1, Ordering::Relaxed);
         Attempt {
-            upstream: self.upstream.clone(),
+            upstream: Arc::clone(&self.upstream),
             member: Arc::clone(member),
             rule: self.rule,
             clock: Arc::clone(&self.clock),
@@ -199,7 +203,7 @@ impl Member {
 /// without was given up.
 #[derive(Debug)]
 pub(crate) struct Attempt {
-    upstream: String,
+    upstream: Arc<str>,
     member: Arc<Member>,
     rule: Rule,
     clock: Arc<dyn Clock>,
