@@ -51,6 +51,8 @@ struct Out {
     /// How long it will be out if it fails again.
     next: Duration,
     on_trial: bool,
+    /// Whether the last call found no connection, rather than a failing service.
+    is_unreachable: bool,
 }
 
 impl Rule {
@@ -70,6 +72,11 @@ impl Health {
             Some(out) if now >= out.until && !out.on_trial => Standing::Due,
             Some(_) => Standing::Out,
         }
+    }
+
+    /// Whether connecting to it would be in vain as far as is known.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.out.is_some_and(|out| out.is_unreachable)
     }
 
     /// Takes the trial if it is due. Its verdict must be recorded.
@@ -104,6 +111,7 @@ impl Health {
                     until: now + rule.backoff,
                     next: (rule.backoff * 2).min(rule.backoff_max),
                     on_trial: false,
+                    is_unreachable: verdict == Verdict::NoConnection,
                 });
                 return true;
             }
@@ -114,6 +122,11 @@ impl Health {
                         until: now + out.next,
                         next: (out.next * 2).min(rule.backoff_max),
                         on_trial: false,
+                        is_unreachable: match verdict {
+                            Verdict::NoConnection => true,
+                            Verdict::Failed | Verdict::Good => false,
+                            Verdict::GivenUp => out.is_unreachable,
+                        },
                     });
                 }
             }
@@ -154,6 +167,8 @@ mod tests {
         }
         assert!(health.record(&rule(), Verdict::Failed, false, at(0)));
         assert_eq!(health.standing(at(99)), Standing::Out);
+        // It fails, and may all the same be connected to where there is nobody else.
+        assert!(!health.is_unreachable());
         assert_eq!(health.standing(at(100)), Standing::Due);
     }
 
@@ -161,6 +176,7 @@ mod tests {
     fn without_a_connection_it_is_out_at_once_and_longer_each_time() {
         let mut health = Health::default();
         assert!(health.record(&rule(), Verdict::NoConnection, false, at(0)));
+        assert!(health.is_unreachable());
         let mut now = 0;
         for pause in [100, 200, 350, 350] {
             assert_eq!(health.standing(at(now + pause - 1)), Standing::Out);

@@ -213,9 +213,10 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    /// Whether a connection may be made for it: not to an endpoint that is out, except on trial.
+    /// Whether a connection may be made for it: not to an endpoint that could not be connected to a
+    /// moment ago, except on trial.
     pub(crate) fn may_connect(&self) -> bool {
-        self.is_trial || self.member.is_in(self.clock.now())
+        self.is_trial || !self.member.state.lock().health.is_unreachable()
     }
 
     /// Takes the endpoint out before the attempt has ended, so that those who wait to connect to it
