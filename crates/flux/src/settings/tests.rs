@@ -155,7 +155,7 @@ timeout = "soon"
         ALL,
         &expect![[r#"
         my.toml:3: gateway.worker is not a setting; did you mean gateway.workers?
-        my.toml:16: gateway.routes: unknown field `nonsense`, expected one of `http`, `rpc`, `upstream`, `body`, `response-body`, `timeout`, `required`, `defaults`, `response`, `limit`, `client-limit`, `in-flight-max`, `breaker`, `coalesce`, `fallback`
+        my.toml:16: gateway.routes: unknown field `nonsense`, expected one of `http`, `rpc`, `upstream`, `body`, `response-body`, `timeout`, `required`, `stream`, `sse-id`, `sse-event`, `last-event-id`, `defaults`, `response`, `limit`, `client-limit`, `in-flight-max`, `breaker`, `coalesce`, `fallback`
         my.toml:19: gateway.routes: "soon" is not a duration: write a number and ms, s, m or h, as in "150ms""#]],
     );
     let text: String = text.split("worker = 1").collect();
