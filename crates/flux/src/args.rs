@@ -27,6 +27,8 @@ pub(crate) enum Task {
     CdcConsumer(Box<ArgMatches>),
     /// `flux health`.
     Health(Run),
+    /// `flux register`.
+    Register(Register),
     /// `flux version`.
     Version,
 }
@@ -77,6 +79,21 @@ pub(crate) struct Cli {
     pub(crate) words: Vec<OsString>,
 }
 
+/// `flux register`.
+#[derive(Debug)]
+pub(crate) struct Register {
+    /// Where to register.
+    pub(crate) run: Run,
+    /// Full names of the services.
+    pub(crate) services: Vec<String>,
+    /// `host:port` at which they can be called.
+    pub(crate) address: String,
+    /// The instance's id; `None`: made of the address.
+    pub(crate) id: Option<String>,
+    /// The program that serves them, and its arguments; none: somebody else runs it.
+    pub(crate) words: Vec<OsString>,
+}
+
 const NODE_AND_GATEWAY: &[Part] = &[Part::Node, Part::Gateway];
 
 /// Reads the command line.
@@ -120,6 +137,7 @@ fn task(matches: &ArgMatches) -> Result<Task, clap::Error> {
         }
         "cdc-consumer" => Task::CdcConsumer(Box::new(inner.clone())),
         "health" => Task::Health(run(inner, NODE_AND_GATEWAY)),
+        "register" => Task::Register(register(inner)),
         "version" => Task::Version,
         // `start`: clap knows no other name.
         _ => Task::Run(run(inner, NODE_AND_GATEWAY)),
@@ -151,6 +169,23 @@ fn run(matches: &ArgMatches, parts: &'static [Part]) -> Run {
         parts,
         config,
         flags,
+    }
+}
+
+fn register(matches: &ArgMatches) -> Register {
+    let text = |name: &str| matches.get_one::<String>(name).cloned();
+    Register {
+        run: run(matches, &[Part::Registration]),
+        services: matches
+            .get_many::<String>("service")
+            .map(|names| names.cloned().collect())
+            .unwrap_or_default(),
+        address: text("addr").unwrap_or_default(),
+        id: text("id"),
+        words: matches
+            .get_many::<OsString>("words")
+            .map(|words| words.cloned().collect())
+            .unwrap_or_default(),
     }
 }
 
@@ -199,7 +234,7 @@ pub(crate) fn command() -> Command {
         )
         .subcommand(
             Command::new("gateway")
-                .about("Run a gateway alone, in front of --upstream HOST:PORT")
+                .about("Run a gateway alone, in front of --upstream HOST:PORT or what --etcd knows")
                 .args(settings_args(&[Part::Gateway])),
         )
         .subcommand(cli_command())
@@ -217,6 +252,7 @@ pub(crate) fn command() -> Command {
                 .about("Exit 0 if the process on the admin port is ready, else 1")
                 .args(settings_args(NODE_AND_GATEWAY)),
         )
+        .subcommand(register_command())
         .subcommand(Command::new("version").about("Print the version"))
 }
 
@@ -331,6 +367,47 @@ fn cli_command() -> Command {
         )
 }
 
+fn register_command() -> Command {
+    Command::new("register")
+        .about("Register any gRPC server for as long as a program runs")
+        .after_help(
+            "flux register --etcd localhost:2379 --service pkg.Svc --addr localhost:50061 -- ./server\n\n\
+             It is registered once something listens at the address, and withdrawn before the\n\
+             program is told to stop. Signals are passed on; the exit code is the program's.\n\
+             Without a program it is registered at once, until a signal comes.",
+        )
+        .arg(
+            Arg::new("service")
+                .long("service")
+                .value_name("PACKAGE.SERVICE")
+                .required(true)
+                .action(ArgAction::Append)
+                .help("Full name of a service; may be given several times"),
+        )
+        .arg(
+            Arg::new("addr")
+                .long("addr")
+                .value_name("HOST:PORT")
+                .required(true)
+                .help("Where clients reach it"),
+        )
+        .arg(
+            Arg::new("id")
+                .long("id")
+                .value_name("ID")
+                .help("Tells it from other instances [default: HOST:PORT]"),
+        )
+        .args(settings_args(&[Part::Registration]))
+        .arg(
+            Arg::new("words")
+                .value_name("CMD")
+                .value_parser(value_parser!(OsString))
+                .num_args(0..)
+                .last(true)
+                .help("The program and its arguments, after --"),
+        )
+}
+
 fn log_command() -> Command {
     let verb = |name: &'static str, about: &'static str| {
         Command::new(name).about(about).arg(
@@ -419,6 +496,22 @@ mod tests {
         );
         assert_eq!(cli.words, ["set", "a", "-1"]);
         assert!(parse("flux cli -n 1").is_err());
+    }
+
+    #[test]
+    fn a_registration_names_services_an_address_and_perhaps_a_program() {
+        let line =
+            "flux register --service a.B --service a.C --addr h:1 --etcd e:1 -- run -x --addr";
+        let Task::Register(task) = parse(line).unwrap() else {
+            panic!("not a registration");
+        };
+        assert_eq!(task.services, ["a.B", "a.C"]);
+        assert_eq!((task.address.as_str(), task.id), ("h:1", None));
+        assert_eq!(task.words, ["run", "-x", "--addr"]);
+        assert_eq!(task.run.flags["etcd"], "e:1");
+        assert!(parse("flux register --service a.B").is_err());
+        assert!(parse("flux register --addr h:1").is_err());
+        assert!(parse("flux register --service a.B --addr h:1 --http-port 1").is_err());
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) node: Option<(&'a Path, &'static str, u32)>,
     /// What is behind the gateway, if it runs alone.
     pub(crate) upstream: Option<&'a str>,
+    /// Where services are registered and found, if others look there too.
+    pub(crate) registry: Option<&'a str>,
     /// How this program is called from the folder it was started in.
     pub(crate) program: &'a str,
     pub(crate) with_password: bool,
@@ -49,6 +51,9 @@ pub(crate) fn banner(facts: &Facts<'_>) -> String {
     }
     if let Some(upstream) = facts.upstream {
         row("upstream", upstream);
+    }
+    if let Some(registry) = facts.registry {
+        row("registry", registry);
     }
     let commands = commands(facts);
     if !commands.is_empty() {
@@ -134,6 +139,7 @@ mod tests {
             addresses: &addresses,
             node: Some((Path::new("/srv/flux-data"), "always", 1)),
             upstream: None,
+            registry: None,
             program: "target/release/flux",
             with_password: false,
         };
@@ -168,6 +174,7 @@ mod tests {
             addresses: &addresses,
             node: None,
             upstream: Some("node:50052"),
+            registry: None,
             program: "flux",
             with_password: false,
         };
@@ -197,6 +204,7 @@ mod tests {
             addresses: &addresses,
             node: Some((Path::new("d"), "never", 4)),
             upstream: None,
+            registry: None,
             program: "flux",
             with_password: true,
         };

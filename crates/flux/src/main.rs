@@ -37,6 +37,8 @@ pub(crate) enum Failure {
     Unavailable(String),
     /// It failed, and standard output has said so already: exit code 1.
     Said,
+    /// A program that we ran ended so, and has said why itself.
+    Status(u8),
 }
 
 impl From<settings::Mistakes> for Failure {
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Task::Config(run, view) => cmd::config::run(run, view),
         Task::CdcConsumer(matches) => cmd::cdc_consumer::run(&matches),
         Task::Health(run) => cmd::health::run(run),
+        Task::Register(task) => cmd::register::run(task),
         Task::Version => {
             out::line(&format!("flux {}", env!("CARGO_PKG_VERSION")));
             Ok(())
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Err(Failure::Damage(message)) => exit(3, &message),
         Err(Failure::Unavailable(message)) => exit(69, &message),
         Err(Failure::Said) => ExitCode::FAILURE,
+        Err(Failure::Status(code)) => ExitCode::from(code),
     }
 }
 

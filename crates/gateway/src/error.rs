@@ -25,6 +25,12 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// An upstream is to be discovered, and there is no registry to look into.
+    #[error("upstream {upstream:?} is to be discovered, but the gateway was given no registry")]
+    WithoutRegistry {
+        /// Name of the upstream.
+        upstream: String,
+    },
     /// A descriptor file is not usable.
     #[error("the descriptors of upstream {upstream:?} cannot be used: {problem}")]
     Descriptors {

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use flux_cluster::registry::Registry as Services;
 use flux_env::{Clock, RealClock};
 use flux_telemetry::{Kind, Registry};
 use tokio::runtime::{Builder, Runtime};
@@ -67,9 +68,32 @@ impl Gateway {
     /// # Panics
     /// If `registry` has a gateway's metrics already.
     pub fn start_with(config: Config, registry: &Registry) -> Result<Self, StartError> {
+        Self::start_in(config, registry, None)
+    }
+
+    /// As [`Self::start_with`], and upstreams that name a `service` are looked for in `services`.
+    ///
+    /// # Errors
+    /// As [`Self::start_with`].
+    ///
+    /// # Panics
+    /// As [`Self::start_with`].
+    pub fn start_discovering(
+        config: Config,
+        registry: &Registry,
+        services: &Services,
+    ) -> Result<Self, StartError> {
+        Self::start_in(config, registry, Some(services.clone()))
+    }
+
+    fn start_in(
+        config: Config,
+        registry: &Registry,
+        services: Option<Services>,
+    ) -> Result<Self, StartError> {
         let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
         let metrics = Arc::new(Metrics::new(registry));
-        let live = Live::new(config, &metrics, &clock, None)?;
+        let live = Live::new(config, &metrics, &clock, services.as_ref(), None)?;
         let config = &live.config;
         let workers = match config.workers {
             0 => thread::available_parallelism().map_or(1, usize::from),
@@ -91,6 +115,7 @@ impl Gateway {
             live: Arc::new(ArcSwap::from_pointee(live)),
             metrics,
             clock,
+            services,
         };
         register_policies(registry, &shared.live);
         let phase = watch::Sender::new(Phase::Run);
@@ -135,7 +160,13 @@ impl Gateway {
         if config.connections_max != old.config.connections_max {
             waiting.push("connections-max");
         }
-        let live = Live::new(config, &self.shared.metrics, &self.shared.clock, Some(&old))?;
+        let Shared {
+            metrics,
+            clock,
+            services,
+            ..
+        } = &self.shared;
+        let live = Live::new(config, metrics, clock, services.as_ref(), Some(&old))?;
         self.shared.live.store(Arc::new(live));
         self.changed.send_replace(());
         Ok(waiting)

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use flux_cluster::registry::Registry;
 use flux_env::Clock;
 
 use crate::config::{Config, DescriptorSource, UpstreamConfig};
@@ -33,11 +34,18 @@ impl Live {
         config: Config,
         metrics: &Arc<Metrics>,
         clock: &Arc<dyn Clock>,
+        services: Option<&Registry>,
         previous: Option<&Self>,
     ) -> Result<Self, StartError> {
         config
             .validate()
             .map_err(|mistakes| StartError::Config { mistakes })?;
+        if services.is_none()
+            && let Some(upstream) = config.upstreams.iter().find(|u| !u.service.is_empty())
+        {
+            let upstream = upstream.name.clone();
+            return Err(StartError::WithoutRegistry { upstream });
+        }
         let catalog = catalog(&config, previous)?;
         let same = |upstream: &UpstreamConfig| {
             let previous = previous.filter(|previous| {
@@ -54,8 +62,8 @@ impl Live {
             .upstreams
             .iter()
             .map(|upstream| {
-                same(upstream)
-                    .unwrap_or_else(|| Arc::new(Upstream::new(upstream, &config, metrics, clock)))
+                let new = || Upstream::new(upstream, &config, metrics, clock, services);
+                same(upstream).unwrap_or_else(|| Arc::new(new()))
             })
             .collect();
         let before = previous.map(|previous| (&previous.config, &previous.policies));

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use flux_cluster::registry;
 use flux_types::limits;
 use serde::{Deserialize, Serialize};
 
@@ -102,6 +103,12 @@ pub struct Config {
     /// Size of a log segment. Default 64 MiB, 1 MiB to 1 GiB.
     #[serde(with = "units::size")]
     pub segment_size: u64,
+    /// Host under which others reach this node. Default: the address that it binds.
+    pub advertise: String,
+    /// How the registry tells this node from others. Default: its number in the data folder.
+    pub name: String,
+    /// Whether it registers as waiting to take over, so that nobody calls it. Default false.
+    pub standby: bool,
     /// What is kept for readers of the change stream.
     pub cdc: CdcConfig,
 }
@@ -163,6 +170,9 @@ impl Default for Config {
             snapshot_log_size: 256 * MIB,
             segment_size: limits::SEGMENT_BYTES_DEFAULT as u64,
             cdc: CdcConfig::default(),
+            advertise: String::new(),
+            name: String::new(),
+            standby: false,
         }
     }
 }
@@ -273,6 +283,7 @@ impl Config {
         );
         self.review_sizes(&mut review);
         review.0.extend(self.cdc.rabbitmq.mistakes());
+        self.review_names(&mut review);
         if review.0.is_empty() {
             Ok(())
         } else {
@@ -311,6 +322,19 @@ impl Config {
             self.cdc.event_value_max <= limits::VALUE_BYTES_MAX as u64,
             "must be at most 64MiB",
         );
+    }
+
+    /// What others will see of this node.
+    fn review_names(&self, review: &mut Review) {
+        let advertised = registry::address_of(&self.advertise, 1);
+        if !self.advertise.is_empty() && registry::check_address(&advertised).is_err() {
+            review.add("advertise", format!("{:?} is not a host", self.advertise));
+        }
+        if !self.name.is_empty()
+            && let Err(problem) = registry::check_id(&self.name)
+        {
+            review.add("node-name", problem);
+        }
     }
 
     /// Two listeners cannot share a port; 0 never collides.
@@ -396,6 +420,8 @@ mod tests {
             output_buffer_size_max: 1,
             snapshot_log_size: 1,
             segment_size: 1,
+            advertise: "a b".to_owned(),
+            name: "a/b".to_owned(),
             ..Config::default()
         };
         assert_eq!(
@@ -415,6 +441,8 @@ mod tests {
                 "output-buffer-size-max",
                 "snapshot-log-size",
                 "segment-size",
+                "advertise",
+                "node-name",
             ]
         );
     }

@@ -24,6 +24,7 @@ mod node;
 mod ports;
 mod rabbitmq;
 mod readiness;
+mod registration;
 mod session;
 mod units;
 

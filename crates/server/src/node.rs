@@ -4,16 +4,18 @@
 //! recovered on their cores, and only then is anyone let in. Until every shard can write, `/readyz`
 //! and the health service say so, and commands wait for their deadline.
 //!
-//! End: no new connection; sessions answer what they have and close; what is left after the drain
+//! End: the registration is withdrawn; no new connection; sessions answer what they have and close; what is left after the drain
 //! is closed; shards finish their batch; the log is synced and closed; threads end. A node that is
 //! dropped instead leaves its log as a killed process would.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use flux_cluster::SlotMap;
+use flux_cluster::registry::{Registered, RegistryError};
 use flux_env::{Clock, Disk, Instant, RealClock, RealDisk, Rng, SeededRng};
 use flux_log::{FsyncPolicy, Log, LogConfig, OpenError, Retention, Seeds};
 use flux_raft::{Formation, NoNetwork, Shard, ShardConfig, ShardParts};
@@ -41,6 +43,7 @@ use crate::metrics::{
 use crate::ports::{Addresses, Listeners};
 use crate::rabbitmq::{Publisher, PublisherParts};
 use crate::readiness::{Readiness, ShardReadiness};
+use crate::registration::registration;
 use crate::{admin, grpc};
 
 /// Fewest stripes of a shard's store, and the number that all shards share.
@@ -65,6 +68,7 @@ pub struct Node {
     publisher: Option<Publisher>,
     failure: watch::Receiver<Option<NodeFailure>>,
     executor: Executor,
+    registered: Option<Registered>,
 }
 
 impl fmt::Debug for Node {
@@ -186,9 +190,8 @@ impl Node {
             handle.spawn(acceptor.run(listener, stop_accepting.clone()));
             handle.spawn(end_idle(Arc::clone(&context), stop_accepting.clone()));
         }
-        let permits = Arc::new(Semaphore::new(
-            context.config.connections_max.min(Semaphore::MAX_PERMITS),
-        ));
+        let places_max = context.config.connections_max.min(Semaphore::MAX_PERMITS);
+        let permits = Arc::new(Semaphore::new(places_max));
         let readiness: Arc<dyn Readiness> = Arc::clone(&context) as _;
         let password = {
             let context = Arc::clone(&context);
@@ -237,6 +240,7 @@ impl Node {
             tasks,
             failure,
             executor,
+            registered: None,
         })
     }
 
@@ -273,6 +277,32 @@ impl Node {
         Ok(())
     }
 
+    /// Registers the node's services, and keeps them registered until [`Node::withdraw`]. To be
+    /// called when the node is ready; `http` is where a gateway of the same process listens.
+    ///
+    /// # Errors
+    /// A name or an address that cannot be registered.
+    pub fn register(
+        &mut self,
+        registry: &flux_cluster::registry::Registry,
+        http: Option<SocketAddr>,
+    ) -> Result<(), RegistryError> {
+        let registration = registration(&self.context, http);
+        self.registered = Some(registry.register(registration)?);
+        Ok(())
+    }
+
+    /// Takes the registration back, so that nobody is sent here anymore; the node serves on. If
+    /// the registry does not answer within some seconds, the registration ends with its lease.
+    ///
+    /// # Cancellation
+    /// Safe to drop; the withdrawal may then not have happened.
+    pub async fn withdraw(&mut self) {
+        if let Some(registered) = self.registered.take() {
+            registered.withdraw().await;
+        }
+    }
+
     /// Resolves when the node cannot go on: its process should then exit.
     pub fn failed(&self) -> impl Future<Output = NodeFailure> + Send + use<> {
         let mut failure = self.failure.clone();
@@ -295,6 +325,7 @@ impl Node {
     /// Not safe to drop: the log may then end as that of a killed process.
     pub async fn shutdown(mut self, drain: Duration) {
         info!("node shuts down");
+        self.withdraw().await;
         let clock = Arc::clone(&self.context.clock);
         let deadline = clock.now() + drain;
         self.context.is_draining.store(true, Ordering::SeqCst);

@@ -9,6 +9,7 @@ pub(crate) mod cli;
 pub(crate) mod config;
 pub(crate) mod health;
 pub(crate) mod log;
+pub(crate) mod register;
 mod reload;
 pub(crate) mod run;
 

@@ -6,8 +6,10 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use flux_cluster::registry::Registry as Services;
 use flux_gateway::Gateway;
 use flux_server::Node;
 use flux_telemetry::{Checks, Registry, process};
@@ -47,12 +49,7 @@ pub(crate) fn run(run: Run) -> Result<(), Failure> {
     let ready = ready.map_err(Failure::Mistake)?;
     ports::probe(settings.bind, &settings.ports(parts))
         .map_err(|problems| Failure::Mistake(problems.join("\n")))?;
-    let logs = flux_telemetry::logs::Config {
-        level: settings.log_level.clone(),
-        format: settings.telemetry.log_format,
-    };
-    flux_telemetry::logs::install(&logs, LIBRARIES, flux_env::wall_nanos)
-        .map_err(|error| Failure::Mistake(error.to_string()))?;
+    install_logs(&settings)?;
     panics::install();
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Failure::Failed(format!("the runtime: {error}")))?;
@@ -60,11 +57,26 @@ pub(crate) fn run(run: Run) -> Result<(), Failure> {
     runtime.block_on(serve(&settings, origin, ready))
 }
 
+/// Sets up the log of the process.
+///
+/// # Errors
+/// A level that is none.
+pub(crate) fn install_logs(settings: &Settings) -> Result<(), Failure> {
+    let logs = flux_telemetry::logs::Config {
+        level: settings.log_level.clone(),
+        format: settings.telemetry.log_format,
+    };
+    flux_telemetry::logs::install(&logs, LIBRARIES, flux_env::wall_nanos)
+        .map_err(|error| Failure::Mistake(error.to_string()))
+}
+
 /// Everything that runs.
 #[derive(Debug, Default)]
 struct Running {
     registry: Registry,
     checks: Checks,
+    /// Looks for endpoints for as long as it is held.
+    services: Option<Services>,
     node: Option<Node>,
     gateway: Option<Gateway>,
     /// What is behind the gateway by these settings.
@@ -81,7 +93,7 @@ async fn serve(
     let parts = run.parts;
     let mut signals = Signals::listen()
         .map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))?;
-    let running = tokio::select! {
+    let mut running = tokio::select! {
         running = start(settings, parts) => running?,
         // Nothing has been promised yet, so there is nothing to finish.
         () = signals.next() => return Ok(()),
@@ -109,11 +121,14 @@ async fn serve(
         Waited::Signal => {
             info!("stopping");
             signals.exit_on_the_next();
-            running.shutdown(settings.drain_timeout).await;
+            running.shutdown(settings).await;
             Ok(())
         }
         Waited::Other(problem) => {
             error!(%problem, "the node cannot go on");
+            if let Some(node) = &mut running.node {
+                node.withdraw().await;
+            }
             Err(Failure::Failed(format!("the node cannot go on: {problem}")))
         }
     }
@@ -123,12 +138,15 @@ async fn start(settings: &Settings, parts: &[Part]) -> Result<Running, Failure> 
     let mut running = Running::default();
     describe_process(&running.registry);
     running.traces = Traces::start(&settings.telemetry, &running.registry)?;
+    let services = services(settings, &running.registry, &running.checks)?;
     if parts.contains(&Part::Node) {
         running.node = Some(start_node(settings, parts, &running).await?);
     }
     if parts.contains(&Part::Gateway) {
-        running.start_gateway(settings, parts).await?;
+        running.start_gateway(settings, parts, &services).await?;
     }
+    running.register(&services)?;
+    running.services = Some(services);
     Ok(running)
 }
 
@@ -143,6 +161,28 @@ fn describe_process(registry: &Registry) {
             ("rustc", env!("FLUX_RUSTC")),
         ],
     );
+}
+
+/// Opens the registry of services that the settings name.
+///
+/// # Errors
+/// A mistake in them.
+pub(crate) fn services(
+    settings: &Settings,
+    metrics: &Registry,
+    checks: &Checks,
+) -> Result<Services, Failure> {
+    let seed = flux_env::entropy_u64()
+        .map_err(|error| Failure::Failed(format!("cannot draw random bits: {error}")))?;
+    let parts = flux_cluster::registry::Parts {
+        clock: Arc::new(flux_env::RealClock::new()),
+        disk: Arc::new(flux_env::RealDisk),
+        seed,
+        metrics: metrics.clone(),
+        checks: checks.clone(),
+    };
+    Services::open(settings.registry.config(), parts)
+        .map_err(|error| Failure::Mistake(format!("the registry: {error}")))
 }
 
 async fn start_node(
@@ -171,23 +211,29 @@ async fn start_node(
 }
 
 impl Running {
-    async fn start_gateway(&mut self, settings: &Settings, parts: &[Part]) -> Result<(), Failure> {
+    async fn start_gateway(
+        &mut self,
+        settings: &Settings,
+        parts: &[Part],
+        services: &Services,
+    ) -> Result<(), Failure> {
         let failed =
             |error: &dyn std::fmt::Display| Failure::Mistake(format!("the gateway: {error}"));
         let upstream = match (&settings.upstream, &self.node) {
             (Some(other), _) => Upstream::Other(other.clone()),
+            // Its own node is nearer than any that it could find.
             (None, Some(node)) => Upstream::Node(
                 reachable(node.addresses().grpc),
                 flux_proto::FILE_DESCRIPTOR_SET,
             ),
-            (None, None) => return Err(failed(&"there is no upstream")),
+            (None, None) => Upstream::Discovered(flux_proto::KV_SERVICE),
         };
         let listen = SocketAddr::new(settings.bind, settings.http_port);
         let config = settings
             .gateway(listen, &upstream)
             .map_err(|error| failed(&error))?;
-        let gateway =
-            Gateway::start_with(config, &self.registry).map_err(|error| failed(&error))?;
+        let gateway = Gateway::start_discovering(config, &self.registry, services)
+            .map_err(|error| failed(&error))?;
         self.gateway = Some(gateway);
         self.upstream = Some(upstream);
         if self.node.is_none() {
@@ -199,6 +245,17 @@ impl Running {
             self.admin = Some(admin);
         }
         Ok(())
+    }
+
+    /// Lets others find the node, now that everything answers.
+    fn register(&mut self, services: &Services) -> Result<(), Failure> {
+        let http = self.addresses().http;
+        match &mut self.node {
+            Some(node) => node
+                .register(services, http)
+                .map_err(|error| Failure::Mistake(format!("the registry: {error}"))),
+            None => Ok(()),
+        }
     }
 
     fn addresses(&self) -> Addresses {
@@ -224,8 +281,17 @@ impl Running {
         }
     }
 
-    /// The gateway first: its requests in hand need the node.
-    async fn shutdown(self, drain: Duration) {
+    /// The registration first of all, so that nobody new is sent here; then the gateway: its
+    /// requests in hand need the node.
+    async fn shutdown(mut self, settings: &Settings) {
+        let drain = settings.drain_timeout;
+        if let Some(node) = &mut self.node {
+            node.withdraw().await;
+            if settings.registry.is_shared() {
+                // Whoever watches hears of it within milliseconds, and may have a call on its way.
+                tokio::time::sleep(settings.registry.drain_delay).await;
+            }
+        }
         let begun = tokio::time::Instant::now();
         if let Some(gateway) = self.gateway {
             gateway.shutdown(drain).await;
@@ -233,6 +299,7 @@ impl Running {
         if let Some(node) = self.node {
             node.shutdown(drain.saturating_sub(begun.elapsed())).await;
         }
+        drop(self.services);
         // Last, so that a scraper sees the drain.
         drop(self.admin);
         info!("stopped");
@@ -260,6 +327,13 @@ fn describe(
     let data_dir = std::path::absolute(&settings.node.data_dir);
     let data_dir = data_dir.unwrap_or_else(|_| settings.node.data_dir.clone());
     let program = program();
+    let registry = (settings.registry.is_shared()).then(|| settings.registry.place());
+    let upstream = settings.upstream.clone().or_else(|| {
+        let service = flux_proto::KV_SERVICE;
+        registry
+            .as_ref()
+            .map(|_| format!("{service}, as registered"))
+    });
     let node = running.node.as_ref().map(|node| {
         (
             data_dir.as_path(),
@@ -270,10 +344,8 @@ fn describe(
     banner(&Facts {
         addresses,
         node,
-        upstream: settings
-            .upstream
-            .as_deref()
-            .filter(|_| parts == [Part::Gateway]),
+        upstream: upstream.as_deref().filter(|_| parts == [Part::Gateway]),
+        registry: registry.as_deref(),
         program: &program,
         with_password: settings.password.is_some(),
     })

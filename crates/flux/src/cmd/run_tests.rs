@@ -45,7 +45,7 @@ async fn the_document_of_metrics_lists_what_is_exported_and_nothing_else() {
     let settings = resolve(&read_layers(None, flags).unwrap(), parts).unwrap();
     let running = start(&settings.settings, parts).await.unwrap();
     let exported: BTreeSet<String> = running.registry.families().iter().map(row).collect();
-    running.shutdown(std::time::Duration::from_secs(5)).await;
+    running.shutdown(&settings.settings).await;
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
     let document = std::fs::read_to_string(path).unwrap();
     let listed = document.lines().filter(|line| line.starts_with("| `"));

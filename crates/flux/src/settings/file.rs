@@ -8,7 +8,14 @@ use toml::de::{DeTable, DeValue};
 use super::{Form, KEYS, Key, Origin, Resolved, gateway};
 
 /// Sections besides the top of the file.
-const SECTIONS: &[&str] = &["node", "cdc", "cdc.rabbitmq", "gateway", "telemetry"];
+const SECTIONS: &[&str] = &[
+    "node",
+    "cdc",
+    "cdc.rabbitmq",
+    "registry",
+    "gateway",
+    "telemetry",
+];
 
 /// Lays a file over `resolved`.
 pub(super) fn read(path: &Path, text: &str, resolved: &mut Resolved, mistakes: &mut Vec<String>) {

@@ -29,6 +29,8 @@ pub(crate) enum Upstream {
     Node(SocketAddr, &'static [u8]),
     /// Another process, which is asked for its descriptors.
     Other(String),
+    /// Whoever has registered this service; they are asked for their descriptors.
+    Discovered(&'static str),
 }
 
 /// The gateway's own keys.
@@ -89,27 +91,24 @@ pub(crate) fn config(
     if settings.rate_limit != Rate::NONE {
         config.limit.rate = settings.rate_limit;
     }
-    let (endpoint, descriptors) = match upstream {
-        Upstream::Node(address, set) => (
-            address.to_string(),
-            DescriptorSource::Embedded(Bytes::from_static(set)),
-        ),
-        Upstream::Other(endpoint) => (endpoint.clone(), DescriptorSource::Reflection),
+    let mut kv = UpstreamConfig {
+        name: UPSTREAM.to_owned(),
+        ..UpstreamConfig::default()
     };
-    config.upstreams.insert(
-        0,
-        UpstreamConfig {
-            name: UPSTREAM.to_owned(),
-            endpoints: vec![endpoint],
-            descriptors,
-            metadata: settings
-                .upstream_password
-                .iter()
-                .map(|password| ("authorization".to_owned(), format!("Bearer {password}")))
-                .collect(),
-            ..UpstreamConfig::default()
-        },
-    );
+    kv.metadata = settings
+        .upstream_password
+        .iter()
+        .map(|password| ("authorization".to_owned(), format!("Bearer {password}")))
+        .collect();
+    match upstream {
+        Upstream::Node(address, set) => {
+            kv.endpoints = vec![address.to_string()];
+            kv.descriptors = DescriptorSource::Embedded(Bytes::from_static(set));
+        }
+        Upstream::Other(endpoint) => kv.endpoints = vec![endpoint.clone()],
+        Upstream::Discovered(service) => (*service).clone_into(&mut kv.service),
+    }
+    config.upstreams.insert(0, kv);
     Ok(config)
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::{Part, Settings};
-use super::{telemetry, value};
+use super::{registry, telemetry, value};
 use flux_server::{EventFormat, Fsync};
 
 /// What a key of the file must be.
@@ -63,9 +63,12 @@ impl Key {
     }
 }
 
+pub(super) const ALL: &[Part] = &[Part::Node, Part::Gateway, Part::Registration];
 const BOTH: &[Part] = &[Part::Node, Part::Gateway];
 const NODE: &[Part] = &[Part::Node];
 const GATEWAY: &[Part] = &[Part::Gateway];
+/// Who withdraws something when it stops.
+pub(super) const DRAINING: &[Part] = &[Part::Node, Part::Registration];
 
 /// Every setting, in the order of `etc/flux.toml`.
 pub(crate) const KEYS: &[Key] = &[
@@ -179,7 +182,7 @@ pub(crate) const KEYS: &[Key] = &[
         variable: "FLUX_LOG_LEVEL",
         placeholder: "LEVEL",
         form: Form::Text,
-        parts: BOTH,
+        parts: ALL,
         help: "off, error, warn, info, debug or trace; or parts such as info,flux_raft=debug",
         set: |settings, text| {
             settings.log_level = value::log_level(text)?;
@@ -375,6 +378,48 @@ pub(crate) const KEYS: &[Key] = &[
         show: |settings| value::show_size(settings.node.segment_size),
     },
     Key {
+        name: "node.name",
+        flag: "node-name",
+        variable: "FLUX_NODE_NAME",
+        placeholder: "NAME",
+        form: Form::Text,
+        parts: NODE,
+        help: "How the registry tells this node from others; empty: its number in the data folder",
+        set: |settings, text| {
+            text.clone_into(&mut settings.node.name);
+            Ok(())
+        },
+        show: |settings| settings.node.name.clone(),
+    },
+    Key {
+        name: "node.advertise",
+        flag: "advertise",
+        variable: "FLUX_ADVERTISE",
+        placeholder: "HOST",
+        form: Form::Text,
+        parts: NODE,
+        help: "Host under which others reach this node; empty: the address of bind",
+        set: |settings, text| {
+            text.clone_into(&mut settings.node.advertise);
+            Ok(())
+        },
+        show: |settings| settings.node.advertise.clone(),
+    },
+    Key {
+        name: "node.standby",
+        flag: "standby",
+        variable: "FLUX_STANDBY",
+        placeholder: "",
+        form: Form::Switch,
+        parts: NODE,
+        help: "Register only as being there, so that nobody calls this node",
+        set: |settings, text| {
+            settings.node.standby = value::boolean(text)?;
+            Ok(())
+        },
+        show: |settings| settings.node.standby.to_string(),
+    },
+    Key {
         name: "cdc.retention-bytes",
         flag: "retention-bytes",
         variable: "FLUX_RETENTION_BYTES",
@@ -558,6 +603,14 @@ pub(crate) const KEYS: &[Key] = &[
         },
         show: |settings| settings.node.cdc.rabbitmq.from.clone(),
     },
+    registry::KIND,
+    registry::ETCD,
+    registry::ETCD_USER,
+    registry::ETCD_PASSWORD,
+    registry::FILE,
+    registry::PREFIX,
+    registry::TTL,
+    registry::DRAIN_DELAY,
     Key {
         name: "telemetry.otlp",
         flag: "otlp",
@@ -592,7 +645,7 @@ pub(crate) const KEYS: &[Key] = &[
         variable: "FLUX_LOG_FORMAT",
         placeholder: "FORMAT",
         form: Form::Text,
-        parts: BOTH,
+        parts: ALL,
         help: "auto (pretty on a terminal, else json), json or pretty",
         set: |settings, text| {
             settings.telemetry.log_format = telemetry::log_format(text)?;
@@ -675,10 +728,10 @@ fn parse_fsync(text: &str) -> Result<Fsync, String> {
         .ok_or_else(|| format!("{text:?} is not always, everysec or never"))
 }
 
-fn some_text(text: &str) -> Option<String> {
+pub(super) fn some_text(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-fn show_path(path: Option<&PathBuf>) -> String {
+pub(super) fn show_path(path: Option<&PathBuf>) -> String {
     path.map_or_else(String::new, |path| path.display().to_string())
 }

@@ -9,6 +9,7 @@
 mod file;
 mod gateway;
 mod keys;
+mod registry;
 mod telemetry;
 mod value;
 
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 pub(crate) use gateway::Upstream;
 pub(crate) use keys::{Form, KEYS, Key};
+pub(crate) use registry::Registry;
 pub(crate) use telemetry::Telemetry;
 pub(crate) use value::{duration as parse_duration, port as parse_port};
 
@@ -31,6 +33,8 @@ pub(crate) enum Part {
     Node,
     /// The HTTP gateway.
     Gateway,
+    /// The registration of a service that somebody else runs.
+    Registration,
 }
 
 /// Everything that can be set, as typed values.
@@ -54,6 +58,8 @@ pub(crate) struct Settings {
     pub(crate) rate_limit: flux_gateway::Rate,
     /// What the gateway gives the upstream "kv" when a request brings no authorization.
     pub(crate) upstream_password: Option<String>,
+    /// Where services are registered and found.
+    pub(crate) registry: Registry,
     /// What the file says about the gateway beyond these settings: routes, upstreams, limits.
     pub(crate) gateway_tables: toml::Table,
 }
@@ -75,6 +81,7 @@ impl Default for Settings {
             upstream: None,
             rate_limit: flux_gateway::Rate::NONE,
             upstream_password: None,
+            registry: Registry::default(),
             gateway_tables: toml::Table::new(),
         }
     }
@@ -269,17 +276,15 @@ fn check_relations(resolved: &Resolved, parts: &[Part], mistakes: &mut Vec<Strin
             ));
         }
     }
-    if !settings.bind.is_loopback() && !settings.insecure && settings.password.is_none() {
+    let listens = parts != [Part::Registration];
+    if listens && !settings.bind.is_loopback() && !settings.insecure && settings.password.is_none()
+    {
         mistakes.push(format!(
             "--bind {}: beyond loopback a --password (FLUX_PASSWORD) is required, or --insecure",
             settings.bind
         ));
     }
-    if parts == [Part::Gateway] && settings.upstream.is_none() {
-        mistakes.push(
-            "--upstream HOST:PORT is required: the gRPC address behind the gateway".to_owned(),
-        );
-    }
+    registry::review(settings, parts, mistakes);
 }
 
 /// Lets the node judge everything together; each mistake is named by where its value came from.
@@ -333,7 +338,9 @@ impl Settings {
         if parts.contains(&Part::Gateway) {
             ports.push(("http-port", self.http_port));
         }
-        ports.push(("admin-port", self.admin_port_for(parts)));
+        if parts != [Part::Registration] {
+            ports.push(("admin-port", self.admin_port_for(parts)));
+        }
         ports
     }
 
@@ -367,16 +374,20 @@ fn without_password(url: &str) -> String {
 
 /// The effective settings as a file, each line with its origin; passwords are not shown.
 pub(crate) fn show(resolved: &Resolved) -> String {
+    const HIDDEN: &str = "(set, not shown)";
     let mut settings = resolved.settings.clone();
     for password in [&mut settings.password, &mut settings.upstream_password] {
         if password.is_some() {
-            *password = Some("(set, not shown)".to_owned());
+            *password = Some(HIDDEN.to_owned());
         }
     }
     let broker = &mut settings.node.cdc.rabbitmq.url;
     if !broker.is_empty() {
         // The rest of it may be needed; its password never is.
         *broker = without_password(broker);
+    }
+    if !settings.registry.etcd_password.is_empty() {
+        HIDDEN.clone_into(&mut settings.registry.etcd_password);
     }
     let mut text = String::new();
     let mut section = "";

@@ -4,6 +4,8 @@ use expect_test::{Expect, expect};
 
 use std::net::SocketAddr;
 
+use flux_cluster::registry::Kind;
+
 use super::*;
 
 const ALL: &[Part] = &[Part::Node, Part::Gateway];
@@ -124,7 +126,63 @@ fn relations_between_settings_are_checked() {
     check_mistakes(
         &layers("", &[], &[]),
         &[Part::Gateway],
-        &expect!["--upstream HOST:PORT is required: the gRPC address behind the gateway"],
+        &expect![
+            "--upstream HOST:PORT is required: the gRPC address behind the gateway; or --etcd HOST:PORT, to find it there"
+        ],
+    );
+}
+
+#[test]
+fn a_registry_is_implied_or_named_and_must_be_reachable() {
+    let kind = |flags: &[(&'static str, &str)]| {
+        let resolved = resolve(&layers("", &[], flags), ALL);
+        resolved.map(|resolved| resolved.settings.registry.kind())
+    };
+    assert_eq!(kind(&[]), Ok(Kind::Memory));
+    assert_eq!(kind(&[("etcd", "h:1, http://i:2/")]), Ok(Kind::Etcd));
+    assert_eq!(kind(&[("registry-file", "r.json")]), Ok(Kind::File));
+    assert_eq!(
+        kind(&[("etcd", "h:1"), ("registry", "memory")]),
+        Ok(Kind::Memory)
+    );
+    let alone = &[Part::Gateway];
+    assert!(resolve(&layers("", &[("FLUX_ETCD", "h:1")], &[]), alone).is_ok());
+    check_mistakes(
+        &layers("", &[], &[("registry", "etcd"), ("etcd-password", "x")]),
+        ALL,
+        &expect![[r#"
+            --registry etcd: name its members with --etcd HOST:PORT,HOST:PORT (FLUX_ETCD)
+            --etcd-password: it belongs to an --etcd-user, which is missing"#]],
+    );
+    let flags = [("etcd", "h:1"), ("bind", "0.0.0.0"), ("insecure", "true")];
+    check_mistakes(
+        &layers("", &[], &flags),
+        ALL,
+        &expect![
+            "--bind 0.0.0.0: with a registry, --advertise HOST (FLUX_ADVERTISE) must say under which name others reach this node"
+        ],
+    );
+    check_mistakes(
+        &layers("", &[], &[]),
+        &[Part::Registration],
+        &expect![
+            "--etcd HOST:PORT (FLUX_ETCD) or --registry-file PATH is required: where to register"
+        ],
+    );
+    let flags = [
+        ("registry", "consul"),
+        ("etcd", "https://h:1"),
+        ("registry-prefix", "/flux"),
+        ("registry-ttl", "1s"),
+    ];
+    check_mistakes(
+        &layers("", &[], &flags),
+        ALL,
+        &expect![[r#"
+            --registry: "consul" is not memory, file or etcd
+            --etcd: "https://h:1": etcd behind TLS is not supported
+            --registry-prefix: "/flux" is not a prefix such as "flux" or "prod/flux": no slash at its ends
+            --registry-ttl: must be 2s to 10m, in whole seconds"#]],
     );
 }
 
@@ -280,52 +338,65 @@ fn the_shipped_file_holds_every_setting_with_its_default() {
     }
 }
 
+/// A value for every setting, other than its default.
+const VALUES: &[(&str, &str)] = &[
+    ("bind", "::1"),
+    ("admin-port", "1"),
+    ("password", "secret"),
+    ("insecure", "true"),
+    ("request-timeout", "150ms"),
+    ("drain-timeout", "1m"),
+    ("ready-file", "/tmp/ready"),
+    ("log-level", "warn,flux_raft=trace"),
+    ("node.data-dir", "/var/lib/flux"),
+    ("node.port", "2"),
+    ("node.grpc-port", "3"),
+    ("node.fsync", "everysec"),
+    ("node.shards", "64"),
+    ("node.max-memory", "2GiB"),
+    ("node.threads", "3"),
+    ("node.connections-max", "100"),
+    ("node.idle-timeout", "5m"),
+    ("node.value-size-max", "1MiB"),
+    ("node.output-buffer-size-max", "2MiB"),
+    ("node.snapshot-log-size", "8MiB"),
+    ("node.segment-size", "4MiB"),
+    ("cdc.retention-bytes", "1GiB"),
+    ("cdc.retention-age", "2h"),
+    ("cdc.pinned-bytes-max", "3GiB"),
+    ("cdc.event-value-max", "4KiB"),
+    ("cdc.rabbitmq.url", "amqp://a:b@h:1/v"),
+    ("cdc.rabbitmq.exchange", "x"),
+    ("cdc.rabbitmq.queue", "q"),
+    ("cdc.rabbitmq.declare", "false"),
+    ("cdc.rabbitmq.format", "binary"),
+    ("cdc.rabbitmq.window", "64"),
+    ("cdc.rabbitmq.rate-max", "1000"),
+    ("cdc.rabbitmq.queue-size-max", "2GiB"),
+    ("cdc.rabbitmq.from", "snapshot"),
+    ("node.name", "n1"),
+    ("node.advertise", "kv1"),
+    ("node.standby", "true"),
+    ("registry.kind", "etcd"),
+    ("registry.etcd", "a:1,b:2"),
+    ("registry.etcd-user", "flux"),
+    ("registry.etcd-password", "secret"),
+    ("registry.file", "/var/lib/flux/registry.json"),
+    ("registry.prefix", "prod/flux"),
+    ("registry.ttl", "30s"),
+    ("registry.drain-delay", "3s"),
+    ("gateway.http-port", "4"),
+    ("gateway.upstream", "node:50052"),
+    ("gateway.rate-limit", "1000/s"),
+    ("gateway.upstream-password", "secret"),
+    ("telemetry.otlp", "http://jaeger:4317"),
+    ("telemetry.trace-sample", "12.5%"),
+    ("telemetry.log-format", "json"),
+];
+
 #[test]
 fn every_setting_shows_what_it_was_set_to() {
-    let values: BTreeMap<&str, &str> = [
-        ("bind", "::1"),
-        ("admin-port", "1"),
-        ("password", "secret"),
-        ("insecure", "true"),
-        ("request-timeout", "150ms"),
-        ("drain-timeout", "1m"),
-        ("ready-file", "/tmp/ready"),
-        ("log-level", "warn,flux_raft=trace"),
-        ("node.data-dir", "/var/lib/flux"),
-        ("node.port", "2"),
-        ("node.grpc-port", "3"),
-        ("node.fsync", "everysec"),
-        ("node.shards", "64"),
-        ("node.max-memory", "2GiB"),
-        ("node.threads", "3"),
-        ("node.connections-max", "100"),
-        ("node.idle-timeout", "5m"),
-        ("node.value-size-max", "1MiB"),
-        ("node.output-buffer-size-max", "2MiB"),
-        ("node.snapshot-log-size", "8MiB"),
-        ("node.segment-size", "4MiB"),
-        ("cdc.retention-bytes", "1GiB"),
-        ("cdc.retention-age", "2h"),
-        ("cdc.pinned-bytes-max", "3GiB"),
-        ("cdc.event-value-max", "4KiB"),
-        ("cdc.rabbitmq.url", "amqp://a:b@h:1/v"),
-        ("cdc.rabbitmq.exchange", "x"),
-        ("cdc.rabbitmq.queue", "q"),
-        ("cdc.rabbitmq.declare", "false"),
-        ("cdc.rabbitmq.format", "binary"),
-        ("cdc.rabbitmq.window", "64"),
-        ("cdc.rabbitmq.rate-max", "1000"),
-        ("cdc.rabbitmq.queue-size-max", "2GiB"),
-        ("cdc.rabbitmq.from", "snapshot"),
-        ("gateway.http-port", "4"),
-        ("gateway.upstream", "node:50052"),
-        ("gateway.rate-limit", "1000/s"),
-        ("gateway.upstream-password", "secret"),
-        ("telemetry.otlp", "http://jaeger:4317"),
-        ("telemetry.trace-sample", "12.5%"),
-        ("telemetry.log-format", "json"),
-    ]
-    .into();
+    let values: BTreeMap<&str, &str> = VALUES.iter().copied().collect();
     for key in KEYS {
         let mut settings = Settings::default();
         (key.set)(&mut settings, values[key.name]).unwrap();
@@ -342,7 +413,14 @@ fn every_setting_shows_what_it_was_set_to() {
                 "url" => "amqp".to_owned(),
                 last => format!("amqp-{last}"),
             });
-        assert!(of_broker.map_or_else(|| key.name.ends_with(key.flag), |flag| flag == key.flag));
+        // Else the flag is the end of the name; only the kind of a section goes by the section's.
+        let dashed = key.name.replace('.', "-");
+        let is_end = dashed.ends_with(key.flag) || key.flag == key.section();
+        assert!(
+            of_broker.map_or(is_end, |flag| flag == key.flag),
+            "{}",
+            key.name
+        );
     }
 }
 

@@ -19,6 +19,8 @@ mod changes;
 mod cli;
 mod crash;
 mod damage;
+mod discovery;
+mod discovery_guide;
 mod founding;
 mod grpc;
 mod hostile;

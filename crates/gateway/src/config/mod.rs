@@ -154,6 +154,8 @@ pub struct UpstreamConfig {
     pub name: String,
     /// `host:port` of each endpoint; they take turns.
     pub endpoints: Vec<String>,
+    /// Instead of `endpoints`: the full name of a service, whose endpoints the registry tells.
+    pub service: String,
     /// Full names of the services to expose; empty for all that the descriptors have, except the
     /// reflection service.
     pub services: Vec<String>,
@@ -333,6 +335,7 @@ impl Default for UpstreamConfig {
         Self {
             name: "default".to_owned(),
             endpoints: Vec::new(),
+            service: String::new(),
             services: Vec::new(),
             descriptors: DescriptorSource::Reflection,
             refresh: Timeout::seconds(30),

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
+use flux_cluster::registry::check_service;
 use http::{HeaderName, HeaderValue, Method};
 
 use super::{Config, DescriptorSource, RouteConfig, UpstreamConfig};
@@ -144,14 +145,7 @@ impl Config {
 
 impl UpstreamConfig {
     fn check(&self, key: &str, mistakes: &mut Mistakes) {
-        if self.endpoints.is_empty() {
-            let problem = "is empty".to_owned();
-            mistakes.add(
-                format!("{key}.endpoints"),
-                problem,
-                "name at least one host:port",
-            );
-        }
+        self.check_source(key, mistakes);
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             if endpoint
                 .parse::<http::uri::Authority>()
@@ -209,6 +203,27 @@ impl UpstreamConfig {
                 let problem = "its value is not visible ASCII".to_owned();
                 mistakes.add(key, problem, "write it without line breaks");
             }
+        }
+    }
+}
+
+impl UpstreamConfig {
+    /// Endpoints are either written down or discovered.
+    fn check_source(&self, key: &str, mistakes: &mut Mistakes) {
+        if self.service.is_empty() {
+            if self.endpoints.is_empty() {
+                let key = format!("{key}.endpoints");
+                let remedy = "name at least one host:port, or a service to discover";
+                mistakes.add(key, "is empty".to_owned(), remedy);
+            }
+            return;
+        }
+        let key = format!("{key}.service");
+        if !self.endpoints.is_empty() {
+            let problem = "cannot be combined with endpoints".to_owned();
+            mistakes.add(key, problem, "keep one of the two");
+        } else if let Err(problem) = check_service(&self.service) {
+            mistakes.add(key, problem, "write it as in \"package.Service\"");
         }
     }
 }
@@ -357,6 +372,13 @@ mod tests {
             [[upstreams]]
             descriptors = { proto = { files = [] } }
             metadata = { authorization = "line\nbreak", Host = "a" }
+            [[upstreams]]
+            name = "both"
+            endpoints = ["h:1"]
+            service = "a.B"
+            [[upstreams]]
+            name = "odd"
+            service = "a/b"
             [[routes]]
             http = "GET v1"
             rpc = "Method"
@@ -374,10 +396,12 @@ mod tests {
             forward-headers[1]: "grpc-timeout" belongs to the connection or to gRPC; remove it
             upstreams[0].endpoints[0]: "nowhere" is not host:port; write it as in "127.0.0.1:50052"
             upstreams[1].name: the name "default" is taken; give each upstream its own name
-            upstreams[1].endpoints: is empty; name at least one host:port
+            upstreams[1].endpoints: is empty; name at least one host:port, or a service to discover
             upstreams[1].descriptors.proto.files: is empty; name at least one .proto file
             upstreams[1].metadata.Host: "Host" is not a header name in lower case; write it as in "x-request-id"
             upstreams[1].metadata.authorization: its value is not visible ASCII; write it without line breaks
+            upstreams[2].service: cannot be combined with endpoints; keep one of the two
+            upstreams[3].service: "a/b" is not the full name of a service, as in "package.Service"; write it as in "package.Service"
             routes[0].http: path template "v1": must begin with /; write it as in "GET /v1/things/{name}"
             routes[0].rpc: "Method" is not an rpc; write it as in "package.Service/Method"
             routes[0].upstream: there is no upstream "other"; name one of [[upstreams]]"#]]

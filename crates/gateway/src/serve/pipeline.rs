@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use flux_cluster::registry::Registry as Services;
 use flux_env::Clock;
 use flux_telemetry::trace;
 use http::header::{ALLOW, HeaderMap, HeaderName};
@@ -83,6 +84,8 @@ pub(crate) struct Shared {
     pub(crate) live: Arc<ArcSwap<Live>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Arc<dyn Clock>,
+    /// Where upstreams are looked for that are not written down.
+    pub(crate) services: Option<Services>,
 }
 
 /// A request without its body.

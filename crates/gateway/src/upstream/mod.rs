@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flux_cluster::registry::{self, Endpoint};
+use flux_cluster::registry::{self, Endpoint, Registry};
 use flux_env::Clock;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use parking_lot::Mutex;
@@ -46,14 +46,20 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
+    /// An upstream that is discovered is looked for in `services`; without a registry, or if its
+    /// endpoints are written down, they stay as they are.
     pub(crate) fn new(
         config: &UpstreamConfig,
         common: &Config,
         metrics: &Arc<Metrics>,
         clock: &Arc<dyn Clock>,
+        services: Option<&Registry>,
     ) -> Self {
         let retry = config.retry.as_ref().unwrap_or(&common.retry);
-        let endpoints = registry::fixed(config.endpoints.iter().map(Endpoint::at).collect());
+        let endpoints = match services {
+            Some(services) if !config.service.is_empty() => services.watch(&config.service),
+            Some(_) | None => registry::fixed(config.endpoints.iter().map(Endpoint::at).collect()),
+        };
         Self {
             name: config.name.clone(),
             members: Members::new(

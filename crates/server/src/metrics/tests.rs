@@ -1,12 +1,12 @@
 //! Counting, and the document that lists what is counted.
 
-#[cfg(feature = "rabbitmq")]
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use flux_env::{SimClock, SimDisk};
 use flux_log::{LogStats, Space};
-use flux_telemetry::{Family, Kind, Registry};
+use flux_telemetry::{Checks, Family, Kind, Registry};
 use flux_types::{Command, Error, ErrorCode, ReadCommand, Reply, Set, UnixMillis, WriteCommand};
 
 use super::{
@@ -123,9 +123,20 @@ fn row(family: &Family) -> String {
     )
 }
 
-#[test]
-fn every_family_is_in_the_document_as_it_is_exported() {
+#[tokio::test]
+async fn every_family_is_in_the_document_as_it_is_exported() {
     let registry = Registry::new();
+    let services = flux_cluster::registry::Registry::open(
+        flux_cluster::registry::Config::default(),
+        flux_cluster::registry::Parts {
+            clock: Arc::new(SimClock::new(0)),
+            disk: Arc::new(SimDisk::new()),
+            seed: 1,
+            metrics: registry.clone(),
+            checks: Checks::new(),
+        },
+    );
+    assert!(services.is_ok());
     drop(Metrics::new(&registry));
     drop(ChangesMetrics::new(&registry));
     register_log(&registry, || LogState {

@@ -1,5 +1,6 @@
 //! Processes under test: started on free ports, waited for with deadlines, never left behind.
 
+pub(crate) mod etcd;
 pub(crate) mod otlp;
 pub(crate) mod rabbit;
 pub(crate) mod resp;
@@ -117,6 +118,11 @@ impl Start {
     pub(crate) fn gateway(upstream: SocketAddr) -> Self {
         Self::with("gateway", &["--http-port", "--admin-port"])
             .args(&["--upstream", &upstream.to_string()])
+    }
+
+    /// `flux gateway` that is told where to look for its upstream.
+    pub(crate) fn discovering(args: &[&str]) -> Self {
+        Self::with("gateway", &["--http-port", "--admin-port"]).args(args)
     }
 
     fn with(subcommand: &'static str, ports: &[&str]) -> Self {

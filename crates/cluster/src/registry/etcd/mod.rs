@@ -1,0 +1,14 @@
+//! etcd as the registry: a small client of our own, and the two loops that decide nothing.
+//!
+//! `client` speaks to whichever of the endpoints answers; `keeper` carries out what
+//! [`super::lease::LeaseKeeper`] decides, `watcher` what [`super::watch::WatchLoop`] does. Why the
+//! client is our own is in `docs/design/0011-etcd-client.md`.
+
+mod client;
+mod keeper;
+mod proto;
+mod watcher;
+
+pub(crate) use client::{Client, Credentials};
+pub(crate) use keeper::Keeper;
+pub(crate) use watcher::Watcher;
