@@ -178,14 +178,17 @@ fn nearest(name: &str) -> String {
         .map(|key| key.name.to_owned())
         .chain(of_gateway)
         .map(|full| {
-            (
-                distance(last, full.rsplit('.').next().unwrap_or(&full)),
-                full,
-            )
+            let edits = distance(last, full.rsplit('.').next().unwrap_or(&full));
+            // Of two that are as near, the one of the same section was meant.
+            (edits, section(name) != section(&full), full)
         })
         .min()
-        .filter(|(distance, _)| *distance <= 2)
-        .map_or_else(String::new, |(_, name)| format!("; did you mean {name}?"))
+        .filter(|(edits, ..)| *edits <= 2)
+        .map_or_else(String::new, |(.., name)| format!("; did you mean {name}?"))
+}
+
+fn section(name: &str) -> &str {
+    name.rsplit_once('.').map_or("", |(section, _)| section)
 }
 
 /// Edits (insert, delete, replace) from one word to the other.
