@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{Disk, File, LockGuard, OpenMode, Rng};
 
@@ -88,6 +88,8 @@ impl State {
 #[derive(Clone, Debug, Default)]
 pub struct SimDisk {
     state: Arc<Mutex<State>>,
+    /// The life of the machine that this handle is good for; `None`: all of them.
+    epoch: Option<u64>,
 }
 
 impl SimDisk {
@@ -95,6 +97,25 @@ impl SimDisk {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The disk as a process sees it that starts now: after a crash every use of it fails, so
+    /// threads that a test leaves behind change nothing any more.
+    #[must_use]
+    pub fn as_process(&self) -> Self {
+        Self {
+            state: Arc::clone(&self.state),
+            epoch: Some(self.state.lock().epoch),
+        }
+    }
+
+    /// The disk, for a process that lives.
+    fn alive(&self) -> io::Result<MutexGuard<'_, State>> {
+        let state = self.state.lock();
+        if self.epoch.is_some_and(|epoch| epoch != state.epoch) {
+            return Err(crashed());
+        }
+        Ok(state)
     }
 
     /// Stops the machine and starts it again: open handles die, locks are free, unsynced writes go
@@ -204,8 +225,13 @@ impl SimDisk {
         };
         Self {
             state: Arc::new(Mutex::new(copy)),
+            epoch: None,
         }
     }
+}
+
+fn crashed() -> io::Error {
+    io::Error::other("the process that uses this disk has crashed")
 }
 
 /// Overwrites the sectors of one write that chance lets survive.
@@ -267,9 +293,7 @@ impl SimFile {
     ) -> io::Result<R> {
         let mut state = self.state.lock();
         if state.epoch != self.epoch {
-            return Err(io::Error::other(
-                "the process that opened this file has crashed",
-            ));
+            return Err(crashed());
         }
         let mut file = state
             .files
@@ -361,7 +385,7 @@ impl File for SimFile {
 
 impl Disk for SimDisk {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.alive()?;
         for directory in path.ancestors() {
             state.directories.insert(directory.to_path_buf());
         }
@@ -369,7 +393,7 @@ impl Disk for SimDisk {
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
-        let mut state = self.state.lock();
+        let mut state = self.alive()?;
         let id = match (mode, state.names.get(path).copied()) {
             (OpenMode::CreateNew, Some(_)) => return Err(io::ErrorKind::AlreadyExists.into()),
             (OpenMode::CreateNew, None) => {
@@ -396,7 +420,7 @@ impl Disk for SimDisk {
     }
 
     fn read_dir(&self, path: &Path) -> io::Result<Vec<String>> {
-        let state = self.state.lock();
+        let state = self.alive()?;
         if !state.directories.contains(path) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -410,25 +434,27 @@ impl Disk for SimDisk {
     }
 
     fn exists(&self, path: &Path) -> bool {
-        let state = self.state.lock();
+        let Ok(state) = self.alive() else {
+            return false;
+        };
         state.names.contains_key(path) || state.directories.contains(path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.alive()?;
         let id = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         state.names.insert(to.to_path_buf(), id);
         Ok(())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.alive()?;
         state.names.remove(path).ok_or(io::ErrorKind::NotFound)?;
         Ok(())
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.alive()?;
         State::count_down(&mut state.syncs_until_failure)?;
         let inside = |name: &PathBuf| name.parent() == Some(path);
         state.durable_names.retain(|name, _| !inside(name));
@@ -446,7 +472,7 @@ impl Disk for SimDisk {
         if !self.exists(path) {
             self.open(path, OpenMode::CreateNew)?;
         }
-        let mut state = self.state.lock();
+        let mut state = self.alive()?;
         if !state.locks.insert(path.to_path_buf()) {
             return Ok(None);
         }
@@ -460,7 +486,7 @@ impl Disk for SimDisk {
     }
 
     fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
-        let state = self.state.lock();
+        let state = self.alive()?;
         Ok(state.capacity_bytes.map_or(u64::MAX, |capacity| {
             capacity.saturating_sub(state.used_bytes())
         }))
@@ -537,10 +563,14 @@ mod tests {
         file.sync_data().unwrap();
         disk.sync_dir(dir).unwrap();
         file.write_all_at(b"lost", 6).unwrap();
-        disk.open(&dir.join("unsynced name"), OpenMode::CreateNew)
+        let process = disk.as_process();
+        process
+            .open(&dir.join("unsynced name"), OpenMode::CreateNew)
             .unwrap();
         disk.crash(CrashLoss::Everything, &mut SeededRng::new(1));
         assert!(file.read_at(&mut [0], 0).is_err());
+        assert!(process.open(&dir.join("f"), OpenMode::Read).is_err());
+        assert!(process.remove(&dir.join("f")).is_err());
         assert_eq!(disk.read_dir(dir).unwrap(), ["f"]);
         let file = disk.open(&dir.join("f"), OpenMode::Read).unwrap();
         assert_eq!(file.size_bytes().unwrap(), 6);

@@ -11,10 +11,9 @@ pub const SEGMENT_HEADER_BYTES: usize = 64;
 pub const SEGMENT_MAGIC: [u8; 8] = *b"FLUXLOG1";
 /// Version of segments and records that this program reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
-/// Name of the preallocated file that becomes the next segment.
-pub(crate) const NEXT_NAME: &str = "next.prepared";
-/// Name of the preallocated file that is kept for when the disk is full.
-pub(crate) const RESERVE_NAME: &str = "reserve.prepared";
+/// How the names of preallocated files end: of those that become segments, and of the one that
+/// becomes the next snapshot.
+pub(crate) const PREPARED_SUFFIX: &str = ".prepared";
 const SEGMENT_SUFFIX: &str = ".flog";
 
 /// What a segment file says of itself.

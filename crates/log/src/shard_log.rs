@@ -141,7 +141,7 @@ impl ShardLog {
     /// without harm.
     pub fn mark_committed(&self, id: LogId) {
         let shard = self.shard;
-        self.shared.append(Box::new(|_| {}), false, |stream| {
+        self.shared.note(|stream| {
             let now = stream.now();
             stream.push(shard, RecordKind::Committed, id, now, &[])?;
             if let Some(state) = stream.shards.get_mut(shard) {
@@ -167,6 +167,18 @@ impl ShardLog {
     /// Syncs whatever is appended so far, of all shards, under every policy.
     pub fn sync(&self, synced: Flushed) {
         self.shared.append(synced, true, |_| Ok(()));
+    }
+
+    /// Sees to it that a snapshot of this shard, of at most so many bytes, finds room on a disk that
+    /// is full otherwise. While there is no space for that, client writes are refused.
+    pub fn keep_snapshot_room(&self, bytes: u64) {
+        self.shared.keep_snapshot_room(self.shard, bytes);
+    }
+
+    /// Whether a purge of everything that a snapshot taken now would cover could free a segment.
+    #[must_use]
+    pub fn pins_old_segments(&self) -> bool {
+        self.shared.stream.lock().pins_old_segments(self.shard)
     }
 
     /// Makes sure that a record with this payload can be appended. Essential ones (deletes, the

@@ -205,18 +205,64 @@ fn block_header(salt: u64, kind: u32, number: u64, payload: &[u8]) -> Vec<u8> {
     header
 }
 
-/// Writes a snapshot block by block. Dropped before [`SnapshotWriter::finish`], it leaves a
-/// temporary file that the next open removes.
+/// Writes a snapshot block by block. Dropped before [`SnapshotWriter::finish`], it removes what it
+/// has written; a file that a crash leaves is removed at the next open.
 #[derive(Debug)]
 pub struct SnapshotWriter {
     shared: Arc<Shared>,
     log: ShardLog,
     header: SnapshotHeader,
-    file: Arc<dyn File>,
-    temporary: PathBuf,
+    draft: Draft,
     offset: u64,
     blocks: u64,
     bytes: u64,
+}
+
+/// The file of a snapshot that has no final name yet.
+#[derive(Debug)]
+struct Draft {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    file: Arc<dyn File>,
+    /// Bytes that were allocated for it beforehand, if it has the room kept for snapshots.
+    kept: Option<u64>,
+    is_published: bool,
+}
+
+impl Draft {
+    /// In the room kept for snapshots if nobody else has it; there a full disk is no obstacle.
+    fn begin(shared: &Arc<Shared>, path: PathBuf) -> io::Result<Self> {
+        if shared.disk.exists(&path) {
+            shared.disk.remove(&path)?;
+        }
+        let room = shared.stream.lock().take_snapshot_room();
+        let draft = |file, kept| Self {
+            shared: Arc::clone(shared),
+            path: path.clone(),
+            file,
+            kept,
+            is_published: false,
+        };
+        let Some(room) = room else {
+            let file = shared.disk.open(&path, OpenMode::CreateNew)?;
+            return Ok(draft(file, None));
+        };
+        let draft = draft(room.file, Some(room.capacity));
+        shared.disk.rename(&room.path, &draft.path)?;
+        Ok(draft)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.is_published {
+            // It may never have got its name.
+            let _ = self.shared.disk.remove(&self.path).is_ok();
+        }
+        if self.kept.is_some() {
+            self.shared.return_snapshot_room();
+        }
+    }
 }
 
 fn write_error(error: &io::Error) -> LogError {
@@ -245,23 +291,19 @@ impl ShardLog {
         };
         let name = format!("{:08x}-{:016x}.tmp", self.id.get(), begin.index.get());
         let temporary = shared.config.snapshot_dir().join(name);
-        let create = || -> io::Result<Arc<dyn File>> {
-            if shared.disk.exists(&temporary) {
-                shared.disk.remove(&temporary)?;
-            }
-            let file = shared.disk.open(&temporary, OpenMode::CreateNew)?;
-            file.write_all_at(&header.encode(), 0)?;
-            Ok(file)
+        let create = || -> io::Result<Draft> {
+            let draft = Draft::begin(&shared, temporary)?;
+            draft.file.write_all_at(&header.encode(), 0)?;
+            Ok(draft)
         };
-        let file = create().map_err(|error| write_error(&error))?;
+        let draft = create().map_err(|error| write_error(&error))?;
         let offset = widen(SNAPSHOT_HEADER_BYTES);
         let log = self.clone();
         Ok(SnapshotWriter {
             shared,
             log,
             header,
-            file,
-            temporary,
+            draft,
             offset,
             blocks: 0,
             bytes: 0,
@@ -316,7 +358,8 @@ impl SnapshotWriter {
     fn put(&mut self, kind: u32, payload: &[u8]) -> Result<(), LogError> {
         let mut bytes = block_header(self.header.salt, kind, self.blocks, payload);
         bytes.extend_from_slice(payload);
-        self.file
+        self.draft
+            .file
             .write_all_at(&bytes, self.offset)
             .map_err(|error| write_error(&error))?;
         self.offset += widen(bytes.len());
@@ -367,10 +410,18 @@ impl SnapshotWriter {
         trailer.extend_from_slice(&SNAPSHOT_END);
         let name = snapshot_name(self.header.shard, footer.end);
         let dir = self.shared.config.snapshot_dir();
-        let publish = || -> io::Result<()> {
-            self.file.write_all_at(&trailer, self.offset)?;
-            self.file.sync_all()?;
-            self.shared.disk.rename(&self.temporary, &dir.join(&name))?;
+        let mut publish = || -> io::Result<()> {
+            let file = &self.draft.file;
+            file.write_all_at(&trailer, self.offset)?;
+            let size = self.offset + widen(trailer.len());
+            if self.draft.kept.is_some_and(|kept| size < kept) {
+                file.set_size(size)?;
+            }
+            file.sync_all()?;
+            self.shared
+                .disk
+                .rename(&self.draft.path, &dir.join(&name))?;
+            self.draft.is_published = true;
             self.shared.disk.sync_dir(&dir)
         };
         publish().map_err(|error| write_error(&error))?;

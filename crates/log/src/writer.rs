@@ -1,5 +1,6 @@
-//! The thread around the stream: takes everything that waits, one write, one sync, then all
-//! callbacks; keeps the next segment and the reserve prepared; deletes what nobody needs.
+//! The threads around the stream. One takes everything that waits, one write, one sync, then all
+//! callbacks. The other keeps files prepared and deletes what nobody needs, so that no append and
+//! no sync ever waits for that.
 
 use std::io;
 use std::path::Path;
@@ -18,13 +19,16 @@ use crate::fields::narrow;
 use crate::identity::{IDENTITY_NAME, Identity, LOCK_NAME};
 use crate::record::RecordKind;
 use crate::recovery::{Cut, Image, Recovery, scan};
-use crate::segment::{segment_name, segment_number};
+use crate::segment::{PREPARED_SUFFIX, segment_name, segment_number};
 use crate::shard_log::{BlockReader, Flushed, ShardLog};
 use crate::snapshot;
-use crate::stream::{LogStats, Parts, Space, Stream};
+use crate::stream::{LogStats, Parts, Space, Stream, give_up};
 
-/// How long an unsynced write may wait with `everysec`, and how often a full disk is tried again.
+/// How long an unsynced write may wait with `everysec`.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Pause before a full disk is tried again.
+const FULL_PAUSE: Duration = Duration::from_millis(100);
 
 /// Told once why the log failed.
 type Notify = Box<dyn FnOnce(&str) + Send>;
@@ -40,10 +44,14 @@ pub(crate) struct Shared {
     closing: AtomicBool,
     poisoned: AtomicBool,
     on_poison: Mutex<Vec<Notify>>,
-    purge_wanted: AtomicBool,
+    on_full: Mutex<Vec<Box<dyn Fn() + Send>>>,
     /// Held while a work item is performed, so that two never overtake each other.
     performing: Mutex<()>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Whether something is to be done with files, and who waits for that.
+    files_wanted: Mutex<bool>,
+    files_wake: Condvar,
+    close_wake: Condvar,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     lock: Mutex<Option<Box<dyn LockGuard>>>,
 }
 
@@ -129,9 +137,12 @@ impl Log {
             closing: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             on_poison: Mutex::new(Vec::new()),
-            purge_wanted: AtomicBool::new(false),
+            on_full: Mutex::new(Vec::new()),
             performing: Mutex::new(()),
-            thread: Mutex::new(None),
+            files_wanted: Mutex::new(false),
+            files_wake: Condvar::new(),
+            close_wake: Condvar::new(),
+            threads: Mutex::new(Vec::new()),
             lock: Mutex::new(Some(lock)),
         });
         // The start of a segment and the note of this open become durable before anything else.
@@ -141,11 +152,8 @@ impl Log {
             return Err(OpenError::io("write", shared.config.log_dir(), source));
         }
         if own_thread {
-            let worker = Arc::clone(&shared);
-            let thread = std::thread::Builder::new().name("flux-log".to_owned());
-            let spawned = thread.spawn(move || worker.run());
-            let handle = spawned.map_err(|e| OpenError::io("start a thread for", "log", e))?;
-            *shared.thread.lock() = Some(handle);
+            Shared::spawn(&shared, "flux-log", Shared::run)?;
+            Shared::spawn(&shared, "flux-log-files", Shared::run_files)?;
         }
         Ok((Self { shared }, recovery))
     }
@@ -192,6 +200,11 @@ impl Log {
         }
     }
 
+    /// Calls `notify` whenever the disk is found to be full, again and again while it is.
+    pub fn on_full(&self, notify: Box<dyn Fn() + Send>) {
+        self.shared.on_full.lock().push(notify);
+    }
+
     /// Counters.
     #[must_use]
     pub fn stats(&self) -> LogStats {
@@ -207,6 +220,7 @@ impl Log {
     /// Does what the log's own thread would do, once: for logs opened without it.
     pub fn pump(&self) {
         self.shared.turn(true);
+        self.shared.keep_files();
     }
 
     /// Syncs everything, notes the orderly end, and releases the directory. Later calls on any
@@ -219,7 +233,9 @@ impl Log {
             return;
         }
         self.shared.wake.notify_all();
-        if let Some(thread) = self.shared.thread.lock().take() {
+        self.shared.want_files();
+        self.shared.close_wake.notify_all();
+        for thread in std::mem::take(&mut *self.shared.threads.lock()) {
             let _ = thread.join().is_ok();
         }
         self.shared.flush(true);
@@ -344,10 +360,11 @@ fn perform_cut(
     Ok(())
 }
 
-/// Removes what an earlier process was preparing.
+/// Removes what an earlier process was preparing, but for the room of a snapshot: on a full disk
+/// it is what this process needs.
 fn remove_leftovers(disk: &dyn Disk, config: &LogConfig, image: &Image) -> Result<(), OpenError> {
     for (dir, suffix) in [
-        (config.log_dir(), ".prepared"),
+        (config.log_dir(), PREPARED_SUFFIX),
         (config.snapshot_dir(), ".tmp"),
     ] {
         let names = disk
@@ -437,11 +454,14 @@ impl Shared {
         });
         match result {
             Ok(ready) => {
-                let wake = stream.wants_sync() || stream.wants_files();
+                let (sync, files) = (stream.wants_sync(), stream.wants_files());
                 drop(stream);
                 ready.into_iter().for_each(|callback| callback(Ok(())));
-                if wake {
+                if sync {
                     self.wake.notify_one();
+                }
+                if files {
+                    self.want_files();
                 }
             }
             Err(error) => {
@@ -451,16 +471,49 @@ impl Shared {
         }
     }
 
+    /// Appends something that nobody waits for: it is written with whatever comes next.
+    pub(crate) fn note(&self, push: impl FnOnce(&mut Stream) -> io::Result<()>) {
+        let mut stream = self.stream.lock();
+        if stream.poison().is_some() {
+            return;
+        }
+        let result = push(&mut stream);
+        drop(stream);
+        if let Err(error) = result {
+            self.fail(&format!("write failed: {error}"), Vec::new());
+        }
+    }
+
     pub(crate) fn make_room(&self, payload_bytes: usize, essential: bool) -> Result<(), LogError> {
         let mut stream = self.stream.lock();
-        match stream.make_room(payload_bytes, essential) {
-            Err(LogError::NoSpace) if stream.wants_files() => {
-                drop(stream);
-                self.wake.notify_one();
-                Err(LogError::NoSpace)
-            }
-            result => result,
+        let result = stream.make_room(payload_bytes, essential);
+        let files = stream.wants_files();
+        drop(stream);
+        if files {
+            self.want_files();
         }
+        result
+    }
+
+    pub(crate) fn keep_snapshot_room(&self, shard: usize, bytes: u64) {
+        let mut stream = self.stream.lock();
+        stream.keep_snapshot_room(shard, bytes);
+        let files = stream.wants_files();
+        drop(stream);
+        if files {
+            self.want_files();
+        }
+    }
+
+    /// A snapshot that had the room for one is there or given up.
+    pub(crate) fn return_snapshot_room(&self) {
+        self.stream.lock().return_snapshot_room();
+        self.want_files();
+    }
+
+    fn want_files(&self) {
+        *self.files_wanted.lock() = true;
+        self.files_wake.notify_one();
     }
 
     /// Tells everyone that the log has failed. There is no way back: after a failed write or sync
@@ -501,34 +554,62 @@ impl Shared {
             Ok(()) => {
                 let took = self.clock.now().saturating_since(begun);
                 let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-                let callbacks = self.stream.lock().complete(work, nanos);
-                self.purge_wanted.store(true, Ordering::Release);
+                let mut stream = self.stream.lock();
+                let needed = stream.durably_needed();
+                let callbacks = stream.complete(work, nanos);
+                let unneeded = stream.durably_needed() != needed;
+                drop(stream);
                 callbacks.into_iter().for_each(|callback| callback(Ok(())));
+                if unneeded {
+                    self.want_files();
+                }
             }
             Err(error) => self.fail(&format!("sync failed: {error}"), work.into_callbacks()),
         }
     }
 
-    /// One turn of the writer: flush, keep files prepared, delete what is not needed.
+    /// One turn of the writer.
     fn turn(&self, tick: bool) {
         self.flush(tick && self.config.fsync == FsyncPolicy::EverySecond);
+    }
+
+    /// Deletes what is not needed, then prepares what is missing, until the disk is full.
+    fn keep_files(&self) -> Space {
         if self.poisoned.load(Ordering::Acquire) {
-            return;
+            return Space::Enough;
         }
-        let prepared = {
-            let mut stream = self.stream.lock();
-            if stream.wants_files() {
-                stream.prepare()
-            } else {
-                Ok(())
+        self.delete_unneeded();
+        loop {
+            // The lock is not held while a file is made.
+            let preparation = self.stream.lock().preparation();
+            let Some(preparation) = preparation else {
+                return Space::Enough;
+            };
+            match preparation.perform(&*self.disk) {
+                Ok(made) => {
+                    let is_full = made.is_none();
+                    let oldest = is_full.then(|| self.stream.lock().take_oldest()).flatten();
+                    if let Some(path) = oldest {
+                        give_up(&*self.disk, &self.config.log_dir(), &path);
+                        continue;
+                    }
+                    let replaced = self.stream.lock().prepared(&preparation, made);
+                    if let Some(path) = replaced {
+                        // What nobody needs costs space and nothing else.
+                        let _ = self.disk.remove(&path).is_ok();
+                    }
+                    if is_full {
+                        for notify in &*self.on_full.lock() {
+                            notify();
+                        }
+                        return Space::Full;
+                    }
+                }
+                Err(error) => {
+                    self.fail(&format!("cannot prepare a file: {error}"), Vec::new());
+                    return Space::Enough;
+                }
             }
-        };
-        if let Err(error) = prepared {
-            self.fail(&format!("cannot prepare a segment: {error}"), Vec::new());
-        }
-        // By age, history goes without anything happening.
-        if self.purge_wanted.swap(false, Ordering::AcqRel) || tick {
-            self.delete_unneeded();
         }
     }
 
@@ -543,6 +624,30 @@ impl Shared {
                 tracing::warn!(path = %path.display(), %error, "cannot delete a segment");
                 return;
             }
+        }
+    }
+
+    fn spawn(shared: &Arc<Self>, name: &str, run: fn(&Self)) -> Result<(), OpenError> {
+        let worker = Arc::clone(shared);
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        let spawned = thread.spawn(move || run(&worker));
+        let handle = spawned.map_err(|e| OpenError::io("start a thread for", "log", e))?;
+        shared.threads.lock().push(handle);
+        Ok(())
+    }
+
+    /// The thread of files: works when it is told to, and on a full disk tries again and again.
+    fn run_files(&self) {
+        while !self.closing.load(Ordering::Acquire) {
+            let space = self.keep_files();
+            let mut wanted = self.files_wanted.lock();
+            if space == Space::Full {
+                // Every append to a full disk asks for files; not each needs to hear no again.
+                let _ = self.close_wake.wait_for(&mut wanted, FULL_PAUSE);
+            } else if !*wanted {
+                let _ = self.files_wake.wait_for(&mut wanted, TICK);
+            }
+            *wanted = false;
         }
     }
 

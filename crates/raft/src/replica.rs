@@ -120,6 +120,16 @@ impl Replica {
         });
     }
 
+    /// The disk is full: a snapshot lets old segments go, if this shard holds any and has changed
+    /// since the last one.
+    pub(crate) fn want_space(&self) {
+        let latest = self.snapshots.latest_info();
+        let covered = latest.map_or(LogIndex::new(0), |info| info.start.index);
+        if covered < self.progress.applied_index() && self.log.pins_old_segments() {
+            self.snapshot_wanted.notify_one();
+        }
+    }
+
     /// What the lease gate may stand on now.
     pub(crate) fn grant(&self) -> Grant {
         let Leadership::Leads(term) = self.leadership() else {

@@ -116,6 +116,7 @@ impl Shard {
         tokio::task::spawn_blocking(move || recovery::recover(id, &recovering))
             .await
             .map_err(|error| engine(id, &error))??;
+        machine.keep_snapshot_room();
         let had_vote = machine.log.state().vote.is_some();
         let raft = shared.raft(&parts, machine.clone()).await?;
         let replica = shared.replica(parts, raft);
@@ -123,6 +124,12 @@ impl Shard {
         replica.node_log.on_poison(Box::new(move |reason| {
             if let Some(replica) = poisoned.upgrade() {
                 replica.fail(Failure::LogPoisoned(reason.to_owned()));
+            }
+        }));
+        let cramped = Arc::downgrade(&replica);
+        replica.node_log.on_full(Box::new(move || {
+            if let Some(replica) = cramped.upgrade() {
+                replica.want_space();
             }
         }));
         let shard = Self::spawn(replica, machine, &shared.alarm, had_vote);

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flux_log::{LogError, ShardLog, SnapshotFooter, SnapshotReader, SnapshotWriter, Vote};
+use flux_log::{LogError, ShardLog, SnapshotFooter, SnapshotReader, SnapshotWriter, Space, Vote};
 use flux_store::Store;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -33,6 +33,9 @@ use crate::type_config::{SnapshotMeta, TypeConfig};
 const BLOCK_BYTES: usize = 64 * 1024;
 /// Pause after a snapshot that failed.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// How long the engine may take to note a snapshot.
+const ADOPTION: Duration = Duration::from_secs(5);
 
 type RaftSnapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
 
@@ -110,6 +113,9 @@ pub(crate) async fn run(replica: Arc<Replica>, machine: StateMachine) {
                     .snapshot_due_bytes
                     .store(due, Ordering::Relaxed);
                 adopt(&replica).await;
+                if matches!(replica.node_log.space(), Space::Full) {
+                    purge_all(&replica, &info).await;
+                }
             }
             Err(error @ (SnapshotError::Empty | SnapshotError::Cancelled)) => {
                 tracing::debug!(shard = %replica.id, %error, "no snapshot taken");
@@ -128,6 +134,23 @@ pub(crate) async fn run(replica: Arc<Replica>, machine: StateMachine) {
 pub(crate) async fn adopt(replica: &Replica) {
     if let Err(fatal) = replica.raft.trigger().snapshot().await {
         tracing::debug!(shard = %replica.id, error = %fatal, "the engine takes no snapshot");
+    }
+}
+
+/// On a full disk no tail of the log is kept for replicas that were away for a moment.
+async fn purge_all(replica: &Replica, info: &SnapshotInfo) {
+    let upto = to_raft_id(info.start);
+    let adopted = replica
+        .raft
+        .wait(Some(ADOPTION))
+        .metrics(|metrics| metrics.snapshot >= Some(upto), "snapshot adopted")
+        .await;
+    if let Err(error) = adopted {
+        tracing::debug!(shard = %replica.id, %error, "the engine adopts no snapshot");
+        return;
+    }
+    if let Err(fatal) = replica.raft.trigger().purge_log(upto.index()).await {
+        tracing::debug!(shard = %replica.id, error = %fatal, "the engine purges nothing");
     }
 }
 

@@ -31,6 +31,9 @@ type RaftSnapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
 /// Bytes of batches applied in a row before other tasks of the runtime get a turn.
 const APPLY_BYTES_PER_TURN: usize = 1024 * 1024;
 
+/// By how much a snapshot grows before the log is asked for more room.
+const ROOM_STEP_BYTES: u64 = 64 * 1024;
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub(crate) struct StateMachine {
@@ -45,6 +48,19 @@ pub(crate) struct StateMachine {
 }
 
 impl StateMachine {
+    /// Tells the log for how large a snapshot it must keep room (rule 11), whenever that has
+    /// changed by more than a little.
+    pub(crate) fn keep_snapshot_room(&self) {
+        let bytes = self.store.snapshot_bytes_at_most() + ROOM_STEP_BYTES;
+        let asked = self.counters.snapshot_room_bytes.load(Ordering::Relaxed);
+        if ROOM_STEP_BYTES <= bytes.abs_diff(asked) {
+            self.counters
+                .snapshot_room_bytes
+                .store(bytes, Ordering::Relaxed);
+            self.log.keep_snapshot_room(bytes);
+        }
+    }
+
     /// Applies one entry: the only way into the store but a snapshot.
     pub(crate) fn apply_entry(&self, id: LogId, payload: &Payload) -> io::Result<Applied> {
         self.progress.begin(id);
@@ -98,6 +114,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             }
         }
         self.alarm.applied(&self.store);
+        self.keep_snapshot_room();
         Ok(())
     }
 
@@ -148,6 +165,7 @@ impl StateMachine {
             ));
         }
         snapshot::load(data, &self.store)?;
+        self.keep_snapshot_room();
         self.progress
             .install(info.start, info.end.index, meta.last_membership.clone());
         self.counters.log_bytes.store(0, Ordering::Relaxed);

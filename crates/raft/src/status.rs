@@ -100,4 +100,6 @@ pub(crate) struct Counters {
     /// After how many of them the next one is wanted: at least what is configured, and at least
     /// the size of the last snapshot, so that large states are not written over and over.
     pub(crate) snapshot_due_bytes: AtomicU64,
+    /// For how large a snapshot the log was last asked to keep room.
+    pub(crate) snapshot_room_bytes: AtomicU64,
 }

@@ -399,6 +399,19 @@ impl Store {
             + self.totals.table_bytes.load(Ordering::Acquire)
     }
 
+    /// What a snapshot of this store would take on disk, at most.
+    #[must_use]
+    pub fn snapshot_bytes_at_most(&self) -> u64 {
+        /// A snapshot spells sizes out that an entry packs into its head.
+        const ENTRY_EXTRA: u64 = 8;
+        /// What a snapshot needs besides its entries: headers, footer, a part of a page.
+        const AROUND: u64 = 64 * 1024;
+        let entries = self.totals.entry_bytes.load(Ordering::Acquire);
+        let bytes = entries + self.totals.len.load(Ordering::Acquire) * ENTRY_EXTRA;
+        // Headers of blocks are a two-thousandth.
+        bytes + bytes / 1024 + AROUND
+    }
+
     /// All figures.
     #[must_use]
     pub fn stats(&self) -> Stats {

@@ -10,6 +10,7 @@ mod work;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use flux_env::{Clock, Disk, File, OpenMode};
@@ -27,6 +28,7 @@ use crate::recovery::{Image, OpenSegment, ShardImage};
 use crate::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentStart};
 use crate::shard_log::Flushed;
 
+pub(crate) use room::give_up;
 pub(crate) use work::Work;
 use work::{Chunk, recycle};
 
@@ -80,12 +82,14 @@ struct Active {
     durable: u64,
 }
 
-/// A file with space behind every byte, waiting to become a segment.
+/// A file with space behind every byte, waiting to become a segment or a snapshot.
 #[derive(Debug)]
-struct Prepared {
+pub(crate) struct Prepared {
+    /// A segment's; one of another number is written over.
     header: Option<SegmentHeader>,
-    file: Arc<dyn File>,
-    capacity: u64,
+    pub(crate) file: Arc<dyn File>,
+    pub(crate) path: PathBuf,
+    pub(crate) capacity: u64,
 }
 
 /// A segment that can be read.
@@ -121,6 +125,8 @@ pub(crate) struct ShardState {
     pub(crate) flushed: u64,
     /// Index up to which entries are synced.
     pub(crate) durable: u64,
+    /// What a snapshot would take at most.
+    pub(crate) snapshot_bytes: u64,
 }
 
 impl ShardState {
@@ -174,6 +180,11 @@ pub(crate) struct Stream {
     active: Active,
     next: Option<Prepared>,
     reserve: Option<Prepared>,
+    snapshot_room: Option<Prepared>,
+    /// Whether a snapshot that is being written has it.
+    is_room_taken: bool,
+    /// Files prepared so far; their names.
+    prepared_count: u64,
     /// Whether the last preparation found no space for one of them. That one of them is missing
     /// says nothing by itself: after each roll the next segment is only about to be prepared.
     is_full: bool,
@@ -266,6 +277,9 @@ impl Stream {
             draw,
             next: None,
             reserve: None,
+            snapshot_room: None,
+            is_room_taken: false,
+            prepared_count: 0,
             is_full: false,
             queue: Queue::default(),
             spare: Vec::new(),
@@ -275,6 +289,7 @@ impl Stream {
             poison: None,
             stats: LogStats::default(),
         };
+        stream.adopt_snapshot_room().map_err(failed)?;
         stream.begin(fresh).map_err(failed)?;
         Ok(stream)
     }
@@ -531,11 +546,7 @@ impl Stream {
     pub(crate) fn write_inline(&mut self) -> io::Result<Vec<Flushed>> {
         assert!(!self.always(), "with fsync = always the writer writes");
         self.close_chunk();
-        for chunk in self.queue.chunks.drain(..) {
-            chunk.file.write_all_at(&chunk.bytes, chunk.offset)?;
-            self.stats.writes += 1;
-            recycle(&mut self.spare, chunk.bytes);
-        }
+        self.write_chunks()?;
         for (shard, index) in std::mem::take(&mut self.queue.appended) {
             self.mark_flushed(shard, index);
         }
@@ -544,6 +555,15 @@ impl Stream {
             .partition(|(_, durably)| *durably);
         self.queue.callbacks = durable;
         Ok(ready.into_iter().map(|(callback, _)| callback).collect())
+    }
+
+    fn write_chunks(&mut self) -> io::Result<()> {
+        for chunk in self.queue.chunks.drain(..) {
+            chunk.file.write_all_at(&chunk.bytes, chunk.offset)?;
+            self.stats.writes += 1;
+            recycle(&mut self.spare, chunk.bytes);
+        }
+        Ok(())
     }
 
     fn mark_flushed(&mut self, shard: usize, index: u64) {
@@ -562,21 +582,10 @@ impl Stream {
         }
     }
 
-    /// Whether a sync is wanted now: with `always` for anything appended, else only for callbacks
-    /// that wait for one.
-    pub(crate) fn wants_sync(&self) -> bool {
-        if self.always() {
-            self.queue.open_chunk.is_some()
-                || !self.queue.chunks.is_empty()
-                || !self.queue.callbacks.is_empty()
-        } else {
-            !self.queue.callbacks.is_empty()
-        }
-    }
-
-    /// Whether a file is missing that should have been prepared.
-    pub(crate) const fn wants_files(&self) -> bool {
-        self.next.is_none() || self.reserve.is_none()
+    /// Whether a sync is wanted now: only if somebody waits for one. A mark alone goes with
+    /// whatever is synced next.
+    pub(crate) const fn wants_sync(&self) -> bool {
+        !self.queue.callbacks.is_empty()
     }
 
     /// Takes everything that must be written and synced, with what waits for it.
@@ -607,6 +616,13 @@ impl Stream {
             .filter_map(|state| state.image.entries.front());
         let needed = fronts.map(|position| position.segment).min();
         needed.unwrap_or(self.active.number).min(self.active.number)
+    }
+
+    /// Whether a shard needs a segment before the active one.
+    pub(crate) fn pins_old_segments(&self, shard: usize) -> bool {
+        let front = self.shards.get(shard);
+        let front = front.and_then(|state| state.image.entries.front());
+        front.is_some_and(|position| position.segment < self.active.number)
     }
 
     /// Takes note that work was done, and returns what may be called now.
@@ -640,6 +656,11 @@ impl Stream {
 
     pub(crate) fn readable(&self, segment: u64) -> Option<Readable> {
         self.readable.get(&segment).cloned()
+    }
+
+    /// Segments before this one are needed by no shard, and that is durable.
+    pub(crate) const fn durably_needed(&self) -> u64 {
+        self.durably_needed
     }
 
     pub(crate) fn stats(&self) -> LogStats {

@@ -63,7 +63,7 @@ impl Stream {
     }
 
     /// Gives up the oldest segment of the history, whoever asked for it.
-    pub(super) fn take_oldest(&mut self) -> Option<PathBuf> {
+    pub(crate) fn take_oldest(&mut self) -> Option<PathBuf> {
         let (oldest, _) = self.readable.range(..self.durably_needed).next()?;
         self.forget_before(oldest + 1).pop()
     }

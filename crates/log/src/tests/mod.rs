@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use flux_env::{CrashLoss, Disk, OpenMode, Rng, SeededRng, SimClock, SimDisk};
+use flux_env::{Clock, CrashLoss, Disk, OpenMode, Rng, SeededRng, SimClock, SimDisk};
 use flux_types::{ClusterId, LogIndex, NodeId, ShardId, Term, UnixMillis};
 use parking_lot::Mutex;
 
@@ -41,7 +41,7 @@ fn config(shard_count: u32, fsync: FsyncPolicy) -> LogConfig {
 
 fn open_with(disk: &SimDisk, config: LogConfig, boot: u128) -> Result<(Log, Recovery), OpenError> {
     let clock = Arc::new(SimClock::new(1_000_000));
-    Log::open(Arc::new(disk.clone()), clock, config, seeds(boot))
+    Log::open(Arc::new(disk.as_process()), clock, config, seeds(boot))
 }
 
 fn open(disk: &SimDisk) -> (Log, Recovery) {
@@ -361,6 +361,156 @@ fn full_disk_is_known_before_the_log_runs_out_and_heals() {
     let written = all(&handle);
     log.close();
     assert_eq!(all(&shard(&open(&disk).0)), written);
+}
+
+/// A disk on which new files appear only while the gate is open.
+#[derive(Debug)]
+struct GatedDisk {
+    disk: SimDisk,
+    is_open: Mutex<bool>,
+    opened: parking_lot::Condvar,
+    waiting: AtomicUsize,
+}
+
+impl GatedDisk {
+    /// Returns when somebody waits at the gate.
+    fn wait_for_a_waiter(&self) {
+        let clock = flux_env::RealClock::new();
+        let deadline = clock.now() + std::time::Duration::from_secs(60);
+        while self.waiting.load(Ordering::SeqCst) == 0 {
+            assert!(clock.now() < deadline, "nobody makes a file");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Disk for GatedDisk {
+    fn open(&self, path: &Path, mode: OpenMode) -> std::io::Result<Arc<dyn flux_env::File>> {
+        if mode == OpenMode::CreateNew {
+            let mut is_open = self.is_open.lock();
+            while !*is_open {
+                self.waiting.fetch_add(1, Ordering::SeqCst);
+                self.opened.wait(&mut is_open);
+            }
+        }
+        self.disk.open(path, mode)
+    }
+
+    fn create_dir_all(&self, path: &Path) -> std::io::Result<()> {
+        self.disk.create_dir_all(path)
+    }
+
+    fn read_dir(&self, path: &Path) -> std::io::Result<Vec<String>> {
+        self.disk.read_dir(path)
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        self.disk.exists(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> std::io::Result<()> {
+        self.disk.remove(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> std::io::Result<()> {
+        self.disk.sync_dir(path)
+    }
+
+    fn lock(&self, path: &Path) -> std::io::Result<Option<Box<dyn flux_env::LockGuard>>> {
+        self.disk.lock(path)
+    }
+
+    fn free_bytes(&self, path: &Path) -> std::io::Result<u64> {
+        self.disk.free_bytes(path)
+    }
+}
+
+#[test]
+fn no_append_and_no_sync_waits_for_a_file_to_be_prepared() {
+    for policy in [FsyncPolicy::Always, FsyncPolicy::Never] {
+        let disk = Arc::new(GatedDisk {
+            disk: SimDisk::new(),
+            is_open: Mutex::new(true),
+            opened: parking_lot::Condvar::new(),
+            waiting: AtomicUsize::new(0),
+        });
+        let config = LogConfig {
+            own_thread: true,
+            ..config(1, policy)
+        };
+        let clock = Arc::new(flux_env::RealClock::new());
+        let shared: Arc<dyn Disk> = Arc::<GatedDisk>::clone(&disk);
+        let (log, _) = Log::open(shared, clock, config, seeds(1)).unwrap();
+        *disk.is_open.lock() = false;
+        let handle = shard(&log);
+        let first = log.end().0;
+        for index in 1.. {
+            let (told, done) = std::sync::mpsc::channel();
+            handle.append(
+                vec![entry(index, &[1; 20_000])],
+                Box::new(move |result| told.send(result).unwrap()),
+            );
+            let flushed = done.recv_timeout(std::time::Duration::from_secs(60));
+            flushed
+                .expect("flushed while a file is being made")
+                .unwrap();
+            // Once over the segment prepared at the open, and once over the reserve.
+            if first + 2 <= log.end().0 {
+                break;
+            }
+            if first < log.end().0 {
+                disk.wait_for_a_waiter();
+            }
+        }
+        *disk.is_open.lock() = true;
+        disk.opened.notify_all();
+        log.close();
+    }
+}
+
+#[test]
+fn a_mark_of_what_is_committed_costs_no_sync_of_its_own() {
+    for policy in [FsyncPolicy::Always, FsyncPolicy::EverySecond] {
+        let disk = SimDisk::new();
+        let (log, _) = open_with(&disk, config(1, policy), 1).unwrap();
+        let handle = shard(&log);
+        append(&log, &handle, vec![entry(1, b"a"), entry(2, b"b")]);
+        let before = (disk.sync_count(), disk.write_count());
+        let id = entry(2, b"").id;
+        handle.mark_committed(id);
+        if policy == FsyncPolicy::Always {
+            log.pump();
+        }
+        assert_eq!((disk.sync_count(), disk.write_count()), before);
+        // It goes with whatever is flushed next.
+        append(&log, &handle, vec![entry(3, b"c")]);
+        drop((log, handle));
+        disk.crash(CrashLoss::Nothing, &mut SeededRng::new(1));
+        let (log, _) = open_with(&disk, config(1, policy), 1).unwrap();
+        assert_eq!(shard(&log).state().committed, Some(id));
+    }
+}
+
+#[test]
+fn what_one_append_writes_over_two_rolls_is_all_synced() {
+    let disk = SimDisk::new();
+    let (log, _) = open_with(&disk, config(1, FsyncPolicy::EverySecond), 1).unwrap();
+    let handle = shard(&log);
+    // No sync in between: the second roll must sync what the first one left behind.
+    let entries = (1..=30).map(|index| entry(index, &[index as u8; 20_000]));
+    append(&log, &handle, entries.collect());
+    assert!(2 < log.end().0, "it has rolled twice");
+    let written = all(&handle);
+    handle.sync(Box::new(|result| result.unwrap()));
+    log.pump();
+    drop((log, handle));
+    disk.crash(CrashLoss::Everything, &mut SeededRng::new(1));
+    let (log, _) = open_with(&disk, config(1, FsyncPolicy::EverySecond), 1).unwrap();
+    assert_eq!(all(&shard(&log)), written);
 }
 
 #[test]

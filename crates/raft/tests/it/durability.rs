@@ -195,6 +195,53 @@ fn rule_11_a_full_disk_refuses_writes_and_lets_deletes_and_reads_pass() {
     });
 }
 
+/// Writes until it succeeds.
+async fn write_at_last(node: &Node, key: &str, value: &str) -> u32 {
+    for refusals in 0..1000 {
+        match node.run_one(set(key, value)).await {
+            Reply::Ok => return refusals,
+            reply => assert_eq!(error_of(&reply).code, ErrorCode::NoSpace),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("writes do not go on");
+}
+
+#[test]
+fn rule_11_a_disk_full_of_log_is_helped_by_a_snapshot_without_anybody_from_outside() {
+    let (mut setup, _clock) = Setup::with_sim_clock();
+    setup.segment_bytes = 256 * 1024;
+    let value = |round: u32| format!("{round}:{}", "x".repeat(16 * 1024));
+    on_runtime(async {
+        let node = setup.start_writable().await;
+        assert_eq!(node.run_one(set("kept", "1")).await, Reply::Ok);
+        let capacity = setup.disk.used_bytes() + 512 * 1024;
+        setup.disk.set_capacity_bytes(Some(capacity));
+        // Six times what there is, over few keys: only old segments are in the way.
+        let mut refusals = 0;
+        for round in 0..200 {
+            refusals += write_at_last(&node, &format!("key {}", round % 8), &value(round)).await;
+        }
+        assert!(0 < refusals, "the disk was full at some point");
+        let status = node.shard.status();
+        assert!(0 < status.snapshots.min(status.purged.get()));
+        assert!(status.failure.is_none());
+        // A power cut now.
+        setup
+            .disk
+            .crash(CrashLoss::Everything, &mut SeededRng::new(1));
+    });
+    on_runtime(async {
+        let node = setup.start_writable().await;
+        assert_eq!(node.get("kept").await, bulk("1"));
+        for round in 192..200 {
+            let key = format!("key {}", round % 8);
+            assert_eq!(node.get(&key).await, bulk(&value(round)), "{key}");
+        }
+        node.stop().await;
+    });
+}
+
 #[test]
 fn a_failed_fsync_makes_the_write_unknown_and_ends_the_shard() {
     let (setup, _clock) = Setup::with_sim_clock();

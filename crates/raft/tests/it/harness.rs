@@ -97,7 +97,7 @@ impl Setup {
             boot_id: 7,
             draw: Box::new(|| SALTS.fetch_add(1, Ordering::Relaxed)),
         };
-        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.as_process());
         let opened = Log::open(disk, Arc::clone(&self.clock), config, seeds);
         opened.expect("the log opens").0
     }
