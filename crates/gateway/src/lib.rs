@@ -15,6 +15,7 @@ mod error;
 mod gateway;
 
 mod live;
+pub mod fuzzing;
 
 mod serve;
 

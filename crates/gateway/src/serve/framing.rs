@@ -3,8 +3,9 @@
 //!
 //! hyper follows RFC 9112 in preferring `Transfer-Encoding` over `Content-Length` when a request
 //! has both, and does not tell. A proxy in front that prefers the other would take the rest of the
-//! body for the next request, of somebody else. The only safe answer is 400, so this watch looks at
-//! the bytes on their way to hyper and spoils the end of such a head, which hyper then refuses.
+//! body for the next request, of somebody else. The same goes for a line feed that no carriage
+//! return precedes, which some take for the end of a line. The only safe answer is 400, so this
+//! watch looks at the bytes on their way to hyper and spoils such an end, which hyper then refuses.
 //!
 //! Hot path, but cheap: it looks for line ends in heads and skips bodies by their length.
 
@@ -17,6 +18,8 @@ pub(crate) struct Framing {
     state: State,
     /// The beginning of a line whose end has not arrived.
     partial: Vec<u8>,
+    /// The last byte that arrived of it.
+    last: u8,
     head: Head,
 }
 
@@ -29,7 +32,7 @@ enum State {
     ChunkSize,
     ChunkEnd,
     Trailers,
-    /// The peer broke the protocol: hyper will close the connection.
+    /// The peer broke the protocol: hyper will close the connection. Nothing of it is passed on.
     Lost,
 }
 
@@ -46,6 +49,7 @@ impl Framing {
         Self {
             state: State::Head,
             partial: Vec::new(),
+            last: 0,
             head: Head::new(),
         }
     }
@@ -55,7 +59,11 @@ impl Framing {
         let mut at = 0;
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
             match self.state {
-                State::Lost => return,
+                // Whatever hyper would make of the rest, it must not be a request.
+                State::Lost => {
+                    bytes.get_mut(at..).unwrap_or_default().fill(0);
+                    return;
+                }
                 State::Body(left) | State::Chunk(left) => {
                     let skipped = rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
                     at += skipped;
@@ -65,12 +73,17 @@ impl Framing {
                     let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
                         let room = PARTIAL_MAX.saturating_sub(self.partial.len());
                         self.partial.extend(rest.iter().take(room));
+                        self.last = rest.last().copied().unwrap_or(self.last);
                         return;
                     };
-                    let is_ambiguous = self.whole_line(rest.get(..end).unwrap_or_default());
+                    let line = rest.get(..end).unwrap_or_default();
+                    let before = line.last().copied().unwrap_or(self.last);
+                    self.last = 0;
+                    let state = self.state;
+                    let is_ambiguous = self.whole_line(line) || before != b'\r';
                     at += end;
                     if let (true, Some(byte)) = (is_ambiguous, bytes.get_mut(at)) {
-                        *byte = 0;
+                        *byte = spoilt(state);
                         self.state = State::Lost;
                     }
                     at += 1;
@@ -158,6 +171,17 @@ impl Framing {
     }
 }
 
+/// What hyper refuses in place of a line feed.
+const fn spoilt(state: State) -> u8 {
+    match state {
+        // It wants a line feed after this, and will not get one.
+        State::Trailers => b'\r',
+        // It takes none without a carriage return by itself, and would take a NUL in an extension.
+        State::ChunkSize | State::ChunkEnd => b'\n',
+        State::Head | State::Body(_) | State::Chunk(_) | State::Lost => 0,
+    }
+}
+
 impl Head {
     const fn new() -> Self {
         Self {
@@ -210,8 +234,23 @@ mod tests {
             assert!(is_spoilt(&format!("{good}{both}")), "{good:?}");
         }
         assert!(is_spoilt(both));
-        assert!(is_spoilt(
-            "POST / HTTP/1.1\ncontent-length:0\ntransfer-encoding:chunked\n\n"
-        ));
+    }
+
+    #[test]
+    fn a_line_feed_alone_ends_no_line_wherever_it_is() {
+        for bad in [
+            "\n",
+            "GET / HTTP/1.1\nhost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nhost: a\n\r\n",
+            "GET / HTTP/1.1\r\nhost: a\r\n\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\na: b\n\r\n",
+        ] {
+            assert!(is_spoilt(bad), "{bad:?}");
+        }
+        let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(2 * PARTIAL_MAX));
+        assert!(!is_spoilt(&long));
+        assert!(is_spoilt(&long.replace("1.1\r", "1.1")));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_TYPE, TRANSFER_ENCODING};
 use http::{HeaderMap, StatusCode};
 
 use crate::status::{Code, Failure};
@@ -37,10 +37,11 @@ pub(crate) fn headers(
         .get(TRANSFER_ENCODING)
         .is_none_or(|v| v == "chunked");
     if !only_chunked || headers.get_all(TRANSFER_ENCODING).iter().count() > 1 {
-        return Err(Failure::new(
-            Code::Unimplemented,
-            "only the chunked transfer coding is known",
-        ));
+        let message = "only the chunked transfer coding is known";
+        let mut failure = Failure::new(Code::Unimplemented, message).reason("TRANSFER_CODING");
+        // What is the body and what comes after it is not known then.
+        failure.set_header(CONNECTION, "close");
+        return Err(failure);
     }
     Ok(())
 }

@@ -9,8 +9,10 @@
 
 mod balance;
 mod client;
+mod corpus;
 mod errors;
 mod flight;
+mod hostile;
 mod life;
 mod limits;
 mod policy;
