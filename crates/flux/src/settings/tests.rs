@@ -328,7 +328,7 @@ fn the_shipped_file_holds_every_setting_with_its_default() {
         ..flux_gateway::Config::default()
     };
     assert_eq!(built, bare);
-    assert_eq!(built.routes.len(), 3);
+    assert_eq!(built.routes.len(), 4);
     for key in KEYS {
         let line = key.line(&Settings::default());
         let found = SHIPPED
