@@ -14,6 +14,7 @@
 
 mod harness;
 
+mod attack;
 mod cdc_consumer;
 mod changes;
 mod cli;
@@ -21,6 +22,7 @@ mod crash;
 mod damage;
 mod discovery;
 mod discovery_guide;
+mod examples;
 mod founding;
 mod grpc;
 mod hostile;

@@ -3,7 +3,9 @@
 pub(crate) mod etcd;
 pub(crate) mod otlp;
 pub(crate) mod rabbit;
+pub(crate) mod document;
 pub(crate) mod resp;
+pub(crate) mod weather;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -1,0 +1,55 @@
+//! Documents whose commands are tests: what stands in blocks marked `sh test`.
+//!
+//! What a line promises stands behind it after ` # `, or in a block marked `text` right after the
+//! block of which it is the only line.
+
+/// One command and its promise.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub(crate) command: String,
+    pub(crate) promise: Option<String>,
+}
+
+/// The commands of a document in their order.
+pub(crate) fn steps(text: &str) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    let mut inside = None;
+    // Steps of the block before, if nothing but empty lines has come since.
+    let mut just_before = 0;
+    let mut output = Vec::new();
+    for line in text.lines() {
+        match (inside, line.strip_prefix("```")) {
+            (None, Some(info)) => {
+                inside = Some(info.trim());
+                if inside == Some("sh test") {
+                    just_before = steps.len();
+                }
+            }
+            (Some(kind), Some(_)) => {
+                if kind == "text" && steps.len() == just_before + 1 {
+                    let step = &mut steps[just_before];
+                    step.promise = Some(std::mem::take(&mut output).join("\n"));
+                }
+                output.clear();
+                if kind != "sh test" {
+                    just_before = usize::MAX;
+                }
+                inside = None;
+            }
+            (Some("sh test"), None) if !line.trim().is_empty() => {
+                let (command, promise) = match line.split_once(" # ") {
+                    Some((command, promise)) => (command, Some(promise.trim().to_owned())),
+                    None => (line, None),
+                };
+                steps.push(Step {
+                    command: command.trim().to_owned(),
+                    promise,
+                });
+            }
+            (Some("text"), None) => output.push(line.to_owned()),
+            (None, None) if !line.trim().is_empty() => just_before = usize::MAX,
+            (Some(_) | None, None) => {}
+        }
+    }
+    steps
+}
