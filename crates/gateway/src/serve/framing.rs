@@ -12,6 +12,12 @@
 /// Longest part of a line that is kept when a line arrives in pieces: enough for the two headers.
 const PARTIAL_MAX: usize = 256;
 
+/// What hyper reads instead of everything after a line that was spoilt. Two of them end a head for
+/// it, so that it looks at what came before at once.
+const FILLER: u8 = b'\n';
+/// More of them than hyper takes of anything; then comes the end.
+const FILLER_MAX: usize = 64 << 10;
+
 /// Follows one connection's requests.
 #[derive(Debug)]
 pub(crate) struct Framing {
@@ -21,6 +27,8 @@ pub(crate) struct Framing {
     /// The last byte that arrived of it.
     last: u8,
     head: Head,
+    /// Bytes that were given out instead of the peer's.
+    filled: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +59,20 @@ impl Framing {
             partial: Vec::new(),
             last: 0,
             head: Head::new(),
+            filled: 0,
         }
+    }
+
+    /// What is to be read instead of what the peer still sends, if it broke the protocol.
+    pub(crate) fn instead(&mut self, room: usize) -> Option<&'static [u8]> {
+        const FILLERS: [u8; 1_024] = [FILLER; 1_024];
+        if !matches!(self.state, State::Lost) {
+            return None;
+        }
+        let count = room.min(FILLER_MAX.saturating_sub(self.filled));
+        let fillers = FILLERS.get(..count).unwrap_or(&FILLERS);
+        self.filled += fillers.len();
+        Some(fillers)
     }
 
     /// Looks at bytes that arrived, and spoils the end of an ambiguous head among them.
@@ -61,7 +82,7 @@ impl Framing {
             match self.state {
                 // Whatever hyper would make of the rest, it must not be a request.
                 State::Lost => {
-                    bytes.get_mut(at..).unwrap_or_default().fill(0);
+                    bytes.get_mut(at..).unwrap_or_default().fill(FILLER);
                     return;
                 }
                 State::Body(left) | State::Chunk(left) => {
@@ -234,6 +255,21 @@ mod tests {
             assert!(is_spoilt(&format!("{good}{both}")), "{good:?}");
         }
         assert!(is_spoilt(both));
+    }
+
+    #[test]
+    fn after_a_spoilt_line_there_is_nothing_of_the_peers_and_an_end() {
+        let mut framing = Framing::new();
+        assert_eq!(framing.instead(10), None);
+        let mut bytes = *b"GET / HTTP/1.1\nGET /";
+        framing.watch(&mut bytes);
+        assert_eq!(&bytes, b"GET / HTTP/1.1\0\n\n\n\n\n");
+        assert_eq!(framing.instead(3), Some(&b"\n\n\n"[..]));
+        let total: usize = std::iter::from_fn(|| framing.instead(5_000))
+            .map(<[u8]>::len)
+            .take_while(|count| *count > 0)
+            .sum();
+        assert_eq!(total + 3, FILLER_MAX);
     }
 
     #[test]

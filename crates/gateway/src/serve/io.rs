@@ -92,6 +92,12 @@ impl AsyncRead for Rewound {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(framing) = &mut self.framing
+            && let Some(instead) = framing.instead(buffer.remaining())
+        {
+            buffer.put_slice(instead);
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         if self.range.is_empty() {
             ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;

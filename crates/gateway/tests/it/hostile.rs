@@ -75,6 +75,9 @@ async fn a_request_that_can_be_cut_in_two_ways_is_refused_and_nothing_after_it_i
         assert!(text.contains("BAD_HTTP"), "{headers:?}: {text}");
         assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{headers:?}: {text}");
     }
+    // At once, not when more comes.
+    let head = "POST /v1/echo HTTP/1.1\r\nhost: lab\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n";
+    assert_eq!(raw(lab.address(), head.as_bytes()).await.status, 400);
     for coding in [
         "gzip",
         "chunked, identity",
