@@ -14,8 +14,8 @@ mod error;
 
 mod gateway;
 
-mod live;
 pub mod fuzzing;
+mod live;
 
 mod serve;
 

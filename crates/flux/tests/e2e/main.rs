@@ -24,6 +24,7 @@ mod discovery;
 mod discovery_guide;
 mod examples;
 mod founding;
+mod gateway_changes;
 mod grpc;
 mod hostile;
 mod libraries;

@@ -65,7 +65,7 @@ impl Framing {
 
     /// What is to be read instead of what the peer still sends, if it broke the protocol.
     pub(crate) fn instead(&mut self, room: usize) -> Option<&'static [u8]> {
-        const FILLERS: [u8; 1_024] = [FILLER; 1_024];
+        static FILLERS: [u8; 1_024] = [FILLER; 1_024];
         if !matches!(self.state, State::Lost) {
             return None;
         }

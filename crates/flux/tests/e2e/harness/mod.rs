@@ -1,9 +1,9 @@
 //! Processes under test: started on free ports, waited for with deadlines, never left behind.
 
+pub(crate) mod document;
 pub(crate) mod etcd;
 pub(crate) mod otlp;
 pub(crate) mod rabbit;
-pub(crate) mod document;
 pub(crate) mod resp;
 pub(crate) mod weather;
 
