@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value as Json;
 
 use crate::harness::resp::{Connection, Value, encode};
-use crate::harness::{FLUX, PATIENCE, Process, Start, command, run, stdout, wait_until};
+use crate::harness::{FLUX, PATIENCE, Process, Start, command, run, shell, stdout, wait_until};
 
 /// Lines of JSON from the admin port, until the node goes away.
 struct Lines(BufReader<TcpStream>);
@@ -101,6 +101,59 @@ impl Consumer {
         }
         false
     }
+}
+
+/// The first so many changes as server-sent events: each with its id.
+fn events(address: SocketAddr, headers: &str, count: usize) -> Vec<(String, Json)> {
+    let mut stream = TcpStream::connect(address).expect("the port accepts");
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .expect("a socket option");
+    let request = format!(
+        "GET /api/v1/cdc?from=earliest HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n{headers}\r\n"
+    );
+    stream.write_all(request.as_bytes()).expect("it reads");
+    let mut id = String::new();
+    let mut found = Vec::new();
+    // Sizes of chunks stand between, on lines of their own.
+    for line in BufReader::new(stream).lines().map_while(Result::ok) {
+        if let Some(cursor) = line.strip_prefix("id: ") {
+            cursor.clone_into(&mut id);
+        } else if let Some(json) = line.strip_prefix("data: ") {
+            let event: Json = serde_json::from_str(json).expect("data is JSON");
+            if word(&event) != "io.fluxkv.cdc.progress" {
+                found.push((id.clone(), event));
+            }
+        }
+        if found.len() == count {
+            break;
+        }
+    }
+    found
+}
+
+#[test]
+fn the_gateway_shows_the_events_that_the_node_shows_and_resumes_them() {
+    let process = Start::all().ready();
+    let mut connection = process.connect();
+    for line in [
+        "SET user:1 Anna EX 100",
+        "MSET a 1 b 2",
+        "APPEND a 3",
+        "DEL b",
+        "PERSIST user:1",
+    ] {
+        connection.line(line);
+    }
+    connection.command(&[b"SET".as_slice(), b"\xff", b"\xfe\r\n"]);
+    connection.line("FLUSHALL");
+    let (node, gateway) = (process.admin(), process.http());
+    let expected = events(node, "", 8);
+    assert_eq!(events(gateway, "", 8), expected);
+    let (cursor, _) = &expected[4];
+    let resume = format!("last-event-id: {cursor}\r\n");
+    assert_eq!(events(gateway, &resume, 3), expected[5..]);
+    assert_eq!(events(node, &resume, 3), expected[5..]);
 }
 
 /// Writes numbered keys until told to stop; each is acknowledged or may have been written.
@@ -341,9 +394,15 @@ fn history_goes_after_snapshots_as_configured_and_an_old_cursor_is_told_so() {
     wait_until("the cursor to be too old", || {
         status(&mut connection).contains("410")
     });
-    let folder = process.folder().join("flux-data/log");
-    let count = std::fs::read_dir(folder).expect("the log").count();
-    // Two for retention, two for the snapshot, one active, one prepared, the reserve, and one
-    // about to go.
-    assert!(count <= 12, "{count}");
+    let metrics = shell(&format!("curl -fsS http://{}/metrics", process.admin()));
+    let retained = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("flux_log_retained_bytes "));
+    let retained: f64 = retained
+        .and_then(|text| text.parse().ok())
+        .expect("a number");
+    assert!(
+        0.0 < retained && retained <= 2.0 * 1024.0 * 1024.0,
+        "{retained}"
+    );
 }
