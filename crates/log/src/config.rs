@@ -28,6 +28,9 @@ pub struct Retention {
     pub age_max_ms: u64,
     /// Most bytes kept for those who asked by name ([`crate::ShardLog::pin`]).
     pub pinned_bytes_max: u64,
+    /// How long after an open everything counts as asked for, in milliseconds: who asks by name
+    /// must come back first.
+    pub settle_ms: u64,
 }
 
 /// Where and how a log is kept.

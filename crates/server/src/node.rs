@@ -53,6 +53,8 @@ const STRIPES_TOTAL: u32 = 256;
 const KILL_GRACE: Duration = Duration::from_secs(1);
 /// How often the end of the last session is looked for.
 const DRAIN_CHECK: Duration = Duration::from_millis(5);
+/// How long after a start old log is kept as if a sink needed it: the sinks are only coming.
+const HISTORY_SETTLES_MS: u64 = 60_000;
 /// How long the shards get to finish their batch.
 const SHARD_GRACE: Duration = Duration::from_secs(10);
 
@@ -567,6 +569,7 @@ fn open_log_with(
             bytes_max: config.cdc.retention_bytes,
             age_max_ms: u64::try_from(config.cdc.retention_age.as_millis()).unwrap_or(u64::MAX),
             pinned_bytes_max: config.cdc.pinned_bytes_max,
+            settle_ms: HISTORY_SETTLES_MS,
         },
         ..LogConfig::new(config.data_dir.clone(), shards)
     };

@@ -83,6 +83,8 @@ async fn a_void_batch_is_not_told() {
     shard.set("b", "1");
     let mut feed = shard.feed(Start::Earliest).await;
     let batch = shard.next(&mut feed).await;
+    let told: Vec<String> = batch.events.iter().map(short).collect();
+    assert_eq!(told, ["set b 0/1"]);
     let ids: Vec<String> = batch.events.iter().map(crate::Event::id).collect();
     assert_eq!(
         ids,

@@ -90,7 +90,9 @@ impl TestShard {
         let mut next = shard.shard.oldest();
         while next <= last.index {
             let entries = shard.shard.history(next, last.index.next(), usize::MAX);
-            for entry in entries.unwrap() {
+            let entries = entries.unwrap();
+            assert!(!entries.is_empty(), "what the log says it has, it gives");
+            for entry in entries {
                 shard.apply(&entry);
                 next = entry.id.index.next();
             }

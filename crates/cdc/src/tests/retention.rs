@@ -18,6 +18,7 @@ fn keep(bytes_max: u64) -> Retention {
         bytes_max,
         age_max_ms: u64::MAX,
         pinned_bytes_max: bytes_max,
+        settle_ms: 0,
     }
 }
 
@@ -100,6 +101,7 @@ async fn a_pin_keeps_history_up_to_its_cap() {
         bytes_max: 0,
         age_max_ms: u64::MAX,
         pinned_bytes_max,
+        settle_ms: 0,
     };
     for (cap, is_kept) in [(u64::MAX, true), (64 * 1024, false)] {
         let shard = open(&SimDisk::new(), retention(cap));
@@ -116,6 +118,32 @@ async fn a_pin_keeps_history_up_to_its_cap() {
         shard.log.pump();
         assert_eq!(shard.log.stats().retained_bytes, 0);
     }
+}
+
+#[tokio::test]
+async fn after_a_start_history_waits_for_those_who_will_ask_for_it() {
+    let disk = SimDisk::new();
+    let shard = open(&disk, keep(u64::MAX));
+    fill_and_purge(&shard, 40);
+    let kept = shard.log.stats().retained_bytes;
+    shard.log.close();
+    let retention = Retention {
+        bytes_max: 0,
+        settle_ms: 60_000,
+        ..keep(u64::MAX)
+    };
+    let again = open(&disk, retention);
+    again.set("after", "1");
+    again.log.pump();
+    assert!(kept <= again.log.stats().retained_bytes);
+    again.shard.pin("sink", LogIndex::new(30));
+    again.clock.advance(Duration::from_secs(61));
+    again.log.pump();
+    let pinned = again.log.stats().retained_bytes;
+    assert!(0 < pinned && pinned < kept, "{pinned} of {kept}");
+    again.shard.unpin("sink");
+    again.log.pump();
+    assert_eq!(again.log.stats().retained_bytes, 0);
 }
 
 #[tokio::test]

@@ -367,6 +367,8 @@ fn history_goes_after_snapshots_as_configured_and_an_old_cursor_is_told_so() {
         "1MiB",
         "--retention-bytes",
         "2MiB",
+        "--pinned-bytes-max",
+        "2MiB",
     ];
     let process = Start::node().args(&args).ready();
     let mut lines = Lines::open(process.admin(), "from=now").expect("a stream");

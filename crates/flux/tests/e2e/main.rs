@@ -16,6 +16,7 @@ mod harness;
 
 mod attack;
 mod cdc_consumer;
+mod cdc_document;
 mod changes;
 mod cli;
 mod crash;

@@ -199,6 +199,7 @@ pub(crate) struct Stream {
     durably_needed: u64,
     /// By shard and name, the index after which entries are asked to be kept.
     pins: BTreeMap<(usize, String), u64>,
+    opened_at: UnixMillis,
     poison: Option<String>,
     pub(crate) stats: LogStats,
 }
@@ -263,6 +264,7 @@ impl Stream {
                 ..ShardState::default()
             }
         });
+        let opened_at = UnixMillis::new(clock.unix_millis());
         let mut stream = Self {
             active,
             readable,
@@ -286,6 +288,7 @@ impl Stream {
             earlier_durable: true,
             durably_needed: 0,
             pins: BTreeMap::new(),
+            opened_at,
             poison: None,
             stats: LogStats::default(),
         };

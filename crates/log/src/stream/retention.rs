@@ -38,6 +38,7 @@ impl Stream {
     pub(crate) fn take_unneeded(&mut self) -> Vec<PathBuf> {
         let retention = self.config.retention;
         let now = self.now();
+        let settles = now.saturating_since(self.opened_at) < retention.settle_ms;
         let pinned = self.oldest_pinned();
         let mut bytes = self.history_bytes();
         let mut keep_from = self.durably_needed;
@@ -50,7 +51,7 @@ impl Stream {
             .chain(prepared.map(|header| header.created))
             .chain([now]);
         for ((number, segment), end) in history.zip(ends) {
-            let is_pinned = pinned.is_some_and(|pinned| pinned <= *number);
+            let is_pinned = settles || pinned.is_some_and(|pinned| pinned <= *number);
             let is_kept =
                 bytes <= retention.bytes_max && now.saturating_since(end) <= retention.age_max_ms;
             if is_kept || (is_pinned && bytes <= retention.pinned_bytes_max) {
