@@ -475,6 +475,8 @@ fn others_can_read_it(broker: &Broker) {
             format,
         ];
         let process = node(broker, "other").args(&names).ready();
+        // Its queue is there then.
+        wait_for_state(&process, "connected");
         let mut connection = process.connect();
         for line in [
             "SET user:1 grün",
