@@ -1,12 +1,13 @@
 //! A route resolved against descriptors: everything a request needs, found out beforehand.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use prost_reflect::MethodDescriptor;
 
 use crate::config::{RouteConfig, StreamForm};
+use crate::metrics::RouteCounts;
 use crate::route::template::{Template, Variable};
 use crate::transcode::bind::FieldPath;
 use crate::transcode::json_in::{JsonIn, UnknownFields};
@@ -75,6 +76,8 @@ impl ResponseBinding {
 pub(crate) struct RpcRoute {
     /// Method and path template as they were written, for people: `GET /v1/things/{name}`.
     pub(crate) http: Box<str>,
+    /// What is counted of it, once it was asked for.
+    pub(crate) counts: OnceLock<Arc<RouteCounts>>,
     pub(crate) rpc: Rpc,
     pub(crate) body: BodyBinding,
     /// Whether fields may come as query parameters.
@@ -174,6 +177,7 @@ impl RpcRoute {
     pub(crate) fn direct(rpc: Rpc) -> Self {
         Self {
             http: format!("POST {}", rpc.path).into(),
+            counts: OnceLock::new(),
             rpc,
             body: BodyBinding::Message,
             takes_query: false,
@@ -209,6 +213,7 @@ impl RpcRoute {
         };
         Ok(Self {
             http: Box::default(),
+            counts: OnceLock::new(),
             body: rpc.body_binding(body)?,
             // With `*` every field that is not in the path is in the body: http.proto says so.
             takes_query: body != "*",

@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -34,7 +34,7 @@ use crate::config::{NamesConfig, UnknownFieldsConfig, is_reserved};
 use crate::descriptor::catalog::Route;
 use crate::descriptor::route::{BodyBinding, RpcRoute, Streams};
 use crate::live::Live;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RouteCounts};
 use crate::policy::gcra::Quota;
 use crate::route::path;
 use crate::route::trie::Match;
@@ -95,6 +95,8 @@ pub(super) struct Head {
     query: String,
     pub(super) headers: HeaderMap,
     traced: Traced,
+    /// What is counted of its route, once it has one.
+    counts: OnceLock<Arc<RouteCounts>>,
 }
 
 impl Pipeline {
@@ -167,6 +169,7 @@ impl Pipeline {
             query: parts.uri.query().unwrap_or_default().to_owned(),
             headers: parts.headers,
             traced,
+            counts: OnceLock::new(),
         };
         let mut quota = None;
         let answered = {
@@ -186,8 +189,12 @@ impl Pipeline {
         drop(entered);
         head.traced.answered(&mut response);
         let trace = head.traced.context();
-        self.metrics
-            .answered(response.status(), started.elapsed(), trace);
+        self.metrics.answered(
+            response.status(),
+            started.elapsed(),
+            head.counts.get().map(Arc::as_ref),
+            trace,
+        );
         trace::during(trace, || {
             debug!(
                 method = %head.method,
@@ -231,6 +238,9 @@ impl Pipeline {
             }
         };
         head.traced.route(route);
+        let counts = route.counts.get_or_init(|| self.metrics.route(&route.http));
+        // It has no other route yet.
+        let _ = head.counts.set(Arc::clone(counts));
         *quota = self.limit(route, head, peer)?;
         let (timeout, is_impatient) = self.timeout(head, route)?;
         let limits = &self.limits;

@@ -145,6 +145,18 @@ pub fn begin<N: Into<Cow<'static, str>>>(
     TRACER.get()?.begin_trace(service, kind, name)
 }
 
+/// Begins a trace because of something that another trace has left behind, a message for example,
+/// if that one is recorded: the new span has no parent and is linked to `to`.
+pub fn begin_linked<N: Into<Cow<'static, str>>>(
+    to: TraceContext,
+    service: Service,
+    kind: Kind,
+    name: impl FnOnce() -> N,
+) -> Option<Span> {
+    let tracer = TRACER.get().filter(|_| to.is_sampled())?;
+    Some(tracer.begin_linked(to, service, kind, name))
+}
+
 /// A span of this process below `parent`, if that is recorded and there is a tracer.
 pub fn child_of<N: Into<Cow<'static, str>>>(
     parent: TraceContext,
@@ -216,6 +228,27 @@ impl Tracer {
         };
         let context = sampling::context(trace_id, self.setup.seed, true);
         Some(self.begin(made, name().into(), context))
+    }
+
+    /// See [`begin_linked`]; `to` is taken as recorded.
+    pub fn begin_linked<N: Into<Cow<'static, str>>>(
+        self: &Arc<Self>,
+        to: TraceContext,
+        service: Service,
+        kind: Kind,
+        name: impl FnOnce() -> N,
+    ) -> Span {
+        let made = Made {
+            service,
+            kind,
+            parent: None,
+            parent_is_remote: false,
+        };
+        let seed = self.setup.seed;
+        let context = sampling::context(sampling::trace_id(seed), seed, true);
+        let span = self.begin(made, name().into(), context);
+        span.link(to);
+        span
     }
 
     /// See [`child_of`]; `parent` is taken as recorded.

@@ -98,6 +98,11 @@ fn bound(ratio: f64) -> u64 {
     (ratio * ALL as f64) as u64
 }
 
+/// The identifier of a new trace.
+pub(super) fn trace_id(seed: u64) -> u128 {
+    u128::from(draw(seed)) << 64 | u128::from(draw(seed))
+}
+
 /// A context of this trace with a new span identifier. A trace identifier of 0, which stands for
 /// none, becomes 1: it comes up once in 2^128 draws.
 pub(super) fn context(trace_id: u128, seed: u64, is_sampled: bool) -> TraceContext {

@@ -118,6 +118,17 @@ fn a_trace_begun_here_has_no_parent_and_is_made_only_if_recorded() {
 }
 
 #[test]
+fn what_a_message_causes_is_a_trace_of_its_own_with_a_link() {
+    let (tracer, kept) = tracer(Sampling::parent_based(0.0));
+    let sent = TraceContext::new(7, 8, true).unwrap();
+    let name = || "process x";
+    drop(tracer.begin_linked(sent, Service::Consumer, Kind::Consumer, name));
+    let span = kept.0.lock().pop().unwrap();
+    assert_eq!((span.parent, span.links.as_slice()), (None, &[sent][..]));
+    assert_ne!(span.context.trace_id(), 7);
+}
+
+#[test]
 fn a_span_holds_no_more_than_its_limits() {
     let (tracer, kept) = tracer(Sampling::parent_based(1.0));
     let span = sampled(served(&tracer, None));
