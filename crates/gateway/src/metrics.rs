@@ -201,8 +201,8 @@ fn collect_routes(registry: &Registry, routes: Routes) {
         Kind::Counter,
         &["route", "status"],
         move |samples| {
-            for (route, RouteCounts(counts)) in routes.lock().iter() {
-                for (class, count) in CLASSES.iter().zip(counts) {
+            for (route, counts) in routes.lock().iter() {
+                for (class, count) in CLASSES.iter().zip(&counts.0) {
                     samples.push(&[route, class], count.load(Ordering::Relaxed));
                 }
             }

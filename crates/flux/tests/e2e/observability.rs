@@ -256,7 +256,7 @@ fn every_command_of_the_page_on_observability_does_what_it_says() {
             assert_eq!(output.trim_end(), promise, "{command}");
         }
     }
-    // The page promises three spans for its first request, and the caller's trace for the second.
+    // The page promises the caller's trace for the second request, which only reads.
     let named = "4bf92f3577b34da6a3ce929d0e0e4736";
     assert_eq!(collector.trace(named, 3).len(), 3);
     process.stop();

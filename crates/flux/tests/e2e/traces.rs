@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use crate::harness::otlp::{Collector, Span};
-use crate::harness::{Process, Start, command, have, run, stdout, wait_until};
+use crate::harness::resp::Value;
+use crate::harness::{Process, Start, command, flux, have, run, stdout, wait_until};
 
 /// What curl got: status, headers by lower-case name, body.
 struct Curled {
@@ -63,7 +64,13 @@ fn check_set(spans: &[Span], root_parent: &str) {
     let request = find("flux-gateway", "SERVER", "POST /api/v1/kv");
     let call = find("flux-gateway", "CLIENT", "flux.kv.v1.Kv/Set");
     let served = find("flux-node", "SERVER", "flux.kv.v1.Kv/Set");
+    let propose = find("flux-node", "INTERNAL", "raft.propose");
+    let commit = find("flux-node", "INTERNAL", "log.commit");
     assert_eq!(request.parent, root_parent);
+    assert_eq!(propose.parent, served.span);
+    assert_eq!(commit.parent, propose.span);
+    assert!(propose.begun <= commit.begun && commit.ended <= propose.ended);
+    assert!(commit.attributes["flux.batch.bytes"].as_u64() > Some(0));
     assert_eq!(call.parent, request.span);
     assert_eq!(served.parent, call.span);
     assert!(request.begun <= call.begun && call.ended <= request.ended);
@@ -116,7 +123,7 @@ fn the_founding_curl_is_one_trace_across_gateway_and_node() {
     let traced = ["--otlp", &collector.url(), "--trace-sample", "100%"];
     let together = Start::all().args(&traced).ready();
     let curled = founding(&together);
-    check_set(&collector.trace(&curled.trace(), 3), "");
+    check_set(&collector.trace(&curled.trace(), 5), "");
     together.stop();
 
     let node = Start::node().args(&traced).ready();
@@ -126,7 +133,7 @@ fn the_founding_curl_is_one_trace_across_gateway_and_node() {
         curl(&gateway, &[], "/api/v1/kv?key=a").status == 200
     });
     let curled = founding(&gateway);
-    let spans = collector.trace(&curled.trace(), 3);
+    let spans = collector.trace(&curled.trace(), 5);
     check_set(&spans, "");
     let instances: std::collections::BTreeSet<String> = spans
         .iter()
@@ -158,7 +165,7 @@ fn a_callers_trace_is_continued_and_its_decision_followed() {
     assert_eq!(set("00").header("x-trace-id"), None);
     assert_eq!(founding(&process).header("x-trace-id"), None);
     assert_eq!(set("01").header("x-trace-id"), Some(trace));
-    check_set(&collector.trace(trace, 3), parent);
+    check_set(&collector.trace(trace, 5), parent);
     process.stop();
     let spans = collector.spans();
     assert!(spans.iter().all(|span| span.trace == trace), "{spans:#?}");
@@ -270,11 +277,50 @@ fn a_log_line_of_a_recorded_request_is_flat_json_with_its_trace() {
         line["ts"].as_str().is_some_and(|ts| ts.ends_with('Z')),
         "{line}"
     );
-    let spans = collector.trace(&trace, 3);
+    let spans = collector.trace(&trace, 5);
     assert!(
         spans
             .iter()
             .any(|span| line["span_id"] == span.span.as_str())
     );
     process.stop();
+}
+
+#[test]
+fn commands_of_resp_and_flux_are_traces_of_their_own() {
+    let Some(collector) = Collector::start("traces") else {
+        return;
+    };
+    let traced = ["--otlp", &collector.url(), "--trace-sample", "100%"];
+    let process = Start::node().args(&traced).ready();
+    let mut connection = process.connect();
+    assert_eq!(
+        connection.line("SET secret-key secret-value"),
+        Value::Simple("OK".into())
+    );
+    let port = process.resp().port().to_string();
+    let cli = ["cli", "-p", &port, "SET", "secret-key", "secret-value"];
+    assert_eq!(stdout(&flux(process.folder(), &cli)), "OK\n");
+    let set = |system: &str| {
+        let spans = collector.spans().into_iter();
+        spans
+            .filter(|span| span.name == "SET" && span.attributes["db.system.name"] == system)
+            .collect::<Vec<_>>()
+    };
+    for system in ["redis", "flux"] {
+        wait_until(&format!("the SET over {system}"), || {
+            !set(system).is_empty()
+        });
+        let [span] = <[Span; 1]>::try_from(set(system)).expect("one SET was sent");
+        assert_eq!((span.kind.as_str(), span.parent.as_str()), ("SERVER", ""));
+        let names: Vec<String> = collector
+            .trace(&span.trace, 3)
+            .into_iter()
+            .map(|span| span.name)
+            .collect();
+        assert_eq!(names, ["SET", "raft.propose", "log.commit"]);
+    }
+    process.stop();
+    let all = format!("{:?}", collector.spans());
+    assert!(!all.contains("secret"), "{all}");
 }

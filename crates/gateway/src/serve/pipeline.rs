@@ -240,7 +240,7 @@ impl Pipeline {
         head.traced.route(route);
         let counts = route.counts.get_or_init(|| self.metrics.route(&route.http));
         // It has no other route yet.
-        let _ = head.counts.set(Arc::clone(counts));
+        drop(head.counts.set(Arc::clone(counts)));
         *quota = self.limit(route, head, peer)?;
         let (timeout, is_impatient) = self.timeout(head, route)?;
         let limits = &self.limits;

@@ -12,6 +12,7 @@
 //! Hot path: per batch one proposal and one wake; per command one evaluation.
 
 mod pending;
+mod traced;
 mod weight;
 
 use std::collections::VecDeque;
@@ -125,10 +126,17 @@ impl Proposer {
             return;
         }
         self.rooms_missed = 0;
+        let bytes = facts.as_ref().map_or(0, Bytes::len);
+        let spans = traced::begin(&asked, self.replica.id, term, bytes);
         let fate = match facts {
             Some(bytes) => self.propose(Batch { bytes, at }, term, &mut asked).await,
             None => self.confirm_reads(&asked).await,
         };
+        if fate != Fate::Applied {
+            spans.iter().for_each(|span| span.fail("NOT_APPLIED"));
+        }
+        // They end before the answers leave, so that they lie within the spans of those who wait.
+        drop(spans);
         match fate {
             Fate::Applied => self.settle(asked),
             Fate::NotAppended => {

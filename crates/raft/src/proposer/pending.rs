@@ -41,6 +41,11 @@ impl Pending {
         self.commands.get(self.answers.len())
     }
 
+    /// The requests that commands of it belong to.
+    pub(super) fn traces(&self) -> impl Iterator<Item = TraceParent> + '_ {
+        self.traces.iter().map(|(_, trace)| *trace)
+    }
+
     /// The request that the next command belongs to.
     pub(super) fn trace(&self) -> Option<TraceParent> {
         let next = self.answers.len();

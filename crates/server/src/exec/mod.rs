@@ -22,7 +22,7 @@ use flux_cluster::SlotMap;
 use flux_env::{Clock, Instant};
 use flux_raft::{Shard, Submission};
 use flux_store::Read;
-use flux_types::{Answer, Command, ShardId};
+use flux_types::{Answer, Command, ShardId, TraceParent};
 use tokio::sync::oneshot;
 
 use crate::execute::Execute;
@@ -210,10 +210,14 @@ impl Executor {
         &self,
         shard: ShardId,
         commands: Vec<Command>,
+        traces: Vec<(usize, TraceParent)>,
         deadline: Instant,
     ) -> oneshot::Receiver<Vec<Answer>> {
         let (reply, answers) = oneshot::channel();
-        let submission = Submission::new(commands, deadline, reply);
+        let submission = Submission {
+            traces,
+            ..Submission::new(commands, deadline, reply)
+        };
         let index = shard.get() as usize;
         let refused = match (self.lanes.get(index), self.home.shards.get(index)) {
             (Some(Some(lane)), _) => lane.submit(submission).err(),

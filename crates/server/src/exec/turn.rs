@@ -14,7 +14,9 @@
 use std::vec;
 
 use flux_env::Instant;
-use flux_types::{Answer, Command, Error, ErrorCode, ShardId, UnixMillis};
+use flux_telemetry::TraceContext;
+use flux_telemetry::trace::{self, Service, Span};
+use flux_types::{Answer, Command, Error, ErrorCode, ShardId, TraceParent, UnixMillis};
 use tokio::sync::oneshot;
 
 use super::{Executor, Home};
@@ -82,6 +84,7 @@ impl Turn {
     /// Not safe to drop: what was submitted may be done or not.
     pub(crate) async fn run(&mut self, executor: &Executor, deadline: Instant) -> Reads {
         let reads = self.judge_reads(executor.home());
+        let parent = trace::current();
         // Submit to all before waiting for any.
         let mut under_way = Vec::new();
         for &shard in &self.touched {
@@ -93,11 +96,15 @@ impl Turn {
             }
             let commands = std::mem::take(&mut part.commands);
             let count = commands.len();
-            let answers = executor.submit(ShardId::new(shard), commands, deadline);
-            under_way.push((shard, count, answers));
+            let shard_id = ShardId::new(shard);
+            let proposed = parent.and_then(|parent| Proposed::begin(parent, shard_id, count));
+            let traces = proposed.as_ref().map_or_else(Vec::new, Proposed::traces);
+            let answers = executor.submit(shard_id, commands, traces, deadline);
+            under_way.push((shard, count, answers, proposed));
         }
-        for (shard, count, answers) in under_way {
+        for (shard, count, answers, proposed) in under_way {
             let answers = whole(answers.await, count);
+            drop(proposed);
             if let Some(part) = self.parts.get_mut(shard as usize) {
                 part.answers = answers.into_iter();
             }
@@ -173,6 +180,35 @@ impl Turn {
             }
         }
         Some(part)
+    }
+}
+
+/// What a recorded request asks of a shard's proposer, from the queue to the answer.
+struct Proposed {
+    span: Span,
+    count: usize,
+}
+
+impl Proposed {
+    fn begin(parent: TraceContext, shard: ShardId, count: usize) -> Option<Self> {
+        let span = trace::child_of(
+            parent,
+            Service::Node,
+            trace::Kind::Internal,
+            || "raft.propose",
+        )?;
+        span.set("flux.shard", shard.get());
+        span.set("flux.operations", count);
+        Some(Self { span, count })
+    }
+
+    /// What the proposer notes with each of the commands.
+    fn traces(&self) -> Vec<(usize, TraceParent)> {
+        let context = self.span.context();
+        let parent = TraceParent::new(context.trace_id(), context.span_id(), context.is_sampled());
+        parent.map_or_else(Vec::new, |parent| {
+            (0..self.count).map(|number| (number, parent)).collect()
+        })
     }
 }
 
