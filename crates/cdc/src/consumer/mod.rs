@@ -11,6 +11,7 @@ mod checkpoint;
 mod marks;
 mod output;
 mod run;
+mod traced;
 
 pub use arrival::Arrival;
 pub use checkpoint::{Checkpoint, CheckpointError, Progress};

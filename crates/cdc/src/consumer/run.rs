@@ -15,6 +15,7 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use tokio::time::Instant;
 
+use super::traced;
 use super::{Arrival, Checkpoint, Output, Progress};
 use crate::rabbitmq::{Address, Backoff, Link, Topology, Trouble};
 
@@ -292,9 +293,11 @@ impl Consumer<'_> {
         if was_before {
             self.summary.duplicates += 1;
         } else {
+            let span = traced::begin(delivery, &self.config.topology.queue);
             self.output
                 .accept(&arrival)
                 .map_err(ConsumerError::Output)?;
+            drop(span);
             if let Some(id) = &arrival.id {
                 self.progress.marks.insert(id);
             }

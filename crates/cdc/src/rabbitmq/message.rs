@@ -7,6 +7,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use super::{Shape, routing};
 use crate::envelope::{self, CONTENT_TYPE, Envelope};
 use crate::event::Event;
+use flux_types::TraceParent;
 
 /// Longest key that is put into a header: a header must fit into one frame, a body need not.
 const HEADER_KEY_BYTES_MAX: usize = 4096;
@@ -24,8 +25,14 @@ pub(super) struct Message {
 }
 
 impl Message {
-    /// Gives an event this form.
-    pub(super) fn of(event: &Event, envelope: &Envelope, shape: Shape) -> Self {
+    /// Gives an event this form. `sender` is the span that sends it, if it is recorded; otherwise
+    /// the message names the one that caused the change.
+    pub(super) fn of(
+        event: &Event,
+        sender: Option<TraceParent>,
+        envelope: &Envelope,
+        shape: Shape,
+    ) -> Self {
         let key = event.change.key();
         let word = event.change.word();
         let routing_key = if event.change.is_control() {
@@ -42,7 +49,7 @@ impl Message {
         if let Some(key) = key {
             headers.insert("x-flux-slot".into(), text(&slot_of_key(key).to_string()));
         }
-        if let Some(trace) = event.trace {
+        if let Some(trace) = sender.or(event.trace) {
             headers.insert("traceparent".into(), text(&envelope::traceparent(trace)));
         }
         let (body, content_type) = if shape == Shape::Binary && fits {
@@ -113,7 +120,7 @@ mod tests {
 
     fn message(event: &Event, shape: Shape) -> Message {
         let envelope = Envelope::new(ClusterId::new(1), NodeId::new(2), 1024);
-        Message::of(event, &envelope, shape)
+        Message::of(event, None, &envelope, shape)
     }
 
     fn header(message: &Message, name: &str) -> Option<String> {

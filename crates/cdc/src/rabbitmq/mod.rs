@@ -16,6 +16,7 @@ mod session;
 mod sink;
 mod status;
 mod topology;
+mod traced;
 mod trouble;
 mod window;
 

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use flux_telemetry::trace::Span;
 use flux_types::{ShardId, UnixMillis};
 use futures_util::future::{BoxFuture, select_all};
 use futures_util::{FutureExt as _, poll};
@@ -19,6 +20,7 @@ use super::config::WINDOW_BYTES_MAX;
 use super::message::Message;
 use super::sink::{Followed, Sink, ended};
 use super::status::Count;
+use super::traced;
 use super::{Link, LinkEvent, Pace, State, Trouble, TroubleKind, Window};
 use crate::cursor::Place;
 use crate::error::CdcError;
@@ -320,17 +322,19 @@ impl Session {
                 return;
             }
             note_gap(sink, event);
-            let message = Message::of(event, &sink.envelope, sink.config.shape);
+            let span = traced::begin(event, self.exchange.as_str());
+            let sender = span.as_ref().and_then(traced::parent);
+            let message = Message::of(event, sender, &sink.envelope, sink.config.shape);
             let place = batch.cursor_at(event).place(batch.shard);
             let place = place.unwrap_or(Place::BEGINNING);
             let (shard, at) = (batch.shard, event.at);
             *done += 1;
-            self.send(message, Sent { shard, place }, at).await;
+            self.send(message, Sent { shard, place }, at, span).await;
             sink.status.add(Count::Published);
         }
     }
 
-    async fn send(&mut self, message: Message, sent: Sent, at: UnixMillis) {
+    async fn send(&mut self, message: Message, sent: Sent, at: UnixMillis, span: Option<Span>) {
         let options = BasicPublishOptions {
             mandatory: true,
             ..BasicPublishOptions::default()
@@ -348,7 +352,11 @@ impl Session {
             } = message;
             let published =
                 channel.basic_publish(exchange, routing_key, options, &body, properties);
-            published.await?.await
+            let confirmed = async { published.await?.await }.await;
+            if let (Some(span), Err(_)) = (&span, &confirmed) {
+                span.fail("UNCONFIRMED");
+            }
+            confirmed
         }
         .boxed();
         // The first poll hands the message to the library, in this order. It is not waited for: a

@@ -25,11 +25,12 @@ fn row(family: &Family) -> String {
 
 /// Everything that can be registered, in one process: whoever adds a part that registers metrics
 /// only when it is configured configures it here.
-const FLAGS: [(&str, &str); 6] = [
+const FLAGS: [(&str, &str); 7] = [
     ("port", "0"),
     ("grpc-port", "0"),
     ("http-port", "0"),
     ("admin-port", "0"),
+    ("amqp", "amqp://127.0.0.1:9/"),
     // Nobody listens there, and nothing is sampled.
     ("otlp", "http://127.0.0.1:9"),
     ("trace-sample", "0%"),

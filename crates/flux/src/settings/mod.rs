@@ -23,7 +23,7 @@ use std::time::Duration;
 pub(crate) use gateway::Upstream;
 pub(crate) use keys::{Form, KEYS, Key};
 pub(crate) use registry::Registry;
-pub(crate) use telemetry::Telemetry;
+pub(crate) use telemetry::{Telemetry, of_environment};
 pub(crate) use value::{duration as parse_duration, port as parse_port};
 
 /// What a process can run.

@@ -137,6 +137,36 @@ pub(super) fn standard(layers: &Layers, resolved: &mut Resolved, mistakes: &mut 
     }
 }
 
+/// What the environment says of telemetry, for a program that has no other settings.
+pub(crate) fn of_environment() -> Result<Telemetry, super::Mistakes> {
+    let layers = super::read_layers(None, BTreeMap::new())?;
+    of_layers(&layers)
+}
+
+fn of_layers(layers: &Layers) -> Result<Telemetry, super::Mistakes> {
+    let mut resolved = Resolved {
+        settings: Settings::default(),
+        origins: BTreeMap::new(),
+        gateway_lines: BTreeMap::new(),
+    };
+    let mut mistakes = Vec::new();
+    standard(layers, &mut resolved, &mut mistakes);
+    for key in super::KEYS
+        .iter()
+        .filter(|key| key.section() == "telemetry")
+    {
+        if let Some(value) = layers.variables.get(key.variable) {
+            let origin = Origin::Variable(key.variable);
+            super::overwrite(key, origin, value, &mut resolved, &mut mistakes);
+        }
+    }
+    if mistakes.is_empty() {
+        Ok(resolved.settings.telemetry)
+    } else {
+        Err(super::Mistakes(mistakes))
+    }
+}
+
 fn grpc_only(_: &mut Settings, text: &str) -> Result<(), String> {
     if text == "grpc" {
         return Ok(());
@@ -318,6 +348,22 @@ mod tests {
                 .unwrap()
                 .is_disabled
         );
+    }
+
+    #[test]
+    fn a_program_without_settings_has_those_of_the_environment() {
+        let layers = |value: &str| Layers {
+            variables: [
+                ("FLUX_OTLP", value.into()),
+                ("FLUX_PORT", "nonsense".into()),
+            ]
+            .into(),
+            ..Layers::default()
+        };
+        let telemetry = of_layers(&layers("jaeger:4317")).unwrap();
+        assert_eq!(telemetry.otlp.as_deref(), Some("http://jaeger:4317"));
+        let mistakes = of_layers(&layers("nowhere")).unwrap_err().to_string();
+        assert!(mistakes.starts_with("FLUX_OTLP: "), "{mistakes}");
     }
 
     #[test]

@@ -112,7 +112,11 @@ fn a_real_prometheus_reads_every_family_of_node_and_gateway() {
     }
     // A collector that is away is counted, not waited for.
     let traced = ["--otlp", "http://127.0.0.1:9", "--trace-sample", "100%"];
-    let node = Start::node().args(&traced).ready();
+    // A broker that is away too: what it keeps from flowing is told all the same.
+    let node = Start::node()
+        .args(&traced)
+        .args(&["--amqp", "amqp://127.0.0.1:9/"])
+        .ready();
     let grpc = node.addresses().grpc.expect("a node speaks gRPC");
     let gateway = Start::gateway(grpc).args(&traced).ready();
     let url = format!("http://{}/api/v1/kv", gateway.http());

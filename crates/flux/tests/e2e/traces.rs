@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
-use crate::harness::otlp::{Collector, Span};
+use crate::harness::otlp::{Collector, Link, Span};
+use crate::harness::rabbit::Broker;
 use crate::harness::resp::Value;
-use crate::harness::{Process, Start, command, flux, have, run, stdout, wait_until};
+use crate::harness::{FLUX, Process, Start, command, flux, have, run, stdout, wait_until};
 
 /// What curl got: status, headers by lower-case name, body.
 struct Curled {
@@ -323,4 +324,68 @@ fn commands_of_resp_and_flux_are_traces_of_their_own() {
     process.stop();
     let all = format!("{:?}", collector.spans());
     assert!(!all.contains("secret"), "{all}");
+}
+
+#[test]
+fn a_change_is_sent_within_the_curls_trace_and_its_consumer_is_linked_to_it() {
+    if !have("curl", "traces") {
+        return;
+    }
+    let Some(collector) = Collector::start("traces") else {
+        return;
+    };
+    let Some(broker) = Broker::start("traces") else {
+        return;
+    };
+    let amqp = broker.url("%2f");
+    let traced = ["--otlp", &collector.url(), "--trace-sample", "100%"];
+    let process = Start::all()
+        .args(&traced)
+        .variable("FLUX_AMQP", &amqp)
+        .ready();
+    let trace = founding(&process).trace();
+    let consumed = run(
+        command(FLUX)
+            .args(["cdc-consumer", "--max", "1", "--format", "json"])
+            .env("FLUX_AMQP", &amqp)
+            .env("FLUX_OTLP", collector.url()),
+        b"",
+    );
+    let event: serde_json::Value = serde_json::from_str(&stdout(&consumed)).expect("an event");
+    let spans = collector.trace(&trace, 6);
+    let find = |kind: &str, name: &str| {
+        let mut found = spans.iter().filter(|span| span.kind == kind);
+        found
+            .find(|span| span.name == name)
+            .unwrap_or_else(|| panic!("no {kind} {name} in {spans:#?}"))
+    };
+    let propose = find("INTERNAL", "raft.propose");
+    let named = event["traceparent"]
+        .as_str()
+        .expect("the event names its cause");
+    assert_eq!(named, format!("00-{trace}-{}-01", propose.span));
+    let sent = find("PRODUCER", "send flux.cdc");
+    assert_eq!(
+        (sent.service(), sent.parent.as_str()),
+        ("flux-node", propose.span.as_str())
+    );
+    let mut processed = Vec::new();
+    wait_until("the consumer's span", || {
+        processed = collector.spans();
+        processed.retain(|span| span.kind == "CONSUMER");
+        !processed.is_empty()
+    });
+    let [processed] = <[Span; 1]>::try_from(processed).expect("one message");
+    assert_eq!(processed.service(), "flux-cdc-consumer");
+    assert_eq!(processed.name, "process flux.cdc.default");
+    let link = Link {
+        trace,
+        span: sent.span.clone(),
+    };
+    assert_eq!(
+        (processed.parent.as_str(), processed.links.as_slice()),
+        ("", &[link][..])
+    );
+    process.stop();
+    check_all_ours(&collector);
 }

@@ -15,13 +15,15 @@ use flux_cdc::consumer::{
     Progress, StreamOutput, Summary,
 };
 use flux_env::{Clock, Disk, Instant, RealClock, RealDisk, SeededRng};
+use flux_telemetry::Registry;
 
 pub(crate) use flags::command;
 use flags::{Flags, FormatFlag};
 use watched::Watched;
 
-use crate::settings::reason;
+use crate::settings::{of_environment, reason};
 use crate::signals::Signals;
+use crate::traces::Traces;
 use crate::{Failure, out};
 
 /// How often an outage that goes on is told.
@@ -41,6 +43,8 @@ pub(crate) fn run(matches: &clap::ArgMatches) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("the runtime: {error}")))?;
+    let telemetry = of_environment()?;
+    let traces = Traces::start(&telemetry, &Registry::new())?;
     let seed = flux_env::entropy_u64()
         .map_err(|error| Failure::Failed(format!("failed to draw random bits: {error}")))?;
     let mut teller = Teller::new(&flags);
@@ -63,7 +67,9 @@ pub(crate) fn run(matches: &clap::ArgMatches) -> Result<(), Failure> {
         let stop = Signals::listen()
             .map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))?
             .first();
-        Ok::<_, Failure>(consumer.run(stop).await)
+        let outcome = consumer.run(stop).await;
+        traces.shutdown().await;
+        Ok::<_, Failure>(outcome)
     })?;
     drop(admin);
     let summary = consumer.summary;
