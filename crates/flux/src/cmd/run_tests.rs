@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use flux_telemetry::{Family, Kind};
 
-use super::{Part, read_layers, start};
+use super::{Part, Reload, Run, read_layers, start};
 use crate::settings::resolve;
 
 /// A row of the table in `docs/metrics.md`.
@@ -42,9 +42,18 @@ async fn the_document_of_metrics_lists_what_is_exported_and_nothing_else() {
     let mut flags: std::collections::BTreeMap<&'static str, std::ffi::OsString> =
         FLAGS.map(|(flag, value)| (flag, value.into())).into();
     flags.insert("data-dir", folder.path().join("data").into());
-    let parts = &[Part::Node, Part::Gateway];
+    let parts: &'static [Part] = &[Part::Node, Part::Gateway];
+    let run = Run {
+        parts,
+        config: None,
+        flags: flags.clone(),
+    };
     let settings = resolve(&read_layers(None, flags).unwrap(), parts).unwrap();
     let running = start(&settings.settings, parts).await.unwrap();
+    // It registers its own when the process is up.
+    let (registry, checks) = (&running.registry, &running.checks);
+    let reload = Reload::watch(run, None, &settings.settings, registry, checks);
+    assert!(reload.is_ok());
     let exported: BTreeSet<String> = running.registry.families().iter().map(row).collect();
     running.shutdown(&settings.settings).await;
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
