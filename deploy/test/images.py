@@ -6,7 +6,6 @@ again in the daemon's data by every later run.
 """
 
 import hashlib
-import os
 import pathlib
 import re
 import shutil
@@ -160,11 +159,10 @@ class Images:
             raise Failed("the last stage of the Dockerfile is not the one that runs")
         (context / "Dockerfile").write_text(
             "ARG RUN_IMAGE\nFROM ${RUN_IMAGE} AS build\nCOPY flux /out/flux\nRUN mkdir -p /out/data\n" + final)
-        # A hard link where that is possible: the binary is large.
-        try:
-            os.link(binary, context / "flux")
-        except OSError:
-            shutil.copy(binary, context / "flux")
+        # docker-compose sends the context once for every service; nobody needs the line numbers.
+        shutil.copy(binary, context / "flux")
+        if shutil.which("strip"):
+            run(["strip", "--strip-debug", context / "flux"])
         return context, {"RUN_IMAGE": self.base()}
 
     def toolchain(self):
