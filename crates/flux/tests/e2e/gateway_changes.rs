@@ -1,6 +1,7 @@
 //! The change stream through the gateway: a route in the shipped configuration, and nothing else.
 
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
@@ -13,13 +14,13 @@ struct Curl {
 }
 
 impl Curl {
-    fn open(process: &Process, path: &str, headers: &[&str]) -> Self {
+    fn open(address: SocketAddr, path: &str, headers: &[&str]) -> Self {
         let mut command = command("curl");
         command.args(["-sSN", "--fail-with-body"]);
         for header in headers {
             command.args(["-H", header]);
         }
-        command.arg(format!("http://{}{path}", process.http()));
+        command.arg(format!("http://{address}{path}"));
         let mut child = command.stdout(Stdio::piped()).spawn().expect("curl starts");
         let stdout = child.stdout.take().expect("standard output is piped");
         let (sender, lines) = channel();
@@ -79,7 +80,11 @@ fn changes_are_streamed_and_resumed_by_the_id_of_the_last_event() {
     }
     let process = Start::all().ready();
     set(&process, "user:1", "a");
-    let curl = Curl::open(&process, "/api/v1/cdc?from=earliest&prefix=user:", &[]);
+    let curl = Curl::open(
+        process.http(),
+        "/api/v1/cdc?from=earliest&prefix=user:",
+        &[],
+    );
     let (first, key, value) = curl.change();
     assert_eq!((key.as_str(), value.as_str()), ("user:1", "a"));
     set(&process, "other", "x");
@@ -91,19 +96,24 @@ fn changes_are_streamed_and_resumed_by_the_id_of_the_last_event() {
     // As a browser does it: the same address, and the id of the last event it has handled.
     let resume = format!("last-event-id: {first}");
     let curl = Curl::open(
-        &process,
+        process.http(),
         "/api/v1/cdc?from=earliest&prefix=user:",
         &[&resume],
     );
     let seen: Vec<_> = (0..2).map(|_| curl.change().1).collect();
     assert_eq!(seen, ["user:2", "user:3"]);
     let lines = Curl::open(
-        &process,
+        process.http(),
         "/api/v1/cdc?from=earliest&prefix=user:",
         &["accept: application/x-ndjson"],
     );
-    let event: serde_json::Value = serde_json::from_str(&lines.line()).expect("JSON");
-    assert_eq!(event["subject"], "user:1");
+    let subject = loop {
+        let event: serde_json::Value = serde_json::from_str(&lines.line()).expect("JSON");
+        if event["type"] == "io.fluxkv.kv.set.v1" {
+            break event["subject"].clone();
+        }
+    };
+    assert_eq!(subject, "user:1");
 }
 
 #[test]
@@ -116,31 +126,10 @@ fn the_gateway_and_the_node_show_the_same_events() {
         set(&process, &format!("k{number}"), &number.to_string());
     }
     let path = "/api/v1/cdc?from=earliest";
-    let gateway = Curl::open(&process, path, &[]);
-    let shown: Vec<String> = (0..10).map(|_| gateway.line()).collect();
-    let mut command = command("curl");
-    command.args(["-sSN", &format!("http://{}{path}", process.admin())]);
-    let mut child = command.stdout(Stdio::piped()).spawn().expect("curl starts");
-    let stdout = child.stdout.take().expect("standard output is piped");
-    let own: Vec<String> = BufReader::new(stdout)
-        .lines()
-        .map_while(Result::ok)
-        .filter(|line| !line.is_empty() && !line.starts_with(':'))
-        .take(10)
-        .collect();
-    let _was_running = child.kill().is_ok();
-    let _has_ended = child.wait().is_ok();
-    for (ours, theirs) in shown.iter().zip(&own) {
-        let json = |line: &str| -> Option<serde_json::Value> {
-            serde_json::from_str(line.strip_prefix("data: ")?).ok()
-        };
-        assert_eq!(
-            (json(ours), json(theirs).is_some()),
-            (json(theirs), json(ours).is_some())
-        );
-        if json(ours).is_none() {
-            assert_eq!(ours, theirs);
-        }
-    }
-    assert_eq!(shown.len(), own.len());
+    // Progress events tell the time; changes are the same wherever they are read.
+    let changes =
+        |curl: &Curl| -> Vec<(String, String, String)> { (0..5).map(|_| curl.change()).collect() };
+    let ours = changes(&Curl::open(process.http(), path, &[]));
+    let theirs = changes(&Curl::open(process.admin(), path, &[]));
+    assert_eq!(ours, theirs);
 }
