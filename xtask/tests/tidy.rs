@@ -59,7 +59,7 @@ const LINES_MAX: usize = 800;
 const COMMANDS_NOT_RUN: &[&str] = &["cargo run --release", "scripts/test"];
 
 /// Marks of the README's blocks that tests run: by the end-to-end tests, by `deploy/test-compose`.
-const BLOCKS_RUN: &[&str] = &["sh test", "sh compose"];
+const BLOCKS_RUN: &[&str] = &["sh test", "sh test by hand", "sh compose"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -1,15 +1,19 @@
 //! The commands of README.md, as they stand there, in their order.
 
-use crate::harness::{FLUX, Process, Start, have, repository, shell};
+use std::process::{Child, Stdio};
 
-/// The lines of the blocks marked `sh test`, with what the comment behind each promises.
-fn commands() -> Vec<(String, Option<String>)> {
+use crate::harness::etcd::Etcd;
+use crate::harness::rabbit::Broker;
+use crate::harness::{FLUX, Process, Start, command, have, repository, run, shell, wait_until};
+
+/// The lines of the blocks so marked, with what the comment behind each promises.
+fn commands(marked: &str) -> Vec<(String, Option<String>)> {
     let text = std::fs::read_to_string(repository().join("README.md")).expect("there is a README");
     let mut commands = Vec::new();
     let mut is_inside = false;
     for line in text.lines() {
         if let Some(info) = line.strip_prefix("```") {
-            is_inside = info.trim() == "sh test";
+            is_inside = info.trim() == marked;
         } else if is_inside && !line.trim().is_empty() {
             let (command, promise) = match line.split_once(" # ") {
                 Some((command, promise)) => (command, Some(promise.trim().to_owned())),
@@ -43,7 +47,7 @@ fn every_command_of_the_readme_does_what_it_says() {
     if !have("curl", "README commands") || !have("redis-cli", "README commands") {
         return;
     }
-    let commands = commands();
+    let commands = commands("sh test");
     assert!(commands.len() > 10, "{commands:?}");
     let process = Start::all().ready();
     for (command, promise) in &commands {
@@ -65,7 +69,7 @@ fn after_a_kill_the_first_answers_come_again() {
         return;
     }
     let mut process = Start::all().ready();
-    let commands: Vec<_> = commands().into_iter().take(4).collect();
+    let commands: Vec<_> = commands("sh test").into_iter().take(4).collect();
     for _ in 0..2 {
         for (command, promise) in &commands {
             let output = shell(&addressed(command, &process));
@@ -98,4 +102,76 @@ fn the_banner_suggests_three_commands_that_work() {
         ["{\"success\":true}", "world\n", "world\n"],
         "{suggestions:?}"
     );
+}
+
+fn borrowed(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
+}
+
+/// The consumer of the quick start; killed when dropped.
+struct Terminal(Child);
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn the_quick_start_with_etcd_and_rabbitmq_does_what_it_says() {
+    const NAME: &str = "README by hand";
+    if !have("curl", NAME) {
+        return;
+    }
+    let (Some(etcd), Some(broker)) = (Etcd::start(NAME), Broker::start(NAME)) else {
+        return;
+    };
+    let commands = commands("sh test by hand");
+    let words = |program: &str| -> Vec<String> {
+        let start = format!("target/release/flux {program} ");
+        let line = commands
+            .iter()
+            .find_map(|(line, _)| line.strip_prefix(&start));
+        line.expect("it is one of the lines")
+            .replace("127.0.0.1:2379", &etcd.address())
+            .replace("amqp://guest:guest@127.0.0.1:5672/%2f", &broker.url("%2f"))
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect()
+    };
+    let (server, gateway, consumer) = (words("server"), words("gateway"), words("cdc-consumer"));
+    let node = Start::node().args(&borrowed(&server)).ready();
+    let gateway = Start::discovering(&borrowed(&gateway)).ready();
+    let folder = tempfile::tempdir().expect("a folder");
+    let printed = folder.path().join("printed");
+    let output = std::fs::File::create(&printed).expect("a file");
+    let _terminal = Terminal(
+        command(FLUX)
+            .arg("cdc-consumer")
+            .args(consumer)
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary starts"),
+    );
+    // Whoever types the last line has waited for as long as that takes.
+    let known = format!("http://{}/api/v1/kv?key=none", gateway.http());
+    wait_until("the gateway to find the node", || {
+        run(command("curl").args(["-fsS", &known]), b"")
+            .status
+            .success()
+    });
+    let (curl, promise) = commands.last().expect("the block has lines");
+    let curl = curl
+        .replace("localhost:8080", &gateway.http().to_string())
+        .replace("curl ", "curl -sS --fail-with-body ");
+    assert_eq!(Some(shell(&curl).trim_end()), promise.as_deref());
+    wait_until("the change to arrive", || {
+        let text = std::fs::read_to_string(&printed).expect("it was created");
+        text.contains("SET     hello = \"world\"")
+    });
+    drop(node);
 }
