@@ -28,6 +28,7 @@ fn commands(marked: &str) -> Vec<(String, Option<String>)> {
 /// The command with the addresses of the process under test instead of the default ones.
 fn addressed(command: &str, process: &Process) -> String {
     let resp = process.resp().port();
+    let grpc = process.addresses().grpc.map_or(0, |grpc| grpc.port());
     command
         .replace(
             "localhost:8080",
@@ -38,6 +39,10 @@ fn addressed(command: &str, process: &Process) -> String {
             &format!("localhost:{}", process.admin().port()),
         )
         .replace("-p 7379", &format!("-p {resp}"))
+        .replace(
+            "target/release/flux cli watch",
+            &format!("{FLUX} cli watch --grpc-port {grpc}"),
+        )
         .replace("target/release/flux cli", &format!("{FLUX} cli -p {resp}"))
         .replace("curl ", "curl -sS --fail-with-body ")
 }
