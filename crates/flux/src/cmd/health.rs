@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use crate::args::Run;
-use crate::settings::{read_layers, reason, resolve};
+use crate::settings::{read_layers, reason, resolve_each};
 use crate::{Failure, out};
 
 /// A probe that takes longer has its answer.
@@ -20,7 +20,7 @@ const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 /// When it is not ready, or nobody answers.
 pub(crate) fn run(run: Run) -> Result<(), Failure> {
     let parts = run.parts;
-    let settings = resolve(&read_layers(run.config, run.flags)?, parts)?.settings;
+    let settings = resolve_each(&read_layers(run.config, run.flags)?, parts)?.settings;
     let host = match settings.bind {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),

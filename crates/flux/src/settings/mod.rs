@@ -191,6 +191,39 @@ pub(crate) fn reason(error: &std::io::Error) -> String {
 /// # Errors
 /// All mistakes of all layers, in the order file, variables, flags, relations.
 pub(crate) fn resolve(layers: &Layers, parts: &[Part]) -> Result<Resolved, Mistakes> {
+    let (resolved, mut mistakes) = overlay(layers, parts);
+    if mistakes.is_empty() {
+        check_relations(&resolved, parts, &mut mistakes);
+    }
+    if mistakes.is_empty() && parts.contains(&Part::Node) {
+        review_node(&resolved, parts, &mut mistakes);
+    }
+    if mistakes.is_empty() && parts.contains(&Part::Gateway) {
+        let path = layers.file.as_ref().map(|(path, _)| path.as_path());
+        gateway::review(&resolved, path, &mut mistakes);
+    }
+    if mistakes.is_empty() {
+        Ok(resolved)
+    } else {
+        Err(Mistakes(mistakes))
+    }
+}
+
+/// Each setting for itself, for those who start nothing: what two of them mean together for a node
+/// is no concern of somebody who asks a gateway how it is.
+///
+/// # Errors
+/// All mistakes.
+pub(crate) fn resolve_each(layers: &Layers, parts: &[Part]) -> Result<Resolved, Mistakes> {
+    let (resolved, mistakes) = overlay(layers, parts);
+    if mistakes.is_empty() {
+        Ok(resolved)
+    } else {
+        Err(Mistakes(mistakes))
+    }
+}
+
+fn overlay(layers: &Layers, parts: &[Part]) -> (Resolved, Vec<String>) {
     let mut resolved = Resolved {
         settings: Settings::default(),
         origins: BTreeMap::new(),
@@ -226,21 +259,7 @@ pub(crate) fn resolve(layers: &Layers, parts: &[Part]) -> Result<Resolved, Mista
             );
         }
     }
-    if mistakes.is_empty() {
-        check_relations(&resolved, parts, &mut mistakes);
-    }
-    if mistakes.is_empty() && parts.contains(&Part::Node) {
-        review_node(&resolved, parts, &mut mistakes);
-    }
-    if mistakes.is_empty() && parts.contains(&Part::Gateway) {
-        let path = layers.file.as_ref().map(|(path, _)| path.as_path());
-        gateway::review(&resolved, path, &mut mistakes);
-    }
-    if mistakes.is_empty() {
-        Ok(resolved)
-    } else {
-        Err(Mistakes(mistakes))
-    }
+    (resolved, mistakes)
 }
 
 fn overwrite(

@@ -464,3 +464,16 @@ fn the_password_of_a_broker_is_never_shown() {
         assert_eq!(without_password(url), shown);
     }
 }
+
+#[test]
+fn who_asks_a_gateway_how_it_is_needs_not_say_where_a_node_would_be() {
+    let variables = [
+        ("FLUX_BIND", "0.0.0.0"),
+        ("FLUX_INSECURE", "true"),
+        ("FLUX_ETCD", "etcd:2379"),
+    ];
+    let layers = layers("", &variables, &[]);
+    assert!(resolve(&layers, ALL).is_err(), "a node would have to");
+    let read = resolve_each(&layers, ALL).unwrap().settings;
+    assert_eq!(read.bind.to_string(), "0.0.0.0");
+}
