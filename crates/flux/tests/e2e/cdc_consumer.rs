@@ -353,6 +353,7 @@ fn waits_for_a_broker_that_is_away(broker: &mut Broker) {
     let mut lines = BufReader::new(stdout).lines();
     assert!(lines.next().is_some_and(|line| line.is_ok()));
     drop(desk);
+    broker.wait_queues_durable();
     broker.kill();
     let once = [&queue[..], &["--no-retry"]].concat();
     let output = run(&mut consumer(broker, folder.path(), &once), b"");

@@ -242,6 +242,7 @@ fn nothing_is_lost(broker: &mut Broker) {
     load.allow(25);
     load.wait(10);
     wait_long("some events", || count(folder.path()) > 0);
+    broker.wait_queues_durable();
     broker.kill();
     load.allow(40);
     load.wait(40);

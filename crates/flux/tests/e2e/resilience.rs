@@ -249,7 +249,7 @@ fn the_commands_of_the_guide_do_what_they_say() {
     let process = Start::all()
         .args(&["--config", &config.display().to_string()])
         .ready();
-    let commands = guide("sh test");
+    let commands = guide("sh test resilience");
     assert!(commands.len() >= 5, "{commands:?}");
     for line in commands {
         let (command, promise) = line.split_once(" # ").expect("a command and its output");

@@ -26,7 +26,7 @@ pub(crate) fn steps(text: &str) -> Vec<Step> {
                 }
             }
             (Some(kind), Some(_)) => {
-                if kind == "text" && steps.len() == just_before + 1 {
+                if kind == "text" && just_before.checked_add(1) == Some(steps.len()) {
                     let step = &mut steps[just_before];
                     step.promise = Some(std::mem::take(&mut output).join("\n"));
                 }

@@ -169,6 +169,32 @@ impl Broker {
         format!("amqp://{USER}:{password}@{}/{vhost}", self.address())
     }
 
+    /// Waits until the broker has on disk which quorum queues it has. RabbitMQ writes that some
+    /// seconds after a declaration; a queue of a broker that is killed before never elects a leader
+    /// again, and takes messages without ever confirming one.
+    pub(crate) fn wait_queues_durable(&self) {
+        let node = self.folder.path().join("mnesia/flux@localhost");
+        let quorum = node.join("quorum/flux@localhost");
+        let holds = |file: &str, id: &str| {
+            fs::read(quorum.join(file))
+                .is_ok_and(|bytes| bytes.windows(id.len()).any(|part| part == id.as_bytes()))
+        };
+        super::wait_until("the broker to have its queues on disk", || {
+            let Ok(entries) = fs::read_dir(&quorum) else {
+                return false;
+            };
+            let ids: Vec<String> = entries
+                .filter_map(Result::ok)
+                .filter(|entry| entry.path().is_dir())
+                .map(|entry| entry.file_name().to_string_lossy().into_owned())
+                .collect();
+            !ids.is_empty()
+                && ids
+                    .iter()
+                    .all(|id| holds("names.dets", id) && holds("meta.dets", id))
+        });
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
         self.signal(Signal::KILL);
