@@ -99,6 +99,7 @@ pub(crate) struct Start {
     subcommand: &'static str,
     args: Vec<String>,
     variables: BTreeMap<String, String>,
+    wrapper: Vec<String>,
     folder: Option<TempDir>,
 }
 
@@ -136,8 +137,15 @@ impl Start {
             subcommand,
             args,
             variables: BTreeMap::new(),
+            wrapper: Vec::new(),
             folder: None,
         }
+    }
+
+    /// Starts it by another program, which must become it (or leave it our child).
+    pub(crate) fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
+        self
     }
 
     pub(crate) fn args(mut self, args: &[&str]) -> Self {
@@ -171,8 +179,10 @@ impl Start {
             .unwrap_or_else(|| tempfile::tempdir().expect("a temporary folder"));
         let ready_file = folder.path().join("ready.json");
         let stderr = std::fs::File::create(folder.path().join("stderr.txt")).expect("a log file");
-        let mut command = command(FLUX);
+        let mut words = self.wrapper.iter().map(String::as_str).chain([FLUX]);
+        let mut command = command(words.next().unwrap_or(FLUX));
         command
+            .args(words)
             .arg(self.subcommand)
             .args(&self.args)
             .arg("--ready-file")
