@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::exec::{Executor, Home};
 use crate::metrics::Metrics;
 use crate::ports::Addresses;
+use crate::statistics::Statistics;
 
 /// Shared by everything that runs on a node.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ pub(crate) struct Context {
     pub(crate) switches: Switches,
     pub(crate) pause: Pause,
     pub(crate) lookups: Lookups,
+    pub(crate) statistics: Statistics,
     pub(crate) started_at: Instant,
     /// Whether the node is shutting down and wants no new work.
     pub(crate) is_draining: AtomicBool,

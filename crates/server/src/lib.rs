@@ -26,6 +26,7 @@ mod rabbitmq;
 mod readiness;
 mod registration;
 mod session;
+mod statistics;
 mod units;
 
 pub use config::{CdcConfig, Config, Fsync, Mistake};

@@ -44,6 +44,7 @@ use crate::ports::{Addresses, Listeners};
 use crate::rabbitmq::{Publisher, PublisherParts};
 use crate::readiness::{Readiness, ShardReadiness};
 use crate::registration::registration;
+use crate::statistics::Statistics;
 use crate::{admin, grpc};
 
 /// Fewest stripes of a shard's store, and the number that all shards share.
@@ -159,6 +160,7 @@ impl Node {
             metrics: Metrics::new(registry),
             pause: Pause::default(),
             lookups: Lookups::default(),
+            statistics: Statistics::default(),
             started_at,
             is_draining: AtomicBool::new(false),
         });

@@ -24,6 +24,7 @@ use super::{Desk, Parts, run};
 use crate::clients::{Clients, Ending};
 use crate::execute::memory::{BUSY, LATE, Memory, SLOW};
 use crate::metrics::Metrics;
+use crate::statistics::Counted;
 
 #[derive(Debug)]
 struct TestDesk {
@@ -267,7 +268,7 @@ async fn every_operation_is_answered() {
         let error = peer.call(argv(words)).await.unwrap_err();
         assert_eq!(error.code, code, "{error}");
     }
-    assert_eq!(server.metrics.commands(), 7);
+    assert_eq!(Counted::of(&server.metrics).calls(), 7);
 }
 
 #[tokio::test]

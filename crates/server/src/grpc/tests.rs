@@ -30,6 +30,7 @@ use crate::execute::memory::{BUSY, LATE, Memory, SLOW};
 use crate::http_listener::HttpListener;
 use crate::metrics::{Metrics, Protocol};
 use crate::readiness::{Readiness, ShardReadiness};
+use crate::statistics::Counted;
 
 #[derive(Debug, Default)]
 struct Switch {
@@ -195,7 +196,7 @@ async fn every_call_answers() {
         .unwrap()
         .into_inner();
     assert_eq!((gone.success, gone.deleted), (true, Some(true)));
-    assert_eq!(server.metrics.commands(), 6);
+    assert_eq!(Counted::of(&server.metrics).calls(), 6);
 }
 
 #[tokio::test]

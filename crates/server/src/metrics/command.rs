@@ -36,6 +36,41 @@ pub(crate) const COMMAND_NAMES: [&str; 30] = [
     "put_system",
 ];
 
+/// What Redis calls the commands of [`COMMAND_NAMES`], for INFO: where it has several names for one
+/// meaning (SETEX, INCR, UNLINK …), the plainest.
+pub(crate) const REDIS_NAMES: [&str; COMMAND_NAMES.len()] = [
+    "get",
+    "get_entry",
+    "set",
+    "compare_and_set",
+    "compare_and_delete",
+    "getdel",
+    "getex",
+    "mget",
+    "mset",
+    "append",
+    "strlen",
+    "getrange",
+    "setrange",
+    "incrby",
+    "incrbyfloat",
+    "del",
+    "exists",
+    "touch",
+    "type",
+    "expire",
+    "ttl",
+    "persist",
+    "rename",
+    "copy",
+    "scan",
+    "dbsize",
+    "flushall",
+    "exec",
+    "sweep_expired",
+    "put_system",
+];
+
 /// The row in which a command is counted.
 pub(super) const fn command_row(command: &Command) -> usize {
     match command {

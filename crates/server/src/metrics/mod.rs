@@ -18,13 +18,15 @@ use flux_telemetry::{Counter, Counters, Gauges, Histograms, Labels, Registry, Sc
 use flux_types::{Command, Outcome, Reply};
 
 pub(crate) use changes::{ChangesMetrics, EventKind};
-pub(crate) use command::COMMAND_NAMES;
 use command::command_row;
+pub(crate) use command::{COMMAND_NAMES, REDIS_NAMES};
 pub(crate) use log::{LogState, register_log};
 #[cfg(feature = "rabbitmq")]
 pub(crate) use rabbitmq::register_rabbitmq;
 pub(crate) use raft::register_raft;
 pub(crate) use store::register_stores;
+
+use crate::statistics::CommandTotals;
 
 /// What a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +66,8 @@ pub(crate) struct Metrics {
     connections_opened: Counters,
     connections_refused: Counters,
     commands: Counters,
+    commands_rejected: Counters,
+    command_micros: Counters,
     latency: Histograms,
     protocol_errors: Counters,
     panics: Counter,
@@ -93,6 +97,16 @@ impl Metrics {
                 "flux_server_commands",
                 "Commands answered, by name and result",
                 Labels::one("command", COMMAND_NAMES).and("result", RESULTS),
+            ),
+            commands_rejected: registry.counters(
+                "flux_server_commands_rejected",
+                "Commands refused before they were looked at, by name",
+                Labels::one("command", COMMAND_NAMES),
+            ),
+            command_micros: registry.counters(
+                "flux_server_command_microseconds",
+                "Time from arrival to answer on RESP, shared evenly among the commands of a turn",
+                Labels::one("command", COMMAND_NAMES),
             ),
             latency: registry.histograms(
                 "flux_server_command_duration_seconds",
@@ -167,19 +181,28 @@ impl Metrics {
         self.commands.increment(counted.row * RESULTS.len());
     }
 
-    /// Commands answered since the start.
-    pub(crate) fn commands(&self) -> u64 {
-        (0..COMMAND_NAMES.len() * RESULTS.len())
-            .map(|row| self.commands.get(row))
-            .sum()
+    /// Counts a command that was refused before it was looked at, by Redis's name for it.
+    pub(crate) fn command_rejected(&self, redis_name: &str) {
+        let row = REDIS_NAMES.iter().position(|name| *name == redis_name);
+        if let Some(row) = row {
+            self.commands_rejected.increment(row);
+        }
     }
 
-    /// Commands answered since the start, by name: `(ok, failed)`.
-    pub(crate) fn commands_by_name(&self) -> impl Iterator<Item = (&'static str, u64, u64)> + '_ {
-        COMMAND_NAMES.iter().enumerate().map(|(row, &name)| {
-            let count = |result| self.commands.get(row * RESULTS.len() + result);
-            (name, count(0), count(1) + count(2))
-        })
+    /// Adds the time of a turn's commands of one kind.
+    pub(crate) fn command_took(&self, counted: CommandCount, micros: u64) {
+        self.command_micros.add(counted.row, micros);
+    }
+
+    /// What was counted since the start of one of [`COMMAND_NAMES`].
+    pub(crate) fn command_totals(&self, row: usize) -> CommandTotals {
+        let count = |result| self.commands.get(row * RESULTS.len() + result);
+        CommandTotals {
+            ok: count(0),
+            failed: count(1) + count(2),
+            rejected: self.commands_rejected.get(row),
+            micros: self.command_micros.get(row),
+        }
     }
 
     /// Records how long a command took.

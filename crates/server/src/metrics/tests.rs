@@ -10,9 +10,11 @@ use flux_telemetry::{Checks, Family, Kind, Registry};
 use flux_types::{Command, Error, ErrorCode, ReadCommand, Reply, Set, UnixMillis, WriteCommand};
 
 use super::{
-    COMMAND_NAMES, ChangesMetrics, CommandCount, LogState, Metrics, Protocol, command_row,
-    register_log, register_raft, register_stores,
+    COMMAND_NAMES, ChangesMetrics, CommandCount, LogState, Metrics, Protocol, REDIS_NAMES,
+    command_row, register_log, register_raft, register_stores,
 };
+
+use crate::statistics::{CommandTotals, Counted};
 
 fn set() -> Command {
     Command::Write(WriteCommand::Set(Set::plain(
@@ -43,12 +45,20 @@ fn commands_are_counted_by_name_and_result() {
     ] {
         assert!(text.contains(line), "{line} is missing in\n{text}");
     }
-    assert_eq!(metrics.commands(), 4);
-    let by_name: Vec<_> = metrics
-        .commands_by_name()
-        .filter(|(_, ok, failed)| ok + failed > 0)
-        .collect();
-    assert_eq!(by_name, [("set", 2, 2)]);
+    metrics.command_rejected("set");
+    metrics.command_rejected("what nobody knows");
+    metrics.command_took(counted, 30);
+    let totals = Counted::of(&metrics);
+    assert_eq!((totals.calls(), totals.errors()), (4, 3));
+    let row = command_row(&set());
+    assert_eq!(REDIS_NAMES[row], "set");
+    let expected = CommandTotals {
+        ok: 2,
+        failed: 2,
+        rejected: 1,
+        micros: 30,
+    };
+    assert_eq!(totals.commands[row], expected);
 }
 
 #[test]

@@ -112,6 +112,7 @@ impl Session {
                 self.writer().ok();
             }
             C::ClientGetRedir => self.writer().integer(-1),
+            C::ClientTracking => self.client_tracking(arguments)?,
             C::ClientTrackingInfo => self.client_tracking_info(),
             C::ClientHelp => introspect::help("client", &mut self.writer()),
             other => {
@@ -415,6 +416,21 @@ impl Session {
         let pause = Duration::from_millis(millis).min(PAUSE_MAX);
         node.pause.begin(node.clock.now() + pause, holds_reads);
         self.writer().ok();
+        Ok(())
+    }
+
+    /// Keys are not tracked, so OFF is what is. A client that asks for ON must not believe that it
+    /// will be told of changes.
+    fn client_tracking(&mut self, arguments: &[Bytes]) -> Result<(), Error> {
+        match arguments {
+            [switch] if is(switch, "off") => self.writer().ok(),
+            [switch, ..] if is(switch, "on") => {
+                return Err(invalid(
+                    "client-side caching is not supported: this node tells nobody of changed keys",
+                ));
+            }
+            _ => return Err(error::syntax()),
+        }
         Ok(())
     }
 

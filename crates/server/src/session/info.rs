@@ -8,7 +8,9 @@ use bytes::Bytes;
 use flux_telemetry::process;
 
 use crate::context::Context;
+use crate::metrics::REDIS_NAMES;
 use crate::readiness::Readiness;
+use crate::statistics::Counted;
 
 /// A section: its name in requests and as it is shown, whether it is among the defaults, and what
 /// writes it.
@@ -66,13 +68,21 @@ pub(super) struct Stats {
     pub(super) data_bytes: u64,
     /// Bytes of the process.
     pub(super) resident_bytes: u64,
-    /// Keys removed because their deadline had passed.
-    pub(super) expired: u64,
-    pub(super) hits: u64,
-    pub(super) misses: u64,
     pub(super) is_ready: bool,
-    pub(super) commands: u64,
-    pub(super) failed: u64,
+    /// What was counted since CONFIG RESETSTAT.
+    pub(super) counted: Counted,
+}
+
+/// What is counted, since the start.
+pub(super) fn counted(node: &Context) -> Counted {
+    let (hits, misses) = node.lookups.read();
+    let shards = node.home.shards().iter();
+    Counted {
+        hits,
+        misses,
+        expired: shards.map(|shard| shard.store().stats().expired).sum(),
+        ..Counted::of(&node.metrics)
+    }
 }
 
 impl Stats {
@@ -95,15 +105,8 @@ impl Stats {
             stats.data_bytes += store.memory_bytes();
             let counts = store.stats();
             stats.expires += counts.keys_with_deadline;
-            stats.expired += counts.expired;
         }
-        (stats.hits, stats.misses) = node.lookups.read();
-        stats.commands = node.metrics.commands();
-        stats.failed = node
-            .metrics
-            .commands_by_name()
-            .map(|(_, _, failed)| failed)
-            .sum();
+        stats.counted = node.statistics.since_reset(&counted(node));
         stats
     }
 }
@@ -202,16 +205,17 @@ fn persistence(node: &Context, stats: &Stats, out: &mut String) {
     );
 }
 
-fn statistics(node: &Context, stats: &Stats, out: &mut String) {
+fn statistics(_: &Context, stats: &Stats, out: &mut String) {
+    let counted = &stats.counted;
     lines!(out,
-        "total_connections_received": node.metrics.connections_opened(),
-        "total_commands_processed": stats.commands,
-        "total_error_replies": stats.failed,
-        "expired_keys": stats.expired,
+        "total_connections_received": counted.connections,
+        "total_commands_processed": counted.calls(),
+        "total_error_replies": counted.errors(),
+        "expired_keys": counted.expired,
         "expired_stale_perc": "0.00",
         "evicted_keys": 0,
-        "keyspace_hits": stats.hits,
-        "keyspace_misses": stats.misses,
+        "keyspace_hits": counted.hits,
+        "keyspace_misses": counted.misses,
         "pubsub_channels": 0,
         "pubsub_patterns": 0,
     );
@@ -231,23 +235,33 @@ fn cpu(_: &Context, _: &Stats, out: &mut String) {
     lines!(out, "used_cpu_sys_children": "0.000000", "used_cpu_user_children": "0.000000");
 }
 
-fn command_stats(node: &Context, _: &Stats, out: &mut String) {
-    for (name, done, failed) in node.metrics.commands_by_name() {
-        let calls = done + failed;
-        if calls > 0 {
-            put(
-                out,
-                format_args!(
-                    "cmdstat_{name}:calls={calls},usec=0,usec_per_call=0.00,rejected_calls=0,failed_calls={failed}"
-                ),
-            );
+/// The time is what clients see, from arrival to answer, and the sync of a write is in it.
+fn command_stats(_: &Context, stats: &Stats, out: &mut String) {
+    for (name, totals) in REDIS_NAMES.iter().zip(&stats.counted.commands) {
+        let calls = totals.calls();
+        if calls == 0 && totals.rejected == 0 {
+            continue;
         }
+        // Two digits after the point, without a float.
+        let hundredths = totals.micros.saturating_mul(100) / calls.max(1);
+        put(
+            out,
+            format_args!(
+                "cmdstat_{name}:calls={calls},usec={},usec_per_call={}.{:02},rejected_calls={},failed_calls={}",
+                totals.micros,
+                hundredths / 100,
+                hundredths % 100,
+                totals.rejected,
+                totals.failed,
+            ),
+        );
     }
 }
 
 fn error_stats(_: &Context, stats: &Stats, out: &mut String) {
-    if stats.failed > 0 {
-        put(out, format_args!("errorstat_ERR:count={}", stats.failed));
+    let errors = stats.counted.errors();
+    if errors > 0 {
+        put(out, format_args!("errorstat_ERR:count={errors}"));
     }
 }
 

@@ -49,6 +49,7 @@ use crate::clients::Client;
 use crate::context::{Hits, SessionContext};
 use crate::exec::{Place, Split, Turn, split};
 use crate::metrics::{CommandCount, Protocol};
+use crate::statistics::SlowTurn;
 
 /// The version of Redis whose behavior clients may expect; they choose features by it.
 const REDIS_VERSION: &str = "7.2.4";
@@ -148,8 +149,8 @@ struct Session {
     ahead: VecDeque<Arrived>,
     turn: Turn,
     steps: Steps,
-    /// The turn's last command on data: its latency stands for all of them.
-    last_counted: Option<CommandCount>,
+    /// The turn's commands on data by kind, which share its time.
+    counted: Vec<(CommandCount, u64)>,
     hits: Hits,
     /// The trace of the turn, if it is recorded.
     trace: Option<TraceContext>,
@@ -170,7 +171,7 @@ impl Session {
             ahead: VecDeque::new(),
             turn: Turn::default(),
             steps: Steps::default(),
-            last_counted: None,
+            counted: Vec::new(),
             hits: Hits::default(),
             trace: None,
             has_more: false,
@@ -217,7 +218,7 @@ impl Session {
         };
         self.has_more = commands >= TURN_COMMANDS_MAX || !self.ahead.is_empty();
         self.run_turn(&mut pipe.output).await;
-        self.note(last, started);
+        self.note(last, commands, started);
         if let Some(span) = &span {
             traced::describe(span, last, commands);
         }
@@ -280,8 +281,44 @@ impl Session {
         }
     }
 
-    /// Notes a turn for CLIENT LIST and the metrics.
-    fn note(&mut self, last: Option<&'static Spec>, started: Instant) {
+    /// Notes a turn for CLIENT LIST, the metrics and the slow log.
+    fn note(&mut self, last: Option<&'static Spec>, commands: usize, started: Instant) {
+        let node = &self.context.node;
+        let Some(last_kind) = self.counted.last().map(|(kind, _)| *kind) else {
+            self.note_name(last);
+            return;
+        };
+        let took = node.clock.now().saturating_since(started);
+        node.metrics.latency(Protocol::Resp, last_kind, took);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let all: u64 = self.counted.iter().map(|(_, count)| count).sum();
+        for (kind, count) in self.counted.drain(..) {
+            node.metrics
+                .command_took(kind, micros.saturating_mul(count) / all.max(1));
+        }
+        if node.statistics.is_slow(took) {
+            self.note_slow(last, commands, micros);
+        }
+        self.note_name(last);
+    }
+
+    fn note_slow(&self, last: Option<&'static Spec>, commands: usize, micros: u64) {
+        let node = &self.context.node;
+        node.statistics.note_slow(SlowTurn {
+            id: 0,
+            at_seconds: node.now_millis() / 1000,
+            micros,
+            command: last.map_or_else(String::new, |spec| spec.full_name().to_string()),
+            commands,
+            client: self
+                .client
+                .peer
+                .map_or_else(String::new, |peer| peer.to_string()),
+            client_name: self.client.labels().name,
+        });
+    }
+
+    fn note_name(&mut self, last: Option<&'static Spec>) {
         let node = &self.context.node;
         if let Some(spec) = last {
             let container = spec.container.unwrap_or_default();
@@ -289,10 +326,6 @@ impl Session {
                 .note_subcommand(container, spec.name, node.now_millis());
         }
         self.hits.flush(&node.lookups);
-        if let Some(counted) = self.last_counted.take() {
-            let took = node.clock.now().saturating_since(started);
-            node.metrics.latency(Protocol::Resp, counted, took);
-        }
     }
 
     /// Runs what is planned and puts all replies into `output`.
@@ -333,7 +366,7 @@ impl Session {
     /// As [`Session::plan`], for a request that may run and that no pause holds back.
     fn plan_released(&mut self, arrived: Arrived) -> Planned {
         let Arrived {
-            decoded: Decoded { request, .. },
+            decoded: Decoded { spec, request },
             bytes,
             hash,
         } = arrived;
@@ -348,7 +381,12 @@ impl Session {
                 return Planned::Afterwards(Later::Session(command, arguments));
             }
             Request::Session(command, arguments) => self.answer_session(command, &arguments),
-            Request::Invalid(error) => self.refuse(&error),
+            Request::Invalid(error) => {
+                if let Some(spec) = spec {
+                    self.context.node.metrics.command_rejected(spec.name);
+                }
+                self.refuse(&error);
+            }
         }
         Planned::Yes
     }
@@ -360,7 +398,10 @@ impl Session {
             return;
         }
         let counted = CommandCount::of(&command);
-        self.last_counted = Some(counted);
+        match self.counted.iter_mut().find(|(kind, _)| *kind == counted) {
+            Some((_, count)) => *count += 1,
+            None => self.counted.push((counted, 1)),
+        }
         let home = self.context.executor.home();
         let (shard, command) = match split(command, home.map(), home.lot()) {
             Split::One(shard, command) => (shard, command),

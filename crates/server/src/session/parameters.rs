@@ -13,6 +13,7 @@ use flux_wire::number::parse_u64;
 use flux_wire::resp::{Writer, error};
 
 use crate::context::Context;
+use crate::statistics::SLOW_LOG_LEN_MAX;
 
 /// What CONFIG SET does with a parameter.
 enum Setter {
@@ -116,8 +117,31 @@ static PARAMETERS: &[Parameter] = &[
     },
     // Snapshots are taken by log size.
     fixed("save", empty),
-    fixed("slowlog-log-slower-than", |_| "-1".to_owned()),
-    fixed("slowlog-max-len", zero),
+    Parameter {
+        name: "slowlog-log-slower-than",
+        get: |node| node.statistics.slow_micros().to_string(),
+        set: Setter::Changes(|node, text| {
+            let micros = text
+                .parse::<i64>()
+                .ok()
+                .filter(|micros| -1 <= *micros)
+                .ok_or("argument must be between -1 and 9223372036854775807 inclusive")?;
+            node.statistics.set_slow_micros(micros);
+            Ok(())
+        }),
+    },
+    Parameter {
+        name: "slowlog-max-len",
+        get: |node| node.statistics.slow_len().to_string(),
+        set: Setter::Changes(|node, text| {
+            let len = parse_u64(text.as_bytes())
+                .filter(|len| *len <= SLOW_LOG_LEN_MAX)
+                .and_then(|len| usize::try_from(len).ok())
+                .ok_or("argument must be between 0 and 4096 inclusive")?;
+            node.statistics.set_slow_len(len);
+            Ok(())
+        }),
+    },
     fixed("tcp-keepalive", |_| "300".to_owned()),
     Parameter {
         name: "timeout",

@@ -30,7 +30,10 @@ pub(crate) fn answer(
     match command {
         C::ConfigGet => parameters::get(node, arguments, writer),
         C::ConfigSet => parameters::set(node, arguments, writer)?,
-        C::ConfigResetStat => writer.ok(),
+        C::ConfigResetStat => {
+            node.statistics.reset(&info::counted(node));
+            writer.ok();
+        }
         C::ConfigRewrite => {
             return Err(Error::not_done(
                 ErrorCode::Invalid,
@@ -55,6 +58,17 @@ pub(crate) fn answer(
             writer.verbatim("No issue detected: memory is what the entries take.");
         }
         C::MemoryStats => memory_stats(node, writer),
+        C::SlowLogGet => slow_log(node, arguments, writer)?,
+        C::SlowLogLen => writer.integer(size(node.statistics.slow_turn_count())),
+        C::SlowLogReset => {
+            node.statistics.forget_slow_turns();
+            writer.ok();
+        }
+        C::SlowLogHelp => introspect::help("slowlog", writer),
+        // There is no latency monitor: `/metrics` has histograms of every command's latency.
+        C::LatencyLatest | C::LatencyHistory => writer.array(0),
+        C::LatencyReset => writer.integer(0),
+        C::LatencyHelp => introspect::help("latency", writer),
         C::MemoryHelp => introspect::help("memory", writer),
         C::ObjectHelp => introspect::help("object", writer),
         C::DebugHelp => introspect::help("debug", writer),
@@ -64,6 +78,40 @@ pub(crate) fn answer(
                 "the command is not available here",
             ));
         }
+    }
+    Ok(())
+}
+
+fn size(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// SLOWLOG GET: ten entries, or as many as asked for; -1 means all. What stands where Redis shows
+/// arguments is the command's name, and how many commands the turn had that took so long.
+fn slow_log(node: &Context, arguments: &[Bytes], writer: &mut Writer<'_>) -> Result<(), Error> {
+    const SHOWN: usize = 10;
+    let count = match arguments {
+        [] => SHOWN,
+        [count] if &**count == b"-1" => usize::MAX,
+        [count, ..] => parse_u64(count)
+            .and_then(|count| usize::try_from(count).ok())
+            .ok_or_else(|| {
+                let message = "count should be greater than or equal to -1";
+                Error::not_done(ErrorCode::Invalid, message)
+            })?,
+    };
+    let turns = node.statistics.slow_turns(count);
+    writer.array(turns.len());
+    for turn in turns {
+        writer.array(6);
+        writer.integer(turn.id.cast_signed());
+        writer.integer(turn.at_seconds.cast_signed());
+        writer.integer(turn.micros.cast_signed());
+        writer.array(2);
+        writer.bulk(turn.command.as_bytes());
+        writer.bulk(format!("... ({} commands in this turn)", turn.commands).as_bytes());
+        writer.bulk(turn.client.as_bytes());
+        writer.bulk(turn.client_name.as_bytes());
     }
     Ok(())
 }

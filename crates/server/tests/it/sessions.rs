@@ -149,3 +149,67 @@ async fn expired_keys_are_absent_and_their_deadline_is_exact() {
     assert_eq!(client.show("SET k w NX").await, "OK");
     node.end().await;
 }
+
+#[tokio::test]
+async fn statistics_name_commands_as_redis_does_and_begin_anew_when_told() {
+    let node = TestNode::start().await;
+    let mut client = node.client().await;
+    client.show("MSET a 1 b 2").await;
+    client.show("MGET a b").await;
+    client.show("INCR a").await;
+    client.show("SET only").await;
+    client.show("SET text abc").await;
+    client.show("INCR text").await;
+    let info = client.show("INFO commandstats").await;
+    for line in [
+        "cmdstat_mset:calls=1,usec=",
+        "cmdstat_mget:calls=1,usec=",
+        "cmdstat_set:calls=1,usec=",
+        "cmdstat_incrby:calls=2,usec=",
+        ",rejected_calls=1,failed_calls=0",
+        ",rejected_calls=0,failed_calls=1",
+    ] {
+        assert!(info.contains(line), "{line} is missing in {info}");
+    }
+    // A write is synced before it is answered, which takes more than a microsecond.
+    assert!(!info.contains("cmdstat_mset:calls=1,usec=0,"), "{info}");
+    assert_eq!(client.show("CONFIG RESETSTAT").await, "OK");
+    let info = client.show("INFO commandstats").await;
+    assert!(!info.contains("cmdstat_mset"), "{info}");
+    let info = client.show("INFO stats").await;
+    assert!(info.contains("total_commands_processed:0"), "{info}");
+    client.show("GET a").await;
+    let info = client.show("INFO ALL").await;
+    assert!(info.contains("cmdstat_get:calls=1,"), "{info}");
+    assert!(info.contains("keyspace_hits:1"), "{info}");
+    node.end().await;
+}
+
+#[tokio::test]
+async fn the_slow_log_names_slow_commands_without_keys_and_values() {
+    let node = TestNode::start().await;
+    let mut client = node.client().await;
+    assert_eq!(client.show("SLOWLOG LEN").await, "0");
+    assert_eq!(
+        client.show("CONFIG SET slowlog-log-slower-than 0").await,
+        "OK"
+    );
+    client.show("SET secret-key secret-value").await;
+    client.show("CONFIG SET slowlog-log-slower-than -1").await;
+    assert_eq!(client.show("SLOWLOG LEN").await, "1");
+    let slow = client.show("SLOWLOG GET").await;
+    assert!(slow.contains("\"set\""), "{slow}");
+    assert!(!slow.contains("secret"), "{slow}");
+    assert_eq!(client.show("SLOWLOG RESET").await, "OK");
+    assert_eq!(client.show("SLOWLOG GET 1").await, "[]");
+    let refused = client.show("SLOWLOG GET nonsense").await;
+    assert!(refused.starts_with("-ERR count should be"), "{refused}");
+    assert_eq!(client.show("LATENCY LATEST").await, "[]");
+    assert_eq!(client.show("CLIENT TRACKING OFF").await, "OK");
+    let refused = client.show("CLIENT TRACKING ON").await;
+    assert!(
+        refused.starts_with("-ERR client-side caching is not supported"),
+        "{refused}"
+    );
+    node.end().await;
+}

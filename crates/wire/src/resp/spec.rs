@@ -238,6 +238,7 @@ pub enum SessionCommand {
     ClientNoEvict,
     ClientNoTouch,
     ClientGetRedir,
+    ClientTracking,
     ClientTrackingInfo,
     ClientHelp,
     // The node.
@@ -259,6 +260,14 @@ pub enum SessionCommand {
     Role,
     Wait,
     Lolwut,
+    SlowLogGet,
+    SlowLogLen,
+    SlowLogReset,
+    SlowLogHelp,
+    LatencyLatest,
+    LatencyHistory,
+    LatencyReset,
+    LatencyHelp,
     // Keys, as seen by people.
     MemoryUsage,
     MemoryDoctor,

@@ -63,6 +63,8 @@ mod client {
             "Chooses whether this connection's reads mark keys as used.", Session(Command::ClientNoTouch)),
         row!("getredir" "", 2, [NOSCRIPT LOADING STALE], (0 0 0), "6.0.0", "O(1)",
             "Returns where invalidations go: nowhere.", Session(Command::ClientGetRedir)),
+        row!("tracking" "ON | OFF", -3, [NOSCRIPT LOADING STALE], (0 0 0), "6.0.0", "O(1)",
+            "Takes OFF; refuses ON: keys are not tracked.", Session(Command::ClientTracking)),
         row!("trackinginfo" "", 2, [NOSCRIPT LOADING STALE], (0 0 0), "6.2.0", "O(1)",
             "Returns how keys are tracked: not at all.", Session(Command::ClientTrackingInfo)),
         row!("help" "", 2, [LOADING STALE], (0 0 0), "5.0.0", "O(1)",

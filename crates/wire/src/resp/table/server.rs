@@ -31,6 +31,10 @@ pub(super) const ROWS: &[Spec] = &[
         "Reads and changes settings.", Container, config::ROWS),
     row!("memory" "subcommand", -2, [NONE], (0 0 0), "4.0.0", "Depends on the subcommand.",
         "Tells about memory.", Container, memory::ROWS),
+    row!("slowlog" "subcommand", -2, [NONE], (0 0 0), "2.2.12", "Depends on the subcommand.",
+        "Tells about what took long.", Container, slowlog::ROWS),
+    row!("latency" "subcommand", -2, [NONE], (0 0 0), "2.8.13", "Depends on the subcommand.",
+        "Answers tools that ask for latency events; there are none.", Container, latency::ROWS),
     row!("debug" "subcommand", -2, [NONE], (0 0 0), "1.0.0", "Depends on the subcommand.",
         "For tests of the node.", Container, debug::ROWS),
 ];
@@ -97,6 +101,44 @@ mod memory {
             "Returns how memory is used.", Session(Command::MemoryStats)),
         row!("help" "", 2, [LOADING STALE], (0 0 0), "4.0.0", "O(1)",
             "Lists the subcommands.", Session(Command::MemoryHelp)),
+    ];
+}
+
+mod slowlog {
+    use super::super::super::spec::{Action::Session, Group, SessionCommand as Command, Spec};
+    use super::super::row;
+
+    const GROUP: Group = Group::Server;
+    const CONTAINER: Option<&str> = Some("slowlog");
+
+    pub(super) const ROWS: &[Spec] = &[
+        row!("get" "[count]", -2, [ADMIN LOADING STALE], (0 0 0), "2.2.12", "O(N) in the entries returned",
+            "Returns the latest slow turns, by the name of their command.", Session(Command::SlowLogGet)),
+        row!("len" "", 2, [ADMIN LOADING STALE], (0 0 0), "2.2.12", "O(1)",
+            "Returns how many slow turns are kept.", Session(Command::SlowLogLen)),
+        row!("reset" "", 2, [ADMIN LOADING STALE], (0 0 0), "2.2.12", "O(N) in the entries kept",
+            "Forgets all slow turns.", Session(Command::SlowLogReset)),
+        row!("help" "", 2, [LOADING STALE], (0 0 0), "6.2.0", "O(1)",
+            "Lists the subcommands.", Session(Command::SlowLogHelp)),
+    ];
+}
+
+mod latency {
+    use super::super::super::spec::{Action::Session, Group, SessionCommand as Command, Spec};
+    use super::super::row;
+
+    const GROUP: Group = Group::Server;
+    const CONTAINER: Option<&str> = Some("latency");
+
+    pub(super) const ROWS: &[Spec] = &[
+        row!("latest" "", 2, [ADMIN NOSCRIPT LOADING STALE], (0 0 0), "2.8.13", "O(1)",
+            "Returns an empty array: latencies are in the metrics.", Session(Command::LatencyLatest)),
+        row!("history" "event", 3, [ADMIN NOSCRIPT LOADING STALE], (0 0 0), "2.8.13", "O(1)",
+            "Returns an empty array: latencies are in the metrics.", Session(Command::LatencyHistory)),
+        row!("reset" "[event [event ...]]", -2, [ADMIN NOSCRIPT LOADING STALE], (0 0 0), "2.8.13", "O(1)",
+            "Returns 0, the number of events forgotten.", Session(Command::LatencyReset)),
+        row!("help" "", 2, [LOADING STALE], (0 0 0), "2.8.13", "O(1)",
+            "Lists the subcommands.", Session(Command::LatencyHelp)),
     ];
 }
 
