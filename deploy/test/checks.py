@@ -11,7 +11,7 @@ import time
 from daemon import Failed, run
 
 # Far beyond what is normal, because the machine may be busy; nothing waits for it when things go right.
-PATIENCE_SECONDS = 90
+PATIENCE_SECONDS = 240
 STOP_SECONDS_MAX = 5
 # Where a container's `docker logs -f` goes on for ever.
 FOLLOWING = re.compile(r"\blogs -f\b")
@@ -121,7 +121,7 @@ class Stack:
             return seen[-1] == promise
 
         try:
-            wait_for(promise, is_kept, 30)
+            wait_for(promise, is_kept)
         except Failed:
             raise Failed(f"{command}\npromised: {promise}\nseen:     {seen[-1]}") from None
 
