@@ -357,7 +357,6 @@ CHECKS = {
     "docker-compose kill kv1": lambda stack, command: stack.shell(command),
     "docker-compose start kv1": lambda stack, command: stack.shell(command),
     "curl -i http://localhost:8080/api/v1/kv?key=hello": Stack.honest_error,
-    "docker-compose stop": lambda stack, command: stack.shell(command),
     "docker-compose up -d": Stack.up,
     "docker-compose down": Stack.down,
     "docker-compose down -v": Stack.nothing_left,
