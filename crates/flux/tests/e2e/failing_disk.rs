@@ -86,7 +86,8 @@ fn after_a_failed_fsync_nothing_is_acknowledged_and_the_process_ends() {
     let stderr = process.stderr();
     let last = stderr.lines().last().unwrap_or_default();
     assert!(
-        last.contains("the log cannot be written any more: sync failed"),
+        last.contains("the node cannot go on: ")
+            && last.contains("sync failed: Input/output error"),
         "{stderr}"
     );
     assert!(!process.ready_file().exists(), "it is ready no longer");

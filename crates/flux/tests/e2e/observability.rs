@@ -51,6 +51,13 @@ impl Prometheus {
             .expect("it says where it listens");
         // Nobody may fill its pipe.
         std::thread::spawn(move || lines.for_each(drop));
+        // It listens before it answers questions.
+        let ready = format!("http://{address}/-/ready");
+        wait_until("Prometheus to answer", || {
+            run(command("curl").args(["-fsS", &ready]), b"")
+                .status
+                .success()
+        });
         Self {
             child,
             address,

@@ -103,7 +103,9 @@ impl Metrics {
                 "Commands refused before they were looked at, by name",
                 Labels::one("command", COMMAND_NAMES),
             ),
-            command_micros: registry.counters(
+            // For INFO's commandstats alone, which Redis has in microseconds: what is exported is the
+            // histogram below.
+            command_micros: Registry::new().counters(
                 "flux_server_command_microseconds",
                 "Time from arrival to answer on RESP, shared evenly among the commands of a turn",
                 Labels::one("command", COMMAND_NAMES),
