@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use crate::harness::{PATIENCE, Process, Start, wait_until};
 
 /// What all attacks together may cost; a request's largest body is 10 MiB.
-const GROWTH_BYTES_MAX: u64 = 96 << 20;
+const GROWTH_BYTES_MAX: u64 = 192 << 20;
 
 fn open(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("the gateway accepts");

@@ -108,7 +108,9 @@ fn check_all_ours(collector: &Collector) {
             "POST ", "GET ", "flux.", "raft.", "log.", "send ", "process ",
         ]
         .iter()
-        .any(|start| span.name.starts_with(start));
+        .any(|start| span.name.starts_with(start))
+            // A request to which there is no route yet is named by its method alone.
+            || span.name == "GET";
         assert!(is_named_by_us, "a foreign span: {span:?}");
     }
 }
