@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Stdio};
 
 use crate::harness::etcd::Etcd;
-use crate::harness::{FLUX, command, flux, have, repository, run, stdout, wait_until};
+use crate::harness::{FLUX, command, flux, free_port, have, repository, run, stdout, wait_until};
 
 /// The ports that the document names; each stands for a free one.
 const PORTS: [&str; 7] = ["2379", "7401", "50101", "9201", "8401", "9401", "50201"];
@@ -40,12 +40,6 @@ impl Drop for Background {
     }
 }
 
-fn free_port() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("it has an address");
-    address.port().to_string()
-}
-
 /// Where the guide is followed: a folder, an etcd, and free ports instead of those it names.
 struct Desk {
     client: String,
@@ -57,7 +51,10 @@ struct Desk {
 impl Desk {
     fn new(etcd: &Etcd) -> Self {
         let client = etcd.address();
-        let mut ports: Vec<_> = PORTS.iter().map(|port| (*port, free_port())).collect();
+        let mut ports: Vec<_> = PORTS
+            .iter()
+            .map(|port| (*port, free_port().to_string()))
+            .collect();
         ports[0].1 = client.rsplit(':').next().expect("a port").to_owned();
         Self {
             client,

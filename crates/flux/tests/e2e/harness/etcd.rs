@@ -1,6 +1,5 @@
 //! A real etcd: started on free ports, killed, wiped and started again on the same ones.
 
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -8,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{PATIENCE, command, have, run, stdout};
+use super::{PATIENCE, command, free_port, have, run, stdout};
 
 /// One member that is a cluster; killed when dropped.
 pub(crate) struct Etcd {
@@ -159,9 +158,4 @@ impl Drop for Etcd {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("it has an address").port()
 }

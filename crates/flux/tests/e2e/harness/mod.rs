@@ -85,6 +85,13 @@ pub(crate) fn python(test: &str) -> Option<PathBuf> {
     found
 }
 
+/// A port that was free a moment ago, for programs that cannot be told to choose one.
+pub(crate) fn free_port() -> u16 {
+    let listener =
+        std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("it is bound").port()
+}
+
 /// Waits until `condition` holds.
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;

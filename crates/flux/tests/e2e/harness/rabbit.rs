@@ -1,7 +1,7 @@
 //! A real RabbitMQ of one's own: free ports, loopback only, its own epmd, killed when dropped.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{command, have, run};
+use super::{command, free_port, have, run};
 
 /// The user that the definitions of every broker have, and its password.
 pub(crate) const USER: &str = "fluxadmin";
@@ -252,12 +252,6 @@ fn definitions() -> String {
         ],
     })
     .to_string()
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("it is bound").port()
 }
 
 /// Whether somebody answers AMQP's greeting with a method frame.
