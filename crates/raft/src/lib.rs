@@ -38,4 +38,4 @@ pub use error::{MembershipError, SnapshotError, StartError};
 pub use network::{MemoryNetwork, Network, NoNetwork, Peer, PeerError, PeerHandler};
 pub use queue::Submission;
 pub use shard::{Formation, Shard, ShardParts};
-pub use status::{Failure, Role, ShardStatus};
+pub use status::{Failure, Members, Role, ShardStatus};

@@ -21,7 +21,7 @@ use crate::gate::{Grant, LeaseGate};
 use crate::progress::Progress;
 use crate::queue::Queue;
 use crate::snapshot::Snapshots;
-use crate::status::{Counters, Failure, Role, ShardStatus};
+use crate::status::{Counters, Failure, Members, Role, ShardStatus};
 use crate::type_config::{Raft, TypeConfig};
 
 type Watched<T> = WatchReceiverOf<TypeConfig, T>;
@@ -198,6 +198,18 @@ impl Replica {
                 ErrorCode::Unavailable,
                 "the shard has not finished its recovery",
             ))
+        }
+    }
+
+    /// Who leads and who belongs to the shard.
+    pub(crate) fn members(&self) -> Members {
+        let metrics = self.server_metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        Members {
+            term: from_raft_vote(&metrics.vote).term,
+            leader: metrics.current_leader.map(NodeId::new),
+            voters: membership.voter_ids().map(NodeId::new).collect(),
+            learners: membership.learner_ids().map(NodeId::new).collect(),
         }
     }
 

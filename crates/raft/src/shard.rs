@@ -31,7 +31,7 @@ use crate::recovery;
 use crate::replica::{Leadership, Replica};
 use crate::snapshot::{self, Snapshots};
 use crate::state_machine::StateMachine;
-use crate::status::{Counters, Failure, ShardStatus};
+use crate::status::{Counters, Failure, Members, ShardStatus};
 use crate::type_config::Raft;
 use crate::watcher;
 
@@ -241,6 +241,12 @@ impl Shard {
     #[must_use]
     pub fn status(&self) -> ShardStatus {
         self.inner.replica.status()
+    }
+
+    /// Who leads and who belongs to the shard: cheaper than [`Shard::status`].
+    #[must_use]
+    pub fn members(&self) -> Members {
+        self.inner.replica.members()
     }
 
     /// Whether this replica leads and has applied all it must before it evaluates.

@@ -41,6 +41,19 @@ pub enum Failure {
     Engine(String),
 }
 
+/// Who leads a shard and who belongs to it, as one replica sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// The term of its vote.
+    pub term: Term,
+    /// Who leads, as far as it knows.
+    pub leader: Option<NodeId>,
+    /// Who votes.
+    pub voters: Vec<NodeId>,
+    /// Who follows without a vote.
+    pub learners: Vec<NodeId>,
+}
+
 /// A picture of one replica at one moment.
 #[derive(Clone, Debug)]
 pub struct ShardStatus {

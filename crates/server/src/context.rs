@@ -15,6 +15,7 @@ use crate::exec::{Executor, Home};
 use crate::metrics::Metrics;
 use crate::ports::Addresses;
 use crate::statistics::Statistics;
+use crate::topology::TopologyHandle;
 
 /// Shared by everything that runs on a node.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) addresses: Addresses,
     pub(crate) identity: Identity,
+    /// Who leads, who votes and where everybody is.
+    pub(crate) topology: TopologyHandle,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) home: Arc<Home>,
     pub(crate) log: flux_log::Log,

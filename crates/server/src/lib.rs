@@ -27,6 +27,7 @@ mod readiness;
 mod registration;
 mod session;
 mod statistics;
+pub mod topology;
 mod units;
 
 pub use config::{CdcConfig, Config, Fsync, Mistake};
@@ -35,3 +36,4 @@ pub use exec::Executor;
 pub use node::Node;
 pub use ports::Addresses;
 pub use rabbitmq::{EventFormat, RabbitConfig};
+pub use topology::{NodePlace, ShardPlace, Topology, TopologyHandle};

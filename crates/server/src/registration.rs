@@ -50,7 +50,7 @@ pub(crate) fn registration(context: &Context, http: Option<SocketAddr>) -> Regis
 
 /// The host under which others reach this node. A listener on every address is advertised as
 /// loopback: nothing else is known to be right, and it is right on this machine.
-fn host(config: &Config, bound: IpAddr) -> String {
+pub(crate) fn host(config: &Config, bound: IpAddr) -> String {
     if !config.advertise.is_empty() {
         return config.advertise.clone();
     }

@@ -56,6 +56,32 @@ id! {
     Revision(u64)
 }
 
+impl NodeId {
+    /// The id of a node of a cluster: the number that the operator chose, and which life of it
+    /// this is. A data directory that was lost comes back as another incarnation, and so as
+    /// another node.
+    #[must_use]
+    pub const fn of_incarnation(physical: u32, incarnation: u32) -> Self {
+        Self((physical as u64) << 32 | incarnation as u64)
+    }
+
+    /// The number that the operator chose.
+    #[must_use]
+    pub const fn physical(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Which life of that node this is; 0 for none.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the lower half is what is asked for"
+    )]
+    pub const fn incarnation(self) -> u32 {
+        self.0 as u32
+    }
+}
+
 impl LogIndex {
     /// The position after this one.
     ///
@@ -102,5 +128,17 @@ impl Slot {
 impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_of_a_cluster_is_its_number_and_its_life() {
+        let node = NodeId::of_incarnation(7, 0xfeed_beef);
+        assert_eq!((node.physical(), node.incarnation()), (7, 0xfeed_beef));
+        assert_eq!(node.get(), 0x7_feed_beef);
     }
 }

@@ -8,6 +8,8 @@
 //! is closed; shards finish their batch; the log is synced and closed; threads end. A node that is
 //! dropped instead leaves its log as a killed process would.
 
+mod open;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,21 +18,21 @@ use std::time::Duration;
 
 use flux_cluster::SlotMap;
 use flux_cluster::registry::{Registered, RegistryError};
-use flux_env::{Clock, Disk, Instant, RealClock, RealDisk, Rng, SeededRng};
-use flux_log::{FsyncPolicy, Log, LogConfig, OpenError, Retention, Seeds};
-use flux_raft::{Formation, NoNetwork, Shard, ShardConfig, ShardParts};
-use flux_store::{Dropped, Store, StoreConfig};
+use flux_env::{Clock, Instant, RealClock};
+use flux_log::Log;
+use flux_raft::Shard;
 use flux_telemetry::{Checks, Registry};
-use flux_types::{ClusterId, Error, NodeId, ShardId, UnixMillis};
+use flux_types::{Error, NodeId, UnixMillis};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use self::open::{open_log, start_shards};
 use crate::changes::{self, Changes};
 use crate::clients::{Clients, Ending};
-use crate::config::{Config, Fsync};
+use crate::config::Config;
 use crate::context::{Context, Lookups, Pause, Switches};
 use crate::cores::{Cores, Places};
 use crate::error::{NodeFailure, StartError};
@@ -43,19 +45,15 @@ use crate::metrics::{
 use crate::ports::{Addresses, Listeners};
 use crate::rabbitmq::{Publisher, PublisherParts};
 use crate::readiness::{Readiness, ShardReadiness};
-use crate::registration::registration;
+use crate::registration::{host, registration};
 use crate::statistics::Statistics;
+use crate::topology::{self, NodePlace, Topology, TopologyHandle};
 use crate::{admin, grpc};
 
-/// Fewest stripes of a shard's store, and the number that all shards share.
-const STRIPES_MIN: u32 = 16;
-const STRIPES_TOTAL: u32 = 256;
 /// How long sessions get to end after they were killed.
 const KILL_GRACE: Duration = Duration::from_secs(1);
 /// How often the end of the last session is looked for.
 const DRAIN_CHECK: Duration = Duration::from_millis(5);
-/// How long after a start old log is kept as if a sink needed it: the sinks are only coming.
-const HISTORY_SETTLES_MS: u64 = 60_000;
 /// How long the shards get to finish their batch.
 const SHARD_GRACE: Duration = Duration::from_secs(10);
 
@@ -147,12 +145,14 @@ impl Node {
             metrics: ChangesMetrics::new(registry),
             draining: CancellationToken::new(),
         });
+        let topology = own_topology(&config, addresses, log.identity().node, &shards);
         let home = Home::new(map, shards, Arc::clone(&clock), config.request_timeout);
         let context = Arc::new(Context {
             switches: Switches::new(&config),
             config,
             addresses,
             identity: log.identity(),
+            topology: TopologyHandle::new(topology),
             clock,
             home,
             log,
@@ -177,23 +177,8 @@ impl Node {
     ) -> Result<Self, StartError> {
         let stop_accepting = changes.draining().clone();
         let places = Arc::clone(cores.places());
-        let executors: Vec<Executor> = (0..places.count())
-            .map(|core| executor_of_core(&context.home, &places, core))
-            .collect();
+        accept(&context, &places, listeners.resp, &stop_accepting)?;
         let executor = executor_of_caller(&context.home);
-        let acceptor = Acceptor {
-            context: Arc::clone(&context),
-            places: Arc::clone(&places),
-            executors,
-        };
-        {
-            // The listener's socket belongs to the runtime of the first core.
-            let handle = places.handle(0);
-            let _entered = handle.enter();
-            let listener = listener(listeners.resp)?;
-            handle.spawn(acceptor.run(listener, stop_accepting.clone()));
-            handle.spawn(end_idle(Arc::clone(&context), stop_accepting.clone()));
-        }
         let places_max = context.config.connections_max.min(Semaphore::MAX_PERMITS);
         let permits = Arc::new(Semaphore::new(places_max));
         let readiness: Arc<dyn Readiness> = Arc::clone(&context) as _;
@@ -258,6 +243,12 @@ impl Node {
     #[must_use]
     pub fn shard_count(&self) -> u32 {
         self.context.identity.shard_count
+    }
+
+    /// Who leads, who votes and where everybody is.
+    #[must_use]
+    pub fn topology(&self) -> &TopologyHandle {
+        &self.context.topology
     }
 
     /// Runs commands on this node's shards, from any runtime.
@@ -441,6 +432,59 @@ impl Readiness for Context {
     }
 }
 
+/// Starts to accept on the port of RESP and FLUX.
+fn accept(
+    context: &Arc<Context>,
+    places: &Arc<Places>,
+    socket: std::net::TcpListener,
+    stop: &CancellationToken,
+) -> Result<(), StartError> {
+    let executors: Vec<Executor> = (0..places.count())
+        .map(|core| executor_of_core(&context.home, places, core))
+        .collect();
+    let acceptor = Acceptor {
+        context: Arc::clone(context),
+        places: Arc::clone(places),
+        executors,
+    };
+    // The listener's socket belongs to the runtime of the first core.
+    let handle = places.handle(0);
+    let _entered = handle.enter();
+    let listener = listener(socket)?;
+    handle.spawn(acceptor.run(listener, stop.clone()));
+    handle.spawn(end_idle(Arc::clone(context), stop.clone()));
+    handle.spawn(keep_topology(context));
+    Ok(())
+}
+
+/// What a node knows of itself.
+fn own_topology(config: &Config, addresses: Addresses, node: NodeId, shards: &[Shard]) -> Topology {
+    let own = NodePlace {
+        node,
+        host: host(config, addresses.resp.ip()),
+        resp: addresses.resp.port(),
+        grpc: addresses.grpc.port(),
+        admin: addresses.admin.port(),
+        peer: 0,
+        is_reachable: true,
+    };
+    Topology {
+        own: node,
+        shards: topology::of_shards(shards),
+        nodes: vec![own],
+    }
+}
+
+/// Keeps the picture of the cluster up to date.
+fn keep_topology(context: &Context) -> impl Future<Output = ()> + Send + use<> {
+    let handle = context.topology.clone();
+    let (config, addresses) = (context.config.clone(), context.addresses);
+    let (node, shards) = (context.identity.node, context.home.shards().to_vec());
+    topology::keep(handle, move || {
+        own_topology(&config, addresses, node, &shards)
+    })
+}
+
 /// Closes a log unless the start has succeeded.
 struct CloseOnDrop(Option<Log>);
 
@@ -517,153 +561,6 @@ fn publisher(
         what: "failed to start the sink for RabbitMQ",
         source,
     })
-}
-
-/// Opens the log with as many shards as asked for, or as the folder has.
-fn open_log(config: &Config, clock: Arc<dyn Clock>) -> Result<Log, StartError> {
-    let shards = config.shards.unwrap_or(config.shards_initial);
-    let opened = match open_log_with(config, Arc::clone(&clock), shards)? {
-        Err(OpenError::ShardCount { found, .. }) if config.shards.is_none() => {
-            open_log_with(config, clock, found)?
-        }
-        opened => opened,
-    };
-    let (log, recovery) = opened.map_err(|error| open_error(config, &error))?;
-    if let Some(torn) = &recovery.torn {
-        warn!(
-            ?torn,
-            "the log ended in an unfinished record, which was cut"
-        );
-    }
-    info!(
-        records = recovery.records,
-        bytes = recovery.bytes,
-        clean = recovery.clean,
-        "log opened"
-    );
-    Ok(log)
-}
-
-type Opened = Result<(Log, flux_log::Recovery), OpenError>;
-
-fn open_log_with(
-    config: &Config,
-    clock: Arc<dyn Clock>,
-    shards: u32,
-) -> Result<Opened, StartError> {
-    let system = |what| move |source| StartError::System { what, source };
-    let mut random =
-        SeededRng::new(flux_env::entropy_u64().map_err(system("failed to draw random bits"))?);
-    let seeds = Seeds {
-        cluster: ClusterId::new(random.next_u64()),
-        node: NodeId::new(random.next_u64()),
-        boot_id: flux_env::boot_id().map_err(system("failed to ask for the boot id"))?,
-        draw: Box::new(move || random.next_u64()),
-    };
-    let log_config = LogConfig {
-        fsync: match config.fsync {
-            Fsync::Always => FsyncPolicy::Always,
-            Fsync::EverySec => FsyncPolicy::EverySecond,
-            Fsync::Never => FsyncPolicy::Never,
-        },
-        segment_bytes: config.segment_size,
-        retention: Retention {
-            bytes_max: config.cdc.retention_bytes,
-            age_max_ms: u64::try_from(config.cdc.retention_age.as_millis()).unwrap_or(u64::MAX),
-            pinned_bytes_max: config.cdc.pinned_bytes_max,
-            settle_ms: HISTORY_SETTLES_MS,
-        },
-        ..LogConfig::new(config.data_dir.clone(), shards)
-    };
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    Ok(Log::open(disk, clock, log_config, seeds))
-}
-
-fn open_error(config: &Config, error: &OpenError) -> StartError {
-    match error {
-        OpenError::Damaged { .. } => StartError::Damaged {
-            problem: error.to_string(),
-        },
-        OpenError::ForeignFiles { .. }
-        | OpenError::InUse { .. }
-        | OpenError::ShardCount { .. }
-        | OpenError::Version { .. }
-        | OpenError::Io { .. } => StartError::DataDir {
-            path: config.data_dir.clone(),
-            problem: error.to_string(),
-        },
-    }
-}
-
-/// Starts every shard on its core, all at once.
-async fn start_shards(
-    config: &Config,
-    log: &Log,
-    clock: &Arc<dyn Clock>,
-    places: &Places,
-) -> Result<Vec<Shard>, StartError> {
-    let identity = log.identity();
-    let hash_seed = flux_env::entropy_u64().map_err(|source| StartError::System {
-        what: "failed to draw random bits",
-        source,
-    })?;
-    let count = identity.shard_count;
-    let stripes = STRIPES_MIN.max(STRIPES_TOTAL / count.max(1));
-
-    let starting: Vec<_> = (0..count)
-        .map(|id| {
-            let store = Store::new(StoreConfig {
-                stripes: stripes as usize,
-                hash_seed,
-                memory_bytes_max: (config.max_memory > 0)
-                    .then(|| (config.max_memory / u64::from(count)).max(1)),
-                value_bytes_max: usize::try_from(config.value_size_max).unwrap_or(usize::MAX),
-            });
-            store.set_reclaimer(reclaim);
-            let parts = ShardParts {
-                id: ShardId::new(id),
-                node: identity.node,
-                store: Arc::new(store),
-                log: log.clone(),
-                clock: Arc::clone(clock),
-                network: Arc::new(NoNetwork),
-                formation: Formation::Found,
-                config: ShardConfig {
-                    snapshot_log_bytes: config.snapshot_log_size,
-                    ..ShardConfig::default()
-                },
-            };
-            let handle = places.handle(places.of_shard(id));
-            handle.spawn(Shard::start(parts))
-        })
-        .collect();
-    let mut shards = Vec::with_capacity(starting.len());
-    for start in starting {
-        let started = start.await.map_err(|error| StartError::System {
-            what: "a shard's start did not end in order",
-            source: std::io::Error::other(error),
-        })?;
-        shards.push(started.map_err(|error| shard_error(&error))?);
-    }
-    Ok(shards)
-}
-
-/// Frees tables that were swapped out on a thread of their own: millions of entries take a while.
-fn reclaim(dropped: Dropped) {
-    let thread = std::thread::Builder::new().name("flux-reclaim".to_owned());
-    // If there is no thread, the closure is dropped here, and the tables with it.
-    drop(thread.spawn(move || drop(dropped)));
-}
-
-fn shard_error(error: &flux_raft::StartError) -> StartError {
-    use flux_raft::StartError as Raft;
-    let problem = error.to_string();
-    match error {
-        Raft::Gap { .. } | Raft::Entry { .. } | Raft::Snapshot { .. } => {
-            StartError::Damaged { problem }
-        }
-        Raft::Log { .. } | Raft::Engine { .. } => StartError::Shard { problem },
-    }
 }
 
 /// The executor of sessions on a core: lanes to the shards of other cores.
