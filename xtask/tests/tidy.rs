@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, u32)] = &[
     ("flux-types", 0),
     ("flux-env", 0),
+    ("flux-history", 0),
     ("flux-telemetry", 0),
     ("flux-wire", 1),
     ("flux-proto", 1),
@@ -51,7 +52,7 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
 ];
 
 /// Rooms without an asynchronous runtime.
-const WITHOUT_RUNTIME: &[&str] = &["flux-types", "flux-wire", "flux-store"];
+const WITHOUT_RUNTIME: &[&str] = &["flux-types", "flux-wire", "flux-store", "flux-history"];
 
 const LINES_MAX: usize = 800;
 
