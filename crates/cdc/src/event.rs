@@ -3,6 +3,8 @@
 use bytes::Bytes;
 use flux_types::{DeleteCause, LogIndex, Revision, ShardId, Term, TraceParent, UnixMillis};
 
+use crate::envelope::write::id;
+
 /// Where an event stands in the history of its shard. Ordered within a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Position {
@@ -164,6 +166,14 @@ impl Event {
     /// The id: never given to two changes, and the same however often this one comes again.
     #[must_use]
     pub fn id(&self) -> String {
+        let mut out = Vec::with_capacity(32);
+        self.write_id(&mut out);
+        // Digits, letters and signs.
+        String::from_utf8(out).unwrap_or_default()
+    }
+
+    /// Appends the id.
+    pub(crate) fn write_id(&self, out: &mut Vec<u8>) {
         let Position {
             shard,
             term,
@@ -175,13 +185,20 @@ impl Event {
             | Change::Patch { .. }
             | Change::Delete { .. }
             | Change::Expire { .. }
-            | Change::Flush => format!("{shard}:{term}:{revision}"),
+            | Change::Flush => id(out, shard.get(), term.get(), revision.get()),
             // A key does not know the term of its last change.
-            Change::Item { .. } => format!("{shard}:snapshot:{revision}"),
-            Change::Control(Control::Progress) => {
-                format!("{shard}:{term}:{revision}:progress:{}", self.at.get())
+            Change::Item { .. } => {
+                out.extend_from_slice(format!("{shard}:snapshot:{revision}").as_bytes());
             }
-            Change::Control(_) => format!("{shard}:{term}:{revision}:{}", self.change.word()),
+            Change::Control(Control::Progress) => {
+                let at = self.at.get();
+                let id = format!("{shard}:{term}:{revision}:progress:{at}");
+                out.extend_from_slice(id.as_bytes());
+            }
+            Change::Control(_) => {
+                let word = self.change.word();
+                out.extend_from_slice(format!("{shard}:{term}:{revision}:{word}").as_bytes());
+            }
         }
     }
 

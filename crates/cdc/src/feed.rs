@@ -87,22 +87,30 @@ impl Batch {
     /// The cursor of a consumer that has taken them in up to one of them.
     #[must_use]
     pub fn cursor_at(&self, event: &Event) -> Cursor {
+        match self.place_at(event) {
+            Some(place) => self.before.with(self.shard, place),
+            None => self.after.clone(),
+        }
+    }
+
+    /// The place of that consumer in the shard; `None`: where the whole batch ends.
+    #[must_use]
+    pub const fn place_at(&self, event: &Event) -> Option<Place> {
         let position = event.position;
-        let place = match event.change {
-            Change::Item { .. } => Place::Snapshot,
-            Change::Control(Control::Progress) => return self.after.clone(),
+        match event.change {
+            Change::Item { .. } => Some(Place::Snapshot),
+            Change::Control(Control::Progress) => None,
             Change::Set { .. }
             | Change::Patch { .. }
             | Change::Delete { .. }
             | Change::Expire { .. }
             | Change::Flush
-            | Change::Control(_) => Place::After {
+            | Change::Control(_) => Some(Place::After {
                 term: position.term,
                 index: position.index,
                 revision: position.revision,
-            },
-        };
-        self.before.with(self.shard, place)
+            }),
+        }
     }
 }
 

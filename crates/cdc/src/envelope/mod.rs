@@ -2,8 +2,11 @@
 //! attributes beside the bare value (*binary mode*). `docs/cdc.md` shows both.
 
 mod attributes;
+
+mod json;
 mod text;
 mod time;
+pub(crate) mod write;
 
 #[cfg(test)]
 mod tests;

@@ -454,6 +454,17 @@ proptest! {
     }
 
     #[test]
+    fn what_is_written_straight_away_is_what_is_made_of_the_message(change in any_change(), trace: Option<(u64, u64, bool)>, grouped: bool) {
+        let mut event = event(change);
+        event.trace = trace.and_then(|(trace, span, sampled)| TraceParent::new(trace.into(), span, sampled));
+        event.group = event.group.filter(|_| grouped);
+        let mut written = b"before".to_vec();
+        envelope().write_json(&event, &mut written);
+        let made = [b"before".to_vec(), to_json(&envelope().wrap(&event))].concat();
+        prop_assert_eq!(String::from_utf8(written), String::from_utf8(made));
+    }
+
+    #[test]
     fn values_come_back_from_their_text(value in proptest::collection::vec(any::<u8>(), 0..16)) {
         let value = Bytes::from(value);
         let set = event(Change::Set { key: bytes("k"), value: value.clone(), deadline: None });

@@ -2,6 +2,8 @@
 
 use flux_types::UnixMillis;
 
+use super::write::decimal;
+
 const DAY_SECONDS: u64 = 86_400;
 /// The last moment of the year 9999, beyond which RFC 3339 has no form.
 const MILLIS_MAX: u64 = 253_402_300_799_999;
@@ -9,17 +11,30 @@ const MILLIS_MAX: u64 = 253_402_300_799_999;
 /// The time as text. What is beyond the year 9999 is shown as its end.
 #[must_use]
 pub fn format_time(at: UnixMillis) -> String {
+    let mut out = Vec::with_capacity(24);
+    write_time(at, &mut out);
+    // Digits and signs.
+    String::from_utf8(out).unwrap_or_default()
+}
+
+/// Appends the time as text.
+pub(super) fn write_time(at: UnixMillis, out: &mut Vec<u8>) {
     let millis = at.get().min(MILLIS_MAX);
     let seconds = millis / 1000;
     let (year, month, day) = date(seconds / DAY_SECONDS);
     let of_day = seconds % DAY_SECONDS;
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        of_day / 3600,
-        of_day / 60 % 60,
-        of_day % 60,
-        millis % 1000
-    )
+    for (number, width, end) in [
+        (year, 4, b'-'),
+        (month, 2, b'-'),
+        (day, 2, b'T'),
+        (of_day / 3600, 2, b':'),
+        (of_day / 60 % 60, 2, b':'),
+        (of_day % 60, 2, b'.'),
+        (millis % 1000, 3, b'Z'),
+    ] {
+        decimal(out, number, width);
+        out.push(end);
+    }
 }
 
 /// Reads what [`format_time`] writes; `None` for anything else.
