@@ -4,7 +4,7 @@
 //! least once; never slows a commit. Nothing is queued in memory: whoever is slow reads later, from
 //! the log. Read in this order: [`event`] is what there is to tell, [`cursor`] how far somebody has
 //! got, [`origin`] what a shard must offer, `tail` one shard's changes, [`feed`] all of them
-//! together, [`envelope`] how an event looks outside. `rabbitmq` publishes events, `consumer` reads
+//! together, [`envelope`] how an event looks outside, [`share`] how readers give way to writers. `rabbitmq` publishes events, `consumer` reads
 //! them again.
 
 #[cfg(feature = "rabbitmq")]
@@ -17,6 +17,7 @@ pub mod feed;
 pub mod origin;
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
+pub mod share;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -27,3 +28,4 @@ pub use error::CdcError;
 pub use event::{Change, Control, Event, Group, Position};
 pub use feed::{Batch, Feed, OnGap, Request};
 pub use origin::Origin;
+pub use share::Share;

@@ -13,7 +13,10 @@ mod sim_disk;
 
 pub use clock::{Clock, Instant};
 pub use disk::{Disk, File, LockGuard, OpenMode};
-pub use real::{RealClock, RealDisk, boot_id, entropy_u64, lower_priority, wall_nanos};
+pub use real::{
+    RealClock, RealDisk, ThreadMeter, ThreadTimes, boot_id, entropy_u64, lower_priority,
+    thread_cpu_time, wall_nanos,
+};
 pub use rng::{Rng, SeededRng};
 pub use sim_clock::SimClock;
 pub use sim_disk::{CrashLoss, SimDisk};

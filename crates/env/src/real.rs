@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::time::{ClockId, Timespec, clock_gettime};
@@ -134,6 +135,59 @@ pub fn boot_id() -> io::Result<u128> {
 pub fn lower_priority(niceness: i32) -> io::Result<()> {
     // Linux takes "this process" for the calling thread.
     Ok(rustix::process::setpriority_process(None, niceness)?)
+}
+
+/// Processor time that the calling thread has used.
+#[must_use]
+pub fn thread_cpu_time() -> Duration {
+    Duration::from_nanos(nanos(clock_gettime(ClockId::ThreadCPUTime)))
+}
+
+/// How long a thread ran, and how long it waited for a processor while it could have run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ThreadTimes {
+    /// Time on a processor.
+    pub ran: Duration,
+    /// Time in line for one.
+    pub waited: Duration,
+}
+
+/// Tells the times of one thread to any other.
+#[derive(Debug)]
+pub struct ThreadMeter {
+    file: fs::File,
+}
+
+impl ThreadMeter {
+    /// A meter of the calling thread.
+    ///
+    /// # Errors
+    /// If the kernel keeps no such account.
+    pub fn of_this_thread() -> io::Result<Self> {
+        let file = fs::File::open("/proc/thread-self/schedstat")?;
+        let meter = Self { file };
+        meter.read()?;
+        Ok(meter)
+    }
+
+    /// The times since the thread began.
+    ///
+    /// # Errors
+    /// If the thread has ended, or the account has another form.
+    pub fn read(&self) -> io::Result<ThreadTimes> {
+        let mut text = [0_u8; 64];
+        let length = self.file.read_at(&mut text, 0)?;
+        let text = text.get(..length).unwrap_or_default();
+        let mut numbers = text.split(u8::is_ascii_whitespace);
+        let mut next = || {
+            let number = std::str::from_utf8(numbers.next()?).ok()?;
+            number.parse().ok().map(Duration::from_nanos)
+        };
+        match (next(), next()) {
+            (Some(ran), Some(waited)) => Ok(ThreadTimes { ran, waited }),
+            _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
+        }
+    }
 }
 
 /// The machine's file system.
@@ -297,6 +351,27 @@ mod tests {
         assert!(RealDisk.lock(&path).unwrap().is_none());
         drop(first);
         assert!(RealDisk.lock(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_meter_tells_the_time_of_its_thread_to_others_and_nothing_once_it_has_ended() {
+        let spin = || {
+            let begin = thread_cpu_time();
+            while thread_cpu_time() < begin + Duration::from_millis(20) {}
+        };
+        let (told, meters) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            spin();
+            told.send(ThreadMeter::of_this_thread().unwrap()).unwrap();
+            let _ = ended.recv();
+        });
+        let meter = meters.recv().unwrap();
+        let ran = meter.read().unwrap().ran;
+        assert!((15..10_000).contains(&ran.as_millis()), "{ran:?}");
+        drop(end);
+        thread.join().unwrap();
+        assert!(meter.read().is_err());
     }
 
     #[test]

@@ -6,9 +6,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use flux_env::ThreadMeter;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +28,7 @@ pub(crate) struct Cores {
     places: Arc<Places>,
     stop: CancellationToken,
     threads: Vec<thread::JoinHandle<()>>,
+    meters: Vec<ThreadMeter>,
 }
 
 /// Where to spawn on each core.
@@ -91,6 +94,7 @@ impl Cores {
         let stop = CancellationToken::new();
         let mut places = Vec::new();
         let mut threads = Vec::new();
+        let (told, meters) = mpsc::channel();
         for index in 0..count.max(1) {
             let runtime = Builder::new_current_thread()
                 .enable_all()
@@ -102,16 +106,29 @@ impl Cores {
             });
             let stopped = stop.clone();
             let thread = thread::Builder::new().name(format!("flux-core-{index}"));
+            let told = told.clone();
             threads.push(thread.spawn(move || {
+                // Nobody listens any more if another thread could not be started.
+                drop(told.send(ThreadMeter::of_this_thread()));
+                drop(told);
                 runtime.block_on(stopped.cancelled());
                 runtime.shutdown_timeout(BLOCKING_GRACE);
             })?);
         }
+        drop(told);
+        // On a machine that keeps no account of its threads nobody can give way to them.
+        let meters = meters.into_iter().filter_map(Result::ok).collect();
         Ok(Self {
             places: Arc::new(Places(places)),
             stop,
             threads,
+            meters,
         })
+    }
+
+    /// Hands out what tells how long these threads have run and waited, to the first that asks.
+    pub(crate) fn take_meters(&mut self) -> Vec<ThreadMeter> {
+        std::mem::take(&mut self.meters)
     }
 
     /// Where to spawn.
@@ -145,6 +162,14 @@ mod tests {
         drop(seat);
         assert_eq!(places.seat().0, first);
         assert_eq!(places.of_shard(3), 1);
+    }
+
+    #[test]
+    fn each_core_tells_how_long_it_has_run() {
+        let mut cores = Cores::start(2).unwrap();
+        let meters = cores.take_meters();
+        assert_eq!(meters.len(), 2);
+        assert!(meters.iter().all(|meter| meter.read().is_ok()));
     }
 
     #[test]

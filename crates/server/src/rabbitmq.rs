@@ -1,7 +1,7 @@
 //! RabbitMQ: what can be set about the sink, and the thread it runs on.
 //!
-//! The sink has a thread of its own, of low priority: while the node is busy serving, changes wait in
-//! the log and reach the broker a little later, instead of taking the processor from those who write.
+//! The sink has a thread of its own, and gives way to those who serve: while they want the processor,
+//! changes wait in the log and reach the broker a little later.
 
 use std::fmt;
 #[cfg(not(feature = "rabbitmq"))]
@@ -167,8 +167,10 @@ mod sink {
     use super::{EventFormat, Mistake, PublisherParts, RabbitConfig, mistake};
     use crate::metrics::register_rabbitmq;
 
-    /// How nice the sink is to whoever serves: about a thirtieth of a busy core is left to it.
-    const NICENESS: i32 = 15;
+    /// How nice the sink is. What keeps it from taking the processor from those who serve is its
+    /// share (`flux_cdc::Share`); this only lets them go first. More would starve it on a host that is
+    /// busy with other things.
+    const NICENESS: i32 = 5;
     /// How long the end of the sink may take: a cursor to commit, a farewell to the broker.
     const GRACE: Duration = Duration::from_secs(5);
     const QUEUE_BYTES_MIN: u64 = 1 << 20;
@@ -259,6 +261,7 @@ mod sink {
                 origins: parts.changes.origins().to_vec(),
                 envelope: parts.changes.envelope().clone(),
                 clock: Arc::clone(parts.clock),
+                share: Arc::clone(parts.changes.share()),
                 rng: Box::new(rng),
                 status: Arc::clone(&status),
             });

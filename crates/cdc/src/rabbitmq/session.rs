@@ -65,7 +65,7 @@ enum Step {
     Silence,
     Tick,
     Batch(usize, Result<Batch, CdcError>),
-    /// The pace, or the window, lets more go.
+    /// More may go.
     Go,
 }
 
@@ -84,8 +84,10 @@ pub(super) struct Session {
     /// When each message in flight was decided, oldest first.
     times: VecDeque<UnixMillis>,
     pace: Pace,
-    /// Until when the pace lets nothing go.
+    /// Until when the pace, or those who serve, let nothing go.
     wait_until: Option<Instant>,
+    /// What this thread had used when it was last noted.
+    cpu_time: Duration,
     is_blocked: bool,
     heard_at: Instant,
     tick: Interval,
@@ -124,6 +126,7 @@ impl Session {
             times: VecDeque::new(),
             pace: Pace::new(sink.config.rate_max),
             wait_until: None,
+            cpu_time: flux_env::thread_cpu_time(),
             is_blocked: false,
             heard_at: Instant::now(),
             tick,
@@ -156,11 +159,27 @@ impl Session {
             }
             self.publish(sink).await;
             sink.status.set_in_flight(self.window.in_flight());
+            self.give_way(sink);
+        }
+    }
+
+    /// Rests if those who serve want the processor and the sink has had its share of it.
+    fn give_way(&mut self, sink: &Sink) {
+        let cpu_time = flux_env::thread_cpu_time();
+        let cost = cpu_time.saturating_sub(self.cpu_time);
+        self.cpu_time = cpu_time;
+        let rest = sink.share.spend(cost, sink.behind(self.oldest()));
+        if !rest.is_zero() {
+            let until = Instant::now() + rest;
+            self.wait_until = Some(self.wait_until.map_or(until, |other| other.max(until)));
         }
     }
 
     async fn step(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Step {
-        let may_read = self.batch.is_none() && !self.is_blocked && self.window.has_room();
+        let may_read = self.batch.is_none()
+            && !self.is_blocked
+            && self.wait_until.is_none()
+            && self.window.has_room();
         let silent_at = self.heard_at + CONFIRM_PATIENCE;
         let waits_for_confirm = !self.confirms.is_empty();
         let go_at = self.wait_until.unwrap_or(silent_at);
@@ -325,8 +344,7 @@ impl Session {
             let span = traced::begin(event, self.exchange.as_str());
             let sender = span.as_ref().and_then(traced::parent);
             let message = Message::of(event, sender, &sink.envelope, sink.config.shape);
-            let place = batch.cursor_at(event).place(batch.shard);
-            let place = place.unwrap_or(Place::BEGINNING);
+            let place = batch.place_at(event).unwrap_or(Place::BEGINNING);
             let (shard, at) = (batch.shard, event.at);
             *done += 1;
             self.send(message, Sent { shard, place }, at, span).await;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flux_env::{Clock, Rng};
+use flux_env::{Clock, Instant, Rng};
 use flux_types::{ClusterId, ShardId, UnixMillis};
 use tracing::{debug, info, warn};
 
@@ -25,6 +25,7 @@ use crate::envelope::Envelope;
 use crate::error::CdcError;
 use crate::feed::{Feed, OnGap, Request};
 use crate::origin::Origin;
+use crate::share::Share;
 
 /// Name of the cursor in the system data of each shard.
 pub const CURSOR_NAME: &[u8] = b"cdc/rabbitmq";
@@ -42,11 +43,13 @@ pub struct Sink {
     pub(super) envelope: Envelope,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) status: Arc<Status>,
+    pub(super) share: Arc<Share>,
     /// How far each shard has got: settled, whether or not it is committed.
     pub(super) settled: BTreeMap<ShardId, Place>,
     cluster: ClusterId,
     origins: Vec<Arc<dyn Origin>>,
     rng: Box<dyn Rng>,
+    begun_at: Instant,
 }
 
 impl fmt::Debug for Sink {
@@ -76,6 +79,8 @@ pub struct SinkParts {
     pub envelope: Envelope,
     /// For the pace.
     pub clock: Arc<dyn Clock>,
+    /// How it gives way to those who serve.
+    pub share: Arc<Share>,
     /// For the jitter of attempts.
     pub rng: Box<dyn Rng>,
     /// Told what happens.
@@ -91,7 +96,9 @@ impl Sink {
             cluster: parts.cluster,
             origins: parts.origins,
             envelope: parts.envelope,
+            begun_at: parts.clock.now(),
             clock: parts.clock,
+            share: parts.share,
             rng: parts.rng,
             status: parts.status,
             settled: BTreeMap::new(),
@@ -311,6 +318,14 @@ impl Sink {
             Place::After { revision, .. } => Some(revision.get()),
             Place::Snapshot => None,
         }
+    }
+
+    /// For how long it has been behind, if this is the oldest change that is left to it.
+    pub(super) fn behind(&self, oldest: Option<UnixMillis>) -> Duration {
+        let now = self.now().get();
+        let age = oldest.map_or(0, |oldest| now.saturating_sub(oldest.get()));
+        let run = self.clock.now().saturating_since(self.begun_at);
+        Duration::from_millis(age).min(run)
     }
 
     fn now(&self) -> UnixMillis {

@@ -3,7 +3,6 @@
 //! A browser's `EventSource` resumes by itself: each event's id is its cursor, and it sends the last
 //! one back. Values are shown here, so that this asks for the password, unlike the rest of the port.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -15,19 +14,21 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use flux_cdc::CdcError;
-use flux_cdc::envelope::to_json;
-use flux_proto::cdc::WatchResponse;
 use futures_util::stream;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::changes::{Asked, Changes, Told, WatchError, Watcher, cursor_failure};
+use crate::changes::{Asked, Changes, Form, Ready, WatchError, Watcher, cursor_failure, metered};
 use crate::grpc::Password;
 
 /// After how long without anything to say a comment shows that the stream lives.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// What has been read is sent when it makes so many bytes.
 const CHUNK_BYTES: usize = 64 * 1024;
+/// From here on a chunk is taken for one that will be full.
+const CHUNK_BEGUN_BYTES: usize = 4 * 1024;
+/// What sending costs beside writing, in tenths of both.
+const COST_FACTOR_TENTHS: u32 = 15;
 const EVENT_STREAM: &str = "text/event-stream";
 const LINES: &str = "application/x-ndjson";
 
@@ -44,13 +45,6 @@ pub(super) struct Parameters {
     prefix: String,
     from: String,
     cursor: String,
-}
-
-/// How events are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    EventStream,
-    Lines,
 }
 
 pub(super) async fn watch(
@@ -97,57 +91,39 @@ fn respond(watcher: Watcher, form: Form) -> Response {
             HeaderValue::from_static("no"),
         ),
     ];
-    let chunks = stream::unfold(Some(watcher), move |watcher| chunk(watcher, form));
+    let chunks = stream::unfold(Some(watcher), move |watcher| async move {
+        let (mut chunk, cost) = metered(chunk(watcher?, form)).await;
+        if let (_, Some(watcher)) = &mut chunk {
+            watcher.spent(cost * COST_FACTOR_TENTHS / 10);
+        }
+        Some(chunk)
+    });
     (headers, Body::from_stream(chunks)).into_response()
 }
 
 /// The next bytes, and the watcher unless it has ended.
-async fn chunk(
-    watcher: Option<Watcher>,
-    form: Form,
-) -> Option<(Result<Bytes, CdcError>, Option<Watcher>)> {
-    let mut watcher = watcher?;
-    let told = match form {
-        Form::Lines => Ok(watcher.next().await),
-        Form::EventStream => tokio::time::timeout(HEARTBEAT, watcher.next()).await,
+async fn chunk(mut watcher: Watcher, form: Form) -> (Result<Bytes, CdcError>, Option<Watcher>) {
+    let ready = match form {
+        Form::Lines => Ok(watcher.ready().await),
+        Form::EventStream => tokio::time::timeout(HEARTBEAT, watcher.ready()).await,
     };
-    let mut out = String::new();
-    let watcher = match told {
+    let mut out = Vec::new();
+    let goes_on = match ready {
         Err(_silence) => {
-            out.push_str(":\n\n");
-            Some(watcher)
+            out.extend_from_slice(b":\n\n");
+            true
         }
-        Ok(Err(error)) => return Some((Err(error), None)),
-        Ok(Ok(Told::Last(last))) => {
-            write(&mut out, &last, form);
-            None
-        }
-        Ok(Ok(Told::Event(event))) => {
-            write(&mut out, &event, form);
-            while out.len() < CHUNK_BYTES
-                && let Some(event) = watcher.waiting()
-            {
-                write(&mut out, &event, form);
+        Ok(Err(error)) => return (Err(error), None),
+        Ok(Ok(ready)) => {
+            while out.len() < CHUNK_BYTES && watcher.write_json(form, &mut out) {
+                if out.capacity() < CHUNK_BYTES && CHUNK_BEGUN_BYTES < out.len() {
+                    out.reserve(CHUNK_BYTES + CHUNK_BEGUN_BYTES);
+                }
             }
-            Some(watcher)
+            ready == Ready::Events
         }
     };
-    Some((Ok(out.into()), watcher))
-}
-
-fn write(out: &mut String, response: &WatchResponse, form: Form) {
-    let Some(event) = &response.event else {
-        return;
-    };
-    let json = to_json(event);
-    // JSON escapes line ends, so that it is one line.
-    let json = String::from_utf8_lossy(&json);
-    // Writing to a string cannot fail.
-    let written = match form {
-        Form::EventStream => write!(out, "id: {}\ndata: {json}\n\n", response.cursor),
-        Form::Lines => writeln!(out, "{json}"),
-    };
-    debug_assert!(written.is_ok());
+    (Ok(out.into()), goes_on.then_some(watcher))
 }
 
 fn refuse(error: &WatchError) -> Response {

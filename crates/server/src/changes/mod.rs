@@ -4,21 +4,27 @@
 //! feed is dropped; no commit waits for it. When the node shuts down each watcher gets a last event
 //! with its cursor.
 
+mod metered;
 mod origin;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use flux_cdc::envelope::to_json;
 use flux_cdc::{
-    Batch, CdcError, Change, Control, Cursor, CursorError, Envelope, Feed, Origin, Request, Start,
+    Batch, CdcError, Change, Control, Cursor, CursorError, Envelope, Event, Feed, Origin, Request,
+    Share, Start,
 };
+use flux_env::{Clock, Instant, ThreadMeter};
 use flux_proto::cdc::WatchResponse;
 use flux_raft::Shard;
 use flux_telemetry::metrics::Entered;
-use flux_types::{ClusterId, NodeId};
+use flux_types::{ClusterId, NodeId, UnixMillis};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{ChangesMetrics, EventKind};
+pub(crate) use metered::metered;
 use origin::ShardOrigin;
 
 /// Most watchers at one time.
@@ -41,6 +47,8 @@ struct Inner {
     draining: CancellationToken,
     watchers: AtomicUsize,
     metrics: ChangesMetrics,
+    clock: Arc<dyn Clock>,
+    share: Arc<Share>,
 }
 
 /// What a [`Changes`] is made of.
@@ -55,11 +63,22 @@ pub(crate) struct Parts {
     /// Longest value that is put into an event, in bytes.
     pub(crate) value_bytes_max: usize,
     /// For commits of system data.
-    pub(crate) clock: Arc<dyn flux_env::Clock>,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Of the threads that serve, which readers of changes give way to.
+    pub(crate) meters: Vec<ThreadMeter>,
     /// Counts.
     pub(crate) metrics: ChangesMetrics,
     /// Cancelled when the node wants no new work.
     pub(crate) draining: CancellationToken,
+}
+
+/// How events are written as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// As server-sent events, each with its cursor as id.
+    EventStream,
+    /// As lines of JSON.
+    Lines,
 }
 
 /// Why a watch does not begin.
@@ -112,6 +131,8 @@ impl Changes {
                 draining: parts.draining,
                 watchers: AtomicUsize::new(0),
                 metrics: parts.metrics,
+                share: Arc::new(Share::new(Arc::clone(&parts.clock), parts.meters)),
+                clock: parts.clock,
             }),
         }
     }
@@ -126,6 +147,12 @@ impl Changes {
     #[cfg(feature = "rabbitmq")]
     pub(crate) fn envelope(&self) -> &Envelope {
         &self.inner.envelope
+    }
+
+    /// How readers give way to those who serve, for sinks.
+    #[cfg(feature = "rabbitmq")]
+    pub(crate) fn share(&self) -> &Arc<Share> {
+        &self.inner.share
     }
 
     /// Cancelled when the node wants no new work.
@@ -164,6 +191,9 @@ impl Changes {
             feed,
             place,
             read: None,
+            begun_at: inner.clock.now(),
+            rest: None,
+            told_until: UnixMillis::new(inner.clock.unix_millis()),
         })
     }
 }
@@ -199,74 +229,144 @@ pub(crate) struct Watcher {
     place: Place,
     /// What was read and not told yet. Events become messages one by one: messages are large.
     read: Option<(Batch, usize)>,
+    begun_at: Instant,
+    /// Before it reads on.
+    rest: Option<tokio::time::Instant>,
+    /// When what it has told last was decided.
+    told_until: UnixMillis,
 }
 
-/// What a watcher is told.
-#[derive(Debug)]
-pub(crate) enum Told {
-    /// An event, and there will be more.
-    Event(Box<WatchResponse>),
+/// What there is to tell a watcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ready {
+    /// Events, and there will be more.
+    Events,
     /// The node is shutting down; an event with the cursor to go on from.
-    Last(Box<WatchResponse>),
+    Last,
 }
 
 impl Watcher {
-    /// The next event.
+    /// Returns once there is an event to tell.
     ///
     /// # Errors
     /// If the log cannot be read or a shard has stopped.
     ///
     /// # Cancellation
     /// Safe to drop: nothing is lost.
-    pub(crate) async fn next(&mut self) -> Result<Told, CdcError> {
-        loop {
-            if let Some(event) = self.waiting() {
-                return Ok(Told::Event(event));
+    pub(crate) async fn ready(&mut self) -> Result<Ready, CdcError> {
+        if self.at_hand().is_some() {
+            return Ok(Ready::Events);
+        }
+        let rest = self.rest;
+        let feed = &mut self.feed;
+        let next = async {
+            if let Some(until) = rest {
+                tokio::time::sleep_until(until).await;
             }
-            let inner = &self.place.inner;
-            tokio::select! {
-                biased;
-                () = inner.draining.cancelled() => {
-                    self.read = Some((self.feed.last_progress(), 0));
-                    if let Some(last) = self.waiting() {
-                        return Ok(Told::Last(last));
-                    }
-                    let cursor = self.feed.cursor().to_string();
-                    return Ok(Told::Last(Box::new(response(cursor, None, true))));
-                }
-                batch = self.feed.next() => self.read = Some((batch?, 0)),
+            feed.next().await
+        };
+        tokio::select! {
+            biased;
+            () = self.place.inner.draining.cancelled() => {
+                self.read = Some((self.feed.last_progress(), 0));
+                Ok(Ready::Last)
+            }
+            batch = next => {
+                self.read = Some((batch?, 0));
+                self.rest = None;
+                Ok(Ready::Events)
             }
         }
     }
 
-    /// The next event, if it was read already.
-    pub(crate) fn waiting(&mut self) -> Option<Box<WatchResponse>> {
-        let (batch, at) = self.read.as_mut()?;
-        let Some(event) = batch.events.get(*at) else {
-            self.read = None;
-            return None;
+    /// The event at hand, if one was read already.
+    fn at_hand(&self) -> Option<(&Batch, &Event)> {
+        let (batch, at) = self.read.as_ref()?;
+        Some((batch, batch.events.get(*at)?))
+    }
+
+    /// Goes on to the event behind the one at hand.
+    fn step(&mut self) {
+        let Some((batch, at)) = &mut self.read else {
+            return;
         };
+        if let Some(event) = batch.events.get(*at) {
+            self.place.inner.metrics.event(kind(&event.change));
+            self.told_until = event.at;
+        }
         *at += 1;
-        let inner = &self.place.inner;
-        inner.metrics.event(kind(&event.change));
+        if batch.events.len() <= *at {
+            self.read = None;
+        }
+    }
+
+    /// The next event as a message, if it was read already.
+    pub(crate) fn message(&mut self) -> Option<WatchResponse> {
+        let (batch, event) = self.at_hand()?;
         let cursor = batch.cursor_at(event).to_string();
         let is_control = event.change.is_control();
-        let message = inner.envelope.wrap(event);
-        Some(Box::new(response(cursor, Some(message), is_control)))
+        let message = self.place.inner.envelope.wrap(event);
+        self.step();
+        Some(response(cursor, message, is_control))
+    }
+
+    /// Writes the next event as JSON, behind its cursor if that is asked for; says whether there was one that was read already.
+    pub(crate) fn write_json(&mut self, form: Form, out: &mut Vec<u8>) -> bool {
+        let Some((batch, event)) = self.at_hand() else {
+            return false;
+        };
+        let is_control = event.change.is_control();
+        if form == Form::EventStream {
+            out.extend_from_slice(b"id: ");
+            out.extend_from_slice(batch.cursor_at(event).to_string().as_bytes());
+            out.extend_from_slice(b"\ndata: ");
+        }
+        // JSON escapes line ends, so that it is one line.
+        if is_control {
+            let cursor = batch.cursor_at(event).to_string();
+            let message = self.place.inner.envelope.wrap(event);
+            let response = response(cursor, message, true);
+            let json = response.event.as_ref().map(to_json);
+            out.extend_from_slice(&json.unwrap_or_default());
+        } else {
+            self.place.inner.envelope.write_json(event, out);
+        }
+        let end: &[u8] = match form {
+            Form::EventStream => b"\n\n",
+            Form::Lines => b"\n",
+        };
+        out.extend_from_slice(end);
+        self.step();
+        true
+    }
+
+    /// Notes processor time that was spent on this watch: it may have to rest before it reads on.
+    pub(crate) fn spent(&mut self, cost: Duration) {
+        let inner = &self.place.inner;
+        let age = inner
+            .clock
+            .unix_millis()
+            .saturating_sub(self.told_until.get());
+        let watched = inner.clock.now().saturating_since(self.begun_at);
+        let behind = Duration::from_millis(age).min(watched);
+        let rest = inner.share.spend(cost, behind);
+        self.rest = (!rest.is_zero()).then(|| tokio::time::Instant::now() + rest);
     }
 }
 
 /// Control events say their cursor in their data too, for readers that see nothing else.
 fn response(
     cursor: String,
-    mut event: Option<flux_proto::cdc::CloudEvent>,
+    mut event: flux_proto::cdc::CloudEvent,
     is_control: bool,
 ) -> WatchResponse {
-    let data = event.as_mut().and_then(|event| event.data.as_mut());
-    if let Some(data) = data.filter(|_| is_control) {
+    if let Some(data) = event.data.as_mut().filter(|_| is_control) {
         data.cursor = Some(cursor.clone());
     }
-    WatchResponse { cursor, event }
+    WatchResponse {
+        cursor,
+        event: Some(event),
+    }
 }
 
 /// Whether an error is about a cursor, in one word, and from where changes can be had now.

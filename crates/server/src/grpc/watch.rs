@@ -1,6 +1,7 @@
 //! The service `flux.cdc.v1.Watch`: changes as messages, one event each.
 //!
-//! The stream is pulled: nothing is read before the client's window has room for it.
+//! The stream is pulled: nothing is read before the client's window has room for it, but for a few
+//! messages that are made together.
 
 use std::pin::Pin;
 
@@ -9,10 +10,16 @@ use flux_proto::cdc::watch_server::Watch;
 use flux_proto::cdc::{CursorFailure, WatchRequest, WatchResponse};
 use flux_proto::status;
 use flux_types::{Error, ErrorCode};
-use futures_util::stream::{self, Stream};
+use futures_util::stream::{self, Stream, StreamExt as _};
+use prost::Message as _;
 use tonic::{Code, Request, Response, Status};
 
-use crate::changes::{Asked, Changes, Told, WatchError, Watcher, cursor_failure};
+use crate::changes::{Asked, Changes, Ready, WatchError, Watcher, cursor_failure, metered};
+
+/// Messages are made ahead up to so many bytes.
+const TURN_BYTES: usize = 16 * 1024;
+/// How often what it costs to make a message, it costs to make and send it.
+const COST_FACTOR: u32 = 2;
 
 type Messages = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send + 'static>>;
 
@@ -50,22 +57,42 @@ enum State {
     Ended,
 }
 
-fn messages(watcher: Watcher) -> impl Stream<Item = Result<WatchResponse, Status>> + Send {
+type Sent = Result<WatchResponse, Status>;
+
+fn messages(watcher: Watcher) -> impl Stream<Item = Sent> + Send {
     let begin = State::Watching(Box::new(watcher));
-    stream::unfold(begin, |state| async move {
+    let turns = stream::unfold(begin, |state| async move {
         match state {
-            State::Watching(mut watcher) => Some(match watcher.next().await {
-                Ok(Told::Event(event)) => (Ok(*event), State::Watching(watcher)),
-                Ok(Told::Last(last)) => {
-                    let ends = watch_status(&WatchError::Draining);
-                    (Ok(*last), State::Failing(ends))
-                }
-                Err(error) => (Err(cdc_status(&error)), State::Ended),
-            }),
-            State::Failing(status) => Some((Err(status), State::Ended)),
+            State::Watching(mut watcher) => {
+                let (turn, cost) = metered(turn(&mut watcher)).await;
+                watcher.spent(cost * COST_FACTOR);
+                Some(match turn {
+                    Ok((messages, Ready::Events)) => (messages, State::Watching(watcher)),
+                    Ok((messages, Ready::Last)) => {
+                        let ends = watch_status(&WatchError::Draining);
+                        (messages, State::Failing(ends))
+                    }
+                    Err(error) => (vec![Err(cdc_status(&error))], State::Ended),
+                })
+            }
+            State::Failing(status) => Some((vec![Err(status)], State::Ended)),
             State::Ended => None,
         }
-    })
+    });
+    turns.flat_map(stream::iter)
+}
+
+/// The next messages, as many as are ready and not too large together.
+async fn turn(watcher: &mut Watcher) -> Result<(Vec<Sent>, Ready), CdcError> {
+    let ready = watcher.ready().await?;
+    let (mut messages, mut size) = (Vec::new(), 0);
+    while size < TURN_BYTES
+        && let Some(message) = watcher.message()
+    {
+        size += message.encoded_len();
+        messages.push(Ok(message));
+    }
+    Ok((messages, ready))
 }
 
 fn watch_status(error: &WatchError) -> Status {

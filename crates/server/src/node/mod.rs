@@ -119,7 +119,7 @@ impl Node {
         };
         // From here on a failure must leave the folder as an orderly end does.
         let closing = CloseOnDrop(Some(log.clone()));
-        let cores = start_cores(&config)?;
+        let mut cores = start_cores(&config)?;
         let shards = start_shards(&config, &log, &clock, cores.places()).await?;
         closing.disarm();
         let map =
@@ -142,6 +142,7 @@ impl Node {
             shards: shards.clone(),
             value_bytes_max: usize::try_from(config.cdc.event_value_max).unwrap_or(usize::MAX),
             clock: Arc::clone(&clock),
+            meters: cores.take_meters(),
             metrics: ChangesMetrics::new(registry),
             draining: CancellationToken::new(),
         });
