@@ -48,6 +48,9 @@ pub const fn code(code: ErrorCode) -> (Code, &'static str) {
         ErrorCode::Unavailable => (Code::Unavailable, "unavailable"),
         ErrorCode::ShuttingDown => (Code::Unavailable, "shutting-down"),
         ErrorCode::Internal => (Code::Internal, "internal"),
+        // It was done: whoever only wants that has it, and the outcome says so.
+        ErrorCode::ReplyNotKept => (Code::AlreadyExists, "reply-not-kept"),
+        ErrorCode::RequestUnknown => (Code::Aborted, "request-unknown"),
     }
 }
 

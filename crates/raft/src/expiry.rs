@@ -1,4 +1,5 @@
-//! Active expiry: keys whose deadline has passed are removed without anyone asking for them.
+//! Active expiry: keys whose deadline has passed are removed without anyone asking for them, and so
+//! are sessions of which nothing has come for long.
 //!
 //! Only the leader sweeps, and a sweep is a command like any other: it goes through the proposer
 //! and becomes facts, so replicas and the change stream see the same removals in the same order.
@@ -9,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use flux_store::Store;
 use flux_types::{Command, Reply, UnixMillis, WriteCommand};
 use tokio::sync::{Notify, oneshot};
@@ -19,6 +19,8 @@ use crate::replica::{Leadership, Replica};
 
 /// Pause after a sweep that could not be proposed.
 const RETRY: Duration = Duration::from_millis(20);
+/// How long a session may stay beyond its time, so that many go with one fact.
+const SESSION_SLACK_MS: u64 = 1000;
 /// How long a sweep may wait for its batch before the sweeper looks again.
 const SWEEP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -48,7 +50,7 @@ impl SweepAlarm {
         if !self.is_leading.load(Ordering::Relaxed) {
             return;
         }
-        let Some(due) = store.next_due() else { return };
+        let Some(due) = next_due(store) else { return };
         if due.get() < self.armed_for.load(Ordering::Acquire) {
             self.earlier.notify_one();
         }
@@ -62,23 +64,47 @@ impl SweepAlarm {
     }
 }
 
+/// When something is next to be removed: a key, or a session and those soon after it.
+fn next_due(store: &Store) -> Option<UnixMillis> {
+    let session = store.next_session_expiry();
+    let session = session.and_then(|at| at.checked_add(SESSION_SLACK_MS));
+    match (store.next_due(), session) {
+        (Some(key), Some(session)) => Some(key.min(session)),
+        (key, session) => key.or(session),
+    }
+}
+
 /// Sweeps until the replica's queue is closed. Safe to drop: a sweep under way is then committed
 /// or not, and due keys are found again.
 pub(crate) async fn run(replica: Arc<Replica>, alarm: Arc<SweepAlarm>) {
     while !replica.queue.is_closed() {
         let now = replica.now();
         let is_leading = matches!(replica.leadership(), Leadership::Leads(_));
-        let due = if is_leading && !is_clock_stepped(&replica) {
-            replica.store.due(now, replica.config.sweep_keys_max)
+        let sweep = if is_leading && !is_clock_stepped(&replica) {
+            due(&replica, now)
         } else {
-            Vec::new()
+            None
         };
-        if due.is_empty() {
-            sleep(&replica, &alarm, now).await;
-        } else if !sweep(&replica, due).await {
-            tokio::time::sleep(RETRY).await;
+        match sweep {
+            None => sleep(&replica, &alarm, now).await,
+            Some(write) => {
+                if !propose(&replica, write).await {
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
         }
     }
+}
+
+/// What is to be removed now: keys first, then sessions.
+fn due(replica: &Replica, now: UnixMillis) -> Option<WriteCommand> {
+    let keys = replica.store.due(now, replica.config.sweep_keys_max);
+    if !keys.is_empty() {
+        return Some(WriteCommand::SweepExpired { keys });
+    }
+    let session = replica.store.next_session_expiry()?;
+    let is_due = session.checked_add(SESSION_SLACK_MS)? <= now;
+    is_due.then_some(WriteCommand::ForgetSessions)
 }
 
 fn is_clock_stepped(replica: &Replica) -> bool {
@@ -92,7 +118,7 @@ async fn sleep(replica: &Replica, alarm: &SweepAlarm, now: UnixMillis) {
     // Armed before the deadlines are read: what is applied after that sees the armed value.
     alarm.armed_for.store(u64::MAX, Ordering::Release);
     let pause_max = replica.config.sweep_pause_max;
-    let pause = match replica.store.next_due() {
+    let pause = match next_due(&replica.store) {
         // Nothing has a deadline: only an applied one, or leadership, changes that.
         None if alarm.is_leading.load(Ordering::Relaxed) => None,
         None => Some(pause_max),
@@ -119,11 +145,12 @@ async fn sleep(replica: &Replica, alarm: &SweepAlarm, now: UnixMillis) {
     alarm.armed_for.store(0, Ordering::Release);
 }
 
-/// Proposes the removal of these keys; answers whether it was applied.
-async fn sweep(replica: &Replica, keys: Vec<Bytes>) -> bool {
+/// Proposes a removal; answers whether something was removed.
+async fn propose(replica: &Replica, write: WriteCommand) -> bool {
+    let are_keys = matches!(write, WriteCommand::SweepExpired { .. });
     let (reply, answers) = oneshot::channel();
     let submission = Submission::new(
-        vec![Command::Write(WriteCommand::SweepExpired { keys })],
+        vec![Command::Write(write)],
         replica.clock.now() + SWEEP_TIMEOUT,
         reply,
     );
@@ -137,10 +164,10 @@ async fn sweep(replica: &Replica, keys: Vec<Bytes>) -> bool {
     match answers.first().map(|answer| &answer.reply) {
         Some(Reply::Integer(count)) => {
             let count = u64::try_from(*count).unwrap_or(0);
-            replica
-                .counters
-                .swept_keys
-                .fetch_add(count, Ordering::Relaxed);
+            if are_keys {
+                let swept = &replica.counters.swept_keys;
+                swept.fetch_add(count, Ordering::Relaxed);
+            }
             // Nothing removed of what was due: the batch's time was before the deadlines.
             count > 0
         }

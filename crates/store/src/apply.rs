@@ -120,7 +120,7 @@ impl Store {
                     fact: *fact,
                 });
             } else if fact.is_system() {
-                self.system.lock().apply(*revision, fact);
+                self.apply_system(*revision, fact);
             } else {
                 clears = true;
             }
@@ -286,7 +286,11 @@ pub(crate) fn change(
             None
         }
         // These have no key, and never come here.
-        FactRef::Clear | FactRef::SystemPut { .. } | FactRef::SystemDelete { .. } => None,
+        FactRef::Clear
+        | FactRef::SystemPut { .. }
+        | FactRef::SystemDelete { .. }
+        | FactRef::Request { .. }
+        | FactRef::ForgetSessions { .. } => None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The error texts of commands: Redis's own, word for word, since clients match on them.
 
-use flux_types::{Error, ErrorCode};
+use flux_types::{Error, ErrorCode, Outcome, SessionId, UnixMillis};
 
 pub(crate) fn not_an_integer() -> Error {
     Error::not_done(
@@ -80,4 +80,73 @@ pub(crate) fn incompatible_conditions() -> Error {
 
 pub(crate) fn nested_transaction() -> Error {
     Error::not_done(ErrorCode::Internal, "a transaction inside a transaction")
+}
+
+pub(crate) fn nested_request() -> Error {
+    Error::not_done(
+        ErrorCode::Invalid,
+        "a request id belongs to a whole transaction, not to a command in it",
+    )
+}
+
+pub(crate) fn request_out_of_order() -> Error {
+    Error::not_done(
+        ErrorCode::Invalid,
+        "a request's sequence must be at least its lowest unanswered one, and that at least 1",
+    )
+}
+
+pub(crate) fn request_above_window() -> Error {
+    Error::not_done(
+        ErrorCode::Invalid,
+        "a request's sequence is too far above the lowest unanswered one of its session",
+    )
+}
+
+pub(crate) fn too_many_requests_kept() -> Error {
+    Error::not_done(
+        ErrorCode::Busy,
+        "what is kept of requests with ids is at its limit; try again",
+    )
+}
+
+pub(crate) fn request_given_up() -> Error {
+    Error::not_done(
+        ErrorCode::Conflict,
+        "somebody asked for the outcome of this request before it came; it is never carried out",
+    )
+}
+
+pub(crate) fn reply_not_kept() -> Error {
+    Error {
+        code: ErrorCode::ReplyNotKept,
+        message: "the request was carried out before; its reply was too long to be kept".into(),
+        outcome: Outcome::Done,
+    }
+}
+
+pub(crate) fn request_below_window(lowest_unanswered: u64) -> Error {
+    Error::unknown(
+        ErrorCode::RequestUnknown,
+        format!(
+            "the request is forgotten, since its session's lowest unanswered one is \
+             {lowest_unanswered}; not carried out again"
+        ),
+    )
+}
+
+pub(crate) fn session_unknown(session: SessionId, now: UnixMillis) -> Error {
+    let (began, now) = (session.began_at(), now);
+    let (millis, side) = if began <= now {
+        (now.saturating_since(began), "before")
+    } else {
+        (began.saturating_since(now), "after")
+    };
+    Error::unknown(
+        ErrorCode::RequestUnknown,
+        format!(
+            "the session is not known, and began {millis} ms {side} now, too far for a new one; \
+             not carried out"
+        ),
+    )
 }

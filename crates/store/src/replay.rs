@@ -57,7 +57,7 @@ impl Replayer<'_> {
                         self.apply(&mut pending);
                         self.clear(revision);
                     } else if self.index == 0 {
-                        self.store.system.lock().apply(revision, &fact);
+                        self.store.apply_system(revision, &fact);
                     }
                     continue;
                 };

@@ -9,22 +9,27 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use flux_types::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
-use flux_types::{Revision, UnixMillis};
+use flux_types::{Revision, SessionId, UnixMillis};
 
 use crate::apply::item_of;
 use crate::hash::Hasher;
+use crate::kept::Kept;
 use crate::raw::{Entry, Parts, REVISION_BITS};
+use crate::requests::{Requests, Session};
 use crate::store::{Dropped, Store};
 use crate::system::{System, SystemEntry};
 use crate::table::{Table, Totals};
 use crate::wheel::{Wheel, stamp_of};
 
-/// Version 1 had no system data, and is read too.
-const BLOCK_VERSION: u8 = 2;
+/// Version 1 had neither system data nor sessions, version 2 no sessions; both are read too.
+const BLOCK_VERSION: u8 = 3;
 const BLOCK_VERSION_1: u8 = 1;
+const BLOCK_VERSION_2: u8 = 2;
 const BLOCK_HEADER_BYTES: usize = 8;
 const HAS_DEADLINE: u8 = 1;
 const IS_SYSTEM: u8 = 2;
+/// Of a session, which always expires.
+const IS_SESSION: u8 = 4 | HAS_DEADLINE;
 
 /// The store was replaced under a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,6 +72,9 @@ pub struct Walk {
     entries: u64,
     /// Whether the system data, which come first, have been met.
     system_met: bool,
+    /// Up to where the sessions, which come next, have been met.
+    session_met: Option<SessionId>,
+    sessions_met: bool,
 }
 
 impl Walk {
@@ -84,7 +92,11 @@ impl Walk {
                 count += 1;
             }
         }
-        while let Some(position) = self.position
+        if !self.sessions_met {
+            count += self.write_sessions(&mut block, bytes_max);
+        }
+        while self.sessions_met
+            && let Some(position) = self.position
             && (count == 0 || block.len() < bytes_max)
         {
             let number = self.store.stripe_of_position(position);
@@ -119,6 +131,65 @@ impl Walk {
     pub const fn entries(&self) -> u64 {
         self.entries
     }
+
+    /// The next sessions, until the block is full; answers how many. If the store was replaced
+    /// meanwhile, the walk over the keys, which comes behind, notices.
+    fn write_sessions(&mut self, block: &mut Vec<u8>, bytes_max: usize) -> u32 {
+        let requests = self.store.requests.lock();
+        let mut count = 0;
+        for (id, session) in requests.after(self.session_met) {
+            if count > 0 && bytes_max <= block.len() {
+                return count;
+            }
+            write_session(block, *id, session);
+            self.session_met = Some(*id);
+            count += 1;
+        }
+        self.sessions_met = true;
+        count
+    }
+}
+
+/// A session: as an entry, marked as what it is.
+fn write_session(block: &mut Vec<u8>, id: SessionId, session: &Session) {
+    let head_at = block.len();
+    block.extend_from_slice(&[IS_SESSION, 16, 0, 0, 0, 0, 0, 0]);
+    block.extend_from_slice(&0_u64.to_le_bytes());
+    block.extend_from_slice(&session.expires_at().get().to_le_bytes());
+    block.extend_from_slice(&id.get().to_le_bytes());
+    let value_at = block.len();
+    block.extend_from_slice(&session.lowest_unanswered().to_le_bytes());
+    for (sequence, kept) in session.iter() {
+        block.extend_from_slice(&sequence.to_le_bytes());
+        let kept_len = u32::try_from(kept.len()).unwrap_or(u32::MAX);
+        block.extend_from_slice(&kept_len.to_le_bytes());
+        block.extend_from_slice(kept);
+    }
+    let value_len = u32::try_from(block.len() - value_at).unwrap_or(u32::MAX);
+    if let Some(field) = block.get_mut(head_at + 4..head_at + 8) {
+        field.copy_from_slice(&value_len.to_le_bytes());
+    }
+}
+
+/// Reads a session from the key and value of its entry; `None` if they are malformed.
+fn read_session(entry: &BlockEntry<'_>) -> Option<(SessionId, Session)> {
+    let id = SessionId::new(u128::from_le_bytes(entry.key.try_into().ok()?))?;
+    let (lowest, mut rest) = entry.value.split_first_chunk::<8>()?;
+    let lowest = u64::from_le_bytes(*lowest);
+    let mut session = Session::new(lowest, entry.deadline?);
+    let mut above = lowest;
+    while !rest.is_empty() {
+        let (sequence, after) = rest.split_first_chunk::<8>()?;
+        let (kept_len, after) = after.split_first_chunk::<4>()?;
+        let kept_len = u32::from_le_bytes(*kept_len) as usize;
+        let (kept, after) = after.split_at_checked(kept_len)?;
+        let sequence = u64::from_le_bytes(*sequence);
+        Kept::parse(kept).filter(|_| above <= sequence)?;
+        session.keep(sequence, kept);
+        above = sequence.checked_add(1)?;
+        rest = after;
+    }
+    Some((id, session))
 }
 
 /// System data: as an entry, marked as what they are.
@@ -160,6 +231,7 @@ pub struct Loader {
     hasher: Hasher,
     wheel: Wheel,
     system: System,
+    requests: Requests,
     entries: u64,
 }
 
@@ -170,17 +242,19 @@ impl Loader {
     /// Whenever the bytes are not exactly a block; the loader is then of no further use. Never
     /// panics.
     pub fn load_block(&mut self, block: &[u8]) -> Result<(), BlockError> {
-        read_block(block, |entry| {
-            if entry.is_system {
-                self.system.put(entry.revision, entry.key, entry.value);
-                return;
+        read_block(block, |entry| match entry.about {
+            About::System => self.system.put(entry.revision, entry.key, entry.value),
+            About::Session => {
+                if let Some((id, session)) = read_session(&entry) {
+                    self.requests.put(id, session);
+                }
             }
-            self.insert(Parts {
+            About::Key => self.insert(Parts {
                 key: entry.key,
                 value: entry.value,
                 revision: entry.revision,
                 deadline: entry.deadline,
-            });
+            }),
         })
     }
 
@@ -215,10 +289,21 @@ impl Loader {
     }
 }
 
+/// What an entry of a block is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum About {
+    /// A key.
+    Key,
+    /// System data.
+    System,
+    /// A client's session, and what is known of its requests.
+    Session,
+}
+
 /// An entry of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockEntry<'a> {
-    /// Its key, or the name of system data.
+    /// Its key, or the name of system data, or the bytes of a session's id.
     pub key: &'a [u8],
     /// Its value.
     pub value: &'a [u8],
@@ -226,8 +311,8 @@ pub struct BlockEntry<'a> {
     pub revision: Revision,
     /// When it expires, if ever.
     pub deadline: Option<UnixMillis>,
-    /// Whether it is system data and no key.
-    pub is_system: bool,
+    /// What it is about.
+    pub about: About,
 }
 
 /// The entries of a block, in its order.
@@ -256,7 +341,13 @@ fn read_block<'a>(
     }
     for index in 0..u32::from_le_bytes([c0, c1, c2, c3]) {
         let (entry, after) = read_entry(rest, index)?;
-        if entry.is_system && version == BLOCK_VERSION_1 {
+        let since = match entry.about {
+            About::Key => BLOCK_VERSION_1,
+            About::System => BLOCK_VERSION_2,
+            About::Session => BLOCK_VERSION,
+        };
+        let is_malformed = entry.about == About::Session && read_session(&entry).is_none();
+        if version < since || is_malformed {
             return Err(BlockError::Malformed { index });
         }
         rest = after;
@@ -276,7 +367,13 @@ fn read_entry(rest: &[u8], index: u32) -> Result<(BlockEntry<'_>, &[u8]), BlockE
     let revision = u64::from_le_bytes(r);
     let in_limits =
         key_len <= KEY_BYTES_MAX && value_len <= VALUE_BYTES_MAX && revision >> REVISION_BITS == 0;
-    if flags & !(HAS_DEADLINE | IS_SYSTEM) != 0 || flags == HAS_DEADLINE | IS_SYSTEM || !in_limits {
+    let about = match flags {
+        0 | HAS_DEADLINE => About::Key,
+        IS_SYSTEM => About::System,
+        IS_SESSION if revision == 0 => About::Session,
+        _ => return Err(BlockError::Malformed { index }),
+    };
+    if !in_limits {
         return Err(BlockError::Malformed { index });
     }
     let (deadline, rest) = if flags & HAS_DEADLINE != 0 {
@@ -292,7 +389,7 @@ fn read_entry(rest: &[u8], index: u32) -> Result<(BlockEntry<'_>, &[u8]), BlockE
         value,
         revision: Revision::new(revision),
         deadline,
-        is_system: flags & IS_SYSTEM != 0,
+        about,
     };
     Ok((entry, rest))
 }
@@ -308,6 +405,8 @@ impl Store {
             position: Some(0),
             entries: 0,
             system_met: false,
+            session_met: None,
+            sessions_met: false,
         }
     }
 
@@ -323,6 +422,7 @@ impl Store {
             hasher: self.hasher.clone(),
             wheel: Wheel::default(),
             system: System::default(),
+            requests: Requests::default(),
             entries: 0,
         }
     }
@@ -348,6 +448,7 @@ impl Store {
         }
         self.totals.adjust(before, after);
         *self.system.lock() = loader.system;
+        *self.requests.lock() = loader.requests;
         self.revision.store(revision.get(), Ordering::Release);
         self.last_batch_at
             .store(last_batch_at.get(), Ordering::Release);
@@ -358,9 +459,8 @@ impl Store {
         self.reclaim(dropped);
     }
 
-    /// A digest of key, value, deadline and revision of every entry, of system data, and of nothing
-    /// else: equal
-    /// on replicas with equal contents, whatever their seeds and tables. Locks the whole store.
+    /// A digest of key, value, deadline and revision of every entry, of system data and sessions,
+    /// and of nothing else: equal on replicas with equal contents, whatever their seeds and tables. Locks the whole store.
     #[must_use]
     pub fn digest(&self) -> u128 {
         // A fixed seed: digests are compared between replicas, and decide nothing.
@@ -383,6 +483,11 @@ impl Store {
         for (name, entry) in self.system.lock().iter() {
             line.clear();
             write_system(&mut line, name, entry);
+            add(&line);
+        }
+        for (id, session) in self.requests.lock().after(None) {
+            line.clear();
+            write_session(&mut line, *id, session);
             add(&line);
         }
         sum

@@ -13,6 +13,7 @@ use crate::apply::Applier;
 use crate::evaluate::Evaluation;
 use crate::hash::{Hasher, KeyHash};
 use crate::raw::Entry;
+use crate::requests::Requests;
 use crate::system::System;
 use crate::table::{Bucket, Table, Totals, prefetch_bucket};
 use crate::wheel::Wheel;
@@ -194,6 +195,7 @@ pub struct Store {
     pub(crate) applier: Mutex<Applier>,
     pub(crate) wheel: Mutex<Wheel>,
     pub(crate) system: Mutex<System>,
+    pub(crate) requests: Mutex<Requests>,
     pub(crate) totals: SharedTotals,
     pub(crate) counters: Counters,
     pub(crate) revision: AtomicU64,
@@ -236,6 +238,7 @@ impl Store {
             applier: Mutex::new(Applier::default()),
             wheel: Mutex::new(Wheel::default()),
             system: Mutex::new(System::default()),
+            requests: Mutex::new(Requests::default()),
             totals,
             counters: Counters::default(),
             revision: AtomicU64::new(0),
@@ -392,7 +395,8 @@ impl Store {
         usize::try_from(self.totals.deadlines.load(Ordering::Acquire)).unwrap_or(usize::MAX)
     }
 
-    /// Bytes of entries and tables, as allocated (without the allocator's own overhead).
+    /// Bytes of entries and tables, as allocated (without the allocator's own overhead). What is
+    /// kept of requests has a limit of its own.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         self.totals.entry_bytes.load(Ordering::Acquire)
@@ -408,6 +412,7 @@ impl Store {
         const AROUND: u64 = 64 * 1024;
         let entries = self.totals.entry_bytes.load(Ordering::Acquire);
         let bytes = entries + self.totals.len.load(Ordering::Acquire) * ENTRY_EXTRA;
+        let bytes = bytes + self.request_bytes() as u64;
         // Headers of blocks are a two-thousandth.
         bytes + bytes / 1024 + AROUND
     }

@@ -56,6 +56,15 @@ impl System {
 }
 
 impl Store {
+    /// Makes a fact true that is about what the node keeps for itself.
+    pub(crate) fn apply_system(&self, revision: Revision, fact: &FactRef<'_>) {
+        if let FactRef::Request { .. } | FactRef::ForgetSessions { .. } = fact {
+            self.requests.lock().apply(fact);
+        } else {
+            self.system.lock().apply(revision, fact);
+        }
+    }
+
     /// The system data under a name.
     #[must_use]
     pub fn system(&self, name: &[u8]) -> Option<Bytes> {

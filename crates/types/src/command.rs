@@ -12,7 +12,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::{Revision, UnixMillis};
+use crate::{RequestId, Revision, UnixMillis};
 
 /// One operation on data, of which the type says whether it may change any.
 #[derive(Clone, PartialEq)]
@@ -219,6 +219,20 @@ pub enum WriteCommand {
         /// The data; `None` removes them.
         value: Option<Bytes>,
     },
+    /// A write that is applied once, however often it is asked for: a further attempt is answered
+    /// as the first was.
+    Once(Box<Once>),
+    /// FLUX.OUTCOME: what became of a write with a request id, as [`crate::Reply::Outcome`]. One
+    /// that was not done until then is never done: it is a write because that is written down.
+    QueryOutcome {
+        /// The write.
+        request: RequestId,
+        /// A key of the write, which says which shard to ask.
+        key: Option<Bytes>,
+    },
+    /// Forgets the sessions that were idle for too long. Comes from the node itself, never from a
+    /// client. Answers how many there were.
+    ForgetSessions,
 }
 
 /// SET with its options.
@@ -364,15 +378,25 @@ pub struct Watch {
     pub since: UnixMillis,
 }
 
-/// Identifies one attempt's request over its retries: applied at most once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RequestId {
-    /// The client's session, drawn at random by the client.
-    pub session: u64,
-    /// Counts the session's requests, from 1.
-    pub sequence: u64,
-    /// The lowest sequence of the session whose reply the client has not seen.
-    pub lowest_unanswered: u64,
+/// A write that carries a request id, made by [`Command::once`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Once {
+    request: RequestId,
+    command: Command,
+}
+
+impl Once {
+    /// What tells a retry from another write.
+    #[must_use]
+    pub const fn request(&self) -> &RequestId {
+        &self.request
+    }
+
+    /// What is done once: always a write, and never one with a request id.
+    #[must_use]
+    pub const fn command(&self) -> &Command {
+        &self.command
+    }
 }
 
 impl From<ReadCommand> for Command {
@@ -404,6 +428,19 @@ impl Command {
         match self {
             Self::Read(read) => read.for_each_key(visit),
             Self::Write(write) => write.for_each_key(visit),
+        }
+    }
+
+    /// The command with a request id, so that it is done once. A read needs none and stays as it
+    /// is; a command that has one keeps it.
+    #[must_use]
+    pub fn once(self, request: RequestId) -> Self {
+        match self {
+            Self::Read(_) | Self::Write(WriteCommand::Once(_)) => self,
+            Self::Write(_) => {
+                let command = self;
+                Self::Write(WriteCommand::Once(Box::new(Once { request, command })))
+            }
         }
     }
 
@@ -460,7 +497,9 @@ impl WriteCommand {
                     command.for_each_key(visit);
                 }
             }
-            Self::Clear | Self::PutSystem { .. } => {}
+            Self::Once(once) => once.command.for_each_key(visit),
+            Self::QueryOutcome { key, .. } => key.iter().for_each(visit),
+            Self::Clear | Self::PutSystem { .. } | Self::ForgetSessions => {}
         }
     }
 }

@@ -52,6 +52,78 @@ pub enum ErrorCode {
     ShuttingDown,
     /// A bug or a broken component here.
     Internal,
+    /// A retry of a write that was done, but whose reply was too long to be kept.
+    ReplyNotKept,
+    /// Nothing is known of a request id: what became of its write is unknown, and it is not
+    /// carried out again.
+    RequestUnknown,
+}
+
+/// Error codes as numbers, for every format that needs them. A number, once given, keeps its
+/// meaning for ever.
+impl ErrorCode {
+    /// The number of an error code. 0 is given to none: it means success.
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        match self {
+            Self::Invalid => 1,
+            Self::UnknownCommand => 2,
+            Self::WrongArity => 3,
+            Self::NotAnInteger => 4,
+            Self::NotAFloat => 5,
+            Self::Overflow => 6,
+            Self::TooLarge => 7,
+            Self::NoSuchKey => 8,
+            Self::CrossShard => 9,
+            Self::Conflict => 10,
+            Self::TransactionAborted => 11,
+            Self::Unauthenticated => 12,
+            Self::WrongPassword => 13,
+            Self::Forbidden => 14,
+            Self::Busy => 15,
+            Self::Timeout => 16,
+            Self::OutOfMemory => 17,
+            Self::NoSpace => 18,
+            Self::NotLeader => 19,
+            Self::Unavailable => 20,
+            Self::ShuttingDown => 21,
+            Self::Internal => 22,
+            Self::ReplyNotKept => 23,
+            Self::RequestUnknown => 24,
+        }
+    }
+
+    /// The error code of a number. A number that a later server may use is
+    /// [`ErrorCode::Internal`]: nothing is known about it but that the request failed.
+    #[must_use]
+    pub const fn from_number(number: u16) -> Self {
+        match number {
+            1 => Self::Invalid,
+            2 => Self::UnknownCommand,
+            3 => Self::WrongArity,
+            4 => Self::NotAnInteger,
+            5 => Self::NotAFloat,
+            6 => Self::Overflow,
+            7 => Self::TooLarge,
+            8 => Self::NoSuchKey,
+            9 => Self::CrossShard,
+            10 => Self::Conflict,
+            11 => Self::TransactionAborted,
+            12 => Self::Unauthenticated,
+            13 => Self::WrongPassword,
+            14 => Self::Forbidden,
+            15 => Self::Busy,
+            16 => Self::Timeout,
+            17 => Self::OutOfMemory,
+            18 => Self::NoSpace,
+            19 => Self::NotLeader,
+            20 => Self::Unavailable,
+            21 => Self::ShuttingDown,
+            23 => Self::ReplyNotKept,
+            24 => Self::RequestUnknown,
+            _ => Self::Internal,
+        }
+    }
 }
 
 /// Whose fault an error is.
@@ -95,6 +167,29 @@ impl Outcome {
             Self::NotDone => "not-done",
             Self::Done => "done",
             Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Outcomes as numbers, for every format that needs them.
+impl Outcome {
+    /// The number of an outcome.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::NotDone => 0,
+            Self::Done => 1,
+            Self::Unknown => 2,
+        }
+    }
+
+    /// The outcome of a number; what is not assigned is unknown in every sense.
+    #[must_use]
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            0 => Self::NotDone,
+            1 => Self::Done,
+            _ => Self::Unknown,
         }
     }
 }
@@ -149,7 +244,9 @@ impl Error {
             | ErrorCode::TransactionAborted
             | ErrorCode::Unauthenticated
             | ErrorCode::WrongPassword
-            | ErrorCode::Forbidden => Blame::Client,
+            | ErrorCode::Forbidden
+            | ErrorCode::ReplyNotKept
+            | ErrorCode::RequestUnknown => Blame::Client,
             ErrorCode::Internal => Blame::Server,
             ErrorCode::Busy
             | ErrorCode::Timeout
@@ -186,6 +283,8 @@ impl Error {
             | ErrorCode::Unauthenticated
             | ErrorCode::WrongPassword
             | ErrorCode::Forbidden
+            | ErrorCode::ReplyNotKept
+            | ErrorCode::RequestUnknown
             | ErrorCode::Internal => Retry::No,
         }
     }

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use crate::UnixMillis;
+use crate::{RequestId, UnixMillis};
 
 /// One absolute effect on a shard's state. Each takes one revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +58,21 @@ pub enum Fact {
     SystemDelete {
         /// The name.
         name: Bytes,
+    },
+    /// The shard knows what became of a write with a request id. Like system data, what is known
+    /// of requests is no key, is spared by a clear and is not published.
+    Request {
+        /// The write. What is below its lowest unanswered sequence is forgotten.
+        request: RequestId,
+        /// When its session is forgotten, if nothing more comes of it.
+        expires_at: UnixMillis,
+        /// What became of it, as the store encodes it.
+        outcome: Bytes,
+    },
+    /// Sessions that expire then or before are forgotten.
+    ForgetSessions {
+        /// The time.
+        until: UnixMillis,
     },
 }
 

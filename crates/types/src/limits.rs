@@ -54,6 +54,22 @@ pub const SYSTEM_VALUE_BYTES_MAX: usize = 16 * 1024;
 /// Most names of system data in one shard.
 pub const SYSTEM_ENTRIES_MAX: usize = 1024;
 
+/// How far a request's sequence may be above the lowest unanswered one of its session.
+pub const REQUEST_WINDOW: u64 = 1024;
+/// Longest reply kept for retries of a write, in bytes of its encoding.
+pub const REQUEST_REPLY_BYTES_MAX: usize = 1024;
+/// Most sessions with request ids that one shard knows; writes of a further one are answered
+/// *busy* until others are forgotten.
+pub const REQUEST_SESSIONS_MAX: usize = 262_144;
+/// Most bytes of what one shard knows of requests; what would exceed them is answered *busy*.
+pub const REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How long a shard knows a session of which nothing comes, in milliseconds.
+pub const REQUEST_SESSION_IDLE_MS: u64 = 10 * 60 * 1000;
+/// How long after it began a session may come to a shard for the first time, in milliseconds.
+pub const REQUEST_SESSION_BEGIN_MS: u64 = 5 * 60 * 1000;
+/// How far a session may seem to begin in the future, in milliseconds: clients' clocks differ.
+pub const REQUEST_SESSION_AHEAD_MS: u64 = 60 * 1000;
+
 /// Most shards of a cluster.
 pub const SHARDS_MAX: u32 = 64;
 /// Size of a log segment, in bytes.
@@ -65,3 +81,7 @@ const _: () = assert!(FRAME_BYTES_MAX <= COMMAND_BYTES_MAX);
 const _: () = assert!(BATCH_OPERATIONS_MAX <= PROPOSER_QUEUE_OPERATIONS_MAX);
 const _: () = assert!(UNAUTHENTICATED_ARGUMENTS_MAX <= ARGUMENTS_MAX);
 const _: () = assert!(BATCH_BYTES_MAX < SEGMENT_BYTES_DEFAULT);
+// A session that a shard has forgotten must be too old to begin again, whatever the client's clock.
+const _: () =
+    assert!(REQUEST_SESSION_BEGIN_MS + REQUEST_SESSION_AHEAD_MS < REQUEST_SESSION_IDLE_MS);
+const _: () = assert!(REQUEST_REPLY_BYTES_MAX < REQUEST_BYTES_MAX);

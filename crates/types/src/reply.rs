@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{Error, Revision, UnixMillis};
+use crate::{Error, Outcome, Revision, UnixMillis};
 
 /// The answer to one command.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +32,8 @@ pub enum Reply {
     Entry(Option<Box<Entry>>),
     /// What a conditional write did.
     Written(Box<Written>),
+    /// What became of a write with a request id.
+    Outcome(Box<RequestOutcome>),
     /// It failed.
     Error(Error),
 }
@@ -54,6 +56,15 @@ pub struct Written {
     pub applied: bool,
     /// What was there before; `None` if absent.
     pub previous: Option<Entry>,
+}
+
+/// What is known of a write with a request id.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RequestOutcome {
+    /// Whether it was done. *Not done* is final: it never will be.
+    pub outcome: Outcome,
+    /// What it was answered, if it was done and its reply was short enough to be kept.
+    pub reply: Option<Reply>,
 }
 
 /// A reply together with the shard's revision after the command: the revision of its last fact if

@@ -79,6 +79,9 @@ fn change<'a>(fact: &FactRef<'a>, own: impl Fn(&'a [u8]) -> Bytes) -> Option<Cha
             deadline,
         },
         FactRef::Clear => Change::Flush,
-        FactRef::SystemPut { .. } | FactRef::SystemDelete { .. } => return None,
+        FactRef::SystemPut { .. }
+        | FactRef::SystemDelete { .. }
+        | FactRef::Request { .. }
+        | FactRef::ForgetSessions { .. } => return None,
     })
 }

@@ -6,7 +6,7 @@
 //! walk cannot go on it begins anew, which costs the consumer nothing but repeated items.
 
 use bytes::Bytes;
-use flux_store::{Walk, block_entries};
+use flux_store::{About, Walk, block_entries};
 use flux_types::LogIndex;
 
 use super::{CdcError, Progress, Read, Tail};
@@ -82,7 +82,7 @@ impl Tail {
         let entries = block_entries(block).map_err(|_| CdcError::Stopped { shard: self.shard })?;
         for entry in entries {
             let is_past = entry.deadline.is_some_and(|deadline| deadline <= now);
-            if entry.is_system || is_past || !entry.key.starts_with(prefix) {
+            if entry.about != About::Key || is_past || !entry.key.starts_with(prefix) {
                 continue;
             }
             read.events.push(Event {

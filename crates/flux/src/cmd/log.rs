@@ -10,9 +10,9 @@ use flux_log::identity::LOCK_NAME;
 use flux_log::offline::{self, DumpedRecord, Report, SegmentReport};
 use flux_log::record::NODE_WIDE;
 use flux_log::{Identity, OpenError, RecordKind};
-use flux_store::FactRef;
 use flux_store::batch::{MEMBERSHIP_MARK, effective};
-use flux_types::{DeleteCause, Term, UnixMillis};
+use flux_store::{FactRef, Kept};
+use flux_types::{DeleteCause, RequestId, Term, UnixMillis};
 
 use super::cli::quoted;
 use crate::args::LogTask;
@@ -232,6 +232,31 @@ fn describe_fact(fact: &FactRef<'_>) -> String {
             format!("system put {} = {}", quoted(name), shortened(value))
         }
         FactRef::SystemDelete { name } => format!("system delete {}", quoted(name)),
+        FactRef::Request {
+            request,
+            expires_at,
+            outcome,
+        } => {
+            let outcome = match Kept::parse(outcome) {
+                Some(Kept::Done { reply: Some(_), .. }) => "done, reply kept",
+                Some(Kept::Done { reply: None, .. }) => "done",
+                Some(Kept::NotDone) => "never done",
+                None => "unreadable",
+            };
+            let RequestId {
+                session,
+                sequence,
+                lowest_unanswered,
+            } = request;
+            format!(
+                "request {session} {sequence} (lowest unanswered {lowest_unanswered}): \
+                 {outcome}{}",
+                until(Some(expires_at))
+            )
+        }
+        FactRef::ForgetSessions { until } => {
+            format!("forget sessions that expire until {}", until.get())
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a command is likely to add to a batch, known before it is evaluated.
 
+use flux_types::limits::REQUEST_REPLY_BYTES_MAX;
 use flux_types::{Command, Set, WriteCommand};
 
 /// Bytes that any fact costs beside its key and value.
@@ -43,7 +44,9 @@ fn write_weight(write: &WriteCommand) -> usize {
         WriteCommand::PutSystem { name, value } => {
             name.len() + value.as_ref().map_or(0, bytes::Bytes::len)
         }
-        WriteCommand::Clear => 0,
+        // What is kept of it may be as long as the longest reply that is kept.
+        WriteCommand::Once(once) => weight(once.command()) + REQUEST_REPLY_BYTES_MAX,
+        WriteCommand::QueryOutcome { .. } | WriteCommand::ForgetSessions | WriteCommand::Clear => 0,
     }
 }
 
@@ -55,7 +58,12 @@ pub(super) fn frees_space(write: &WriteCommand) -> bool {
         | WriteCommand::CompareAndDelete { .. }
         | WriteCommand::GetDelete { .. }
         | WriteCommand::Clear
-        | WriteCommand::SweepExpired { .. } => true,
+        | WriteCommand::SweepExpired { .. }
+        | WriteCommand::ForgetSessions => true,
+        WriteCommand::Once(once) => match once.command() {
+            Command::Read(_) => true,
+            Command::Write(write) => frees_space(write),
+        },
         WriteCommand::Transaction(transaction) => {
             transaction.commands.iter().all(|command| match command {
                 Command::Read(_) => true,
@@ -74,6 +82,7 @@ pub(super) fn frees_space(write: &WriteCommand) -> bool {
         | WriteCommand::Persist { .. }
         | WriteCommand::Rename { .. }
         | WriteCommand::Copy { .. }
-        | WriteCommand::PutSystem { .. } => false,
+        | WriteCommand::PutSystem { .. }
+        | WriteCommand::QueryOutcome { .. } => false,
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Pure. The parts come in the order in which [`super::split`] made them.
 
-use flux_types::{Answer, Error, ErrorCode, Outcome, Reply, Revision};
+use flux_types::{Answer, Error, ErrorCode, Outcome, Reply, RequestOutcome, Revision};
 
 use super::split::Join;
 
@@ -29,6 +29,7 @@ pub(crate) fn join(how: Join, answers: Vec<Answer>) -> Answer {
         Join::AllOk => Reply::Ok,
         Join::Concat => concat(replies),
         Join::FirstFound => first_found(replies),
+        Join::Outcome => outcome(replies),
         Join::Cursor { shard, count } => cursor(shard, count, replies),
     };
     Answer { reply, revision }
@@ -42,12 +43,16 @@ fn first_error(how: &Join, answers: &[Answer]) -> Option<Error> {
         Some(error)
     });
     let first = errors.next()?;
+    if *how == Join::Outcome && answers.iter().any(|answer| is_done(&answer.reply)) {
+        // Whatever the other shards do not know: it was done here.
+        return None;
+    }
     let failed = 1 + errors.clone().count();
     let all_undone =
         first.outcome == Outcome::NotDone && errors.all(|error| error.outcome == Outcome::NotDone);
     let is_read = matches!(
         how,
-        Join::Interleave(_) | Join::Concat | Join::FirstFound | Join::Cursor { .. }
+        Join::Interleave(_) | Join::Concat | Join::FirstFound | Join::Outcome | Join::Cursor { .. }
     );
     if is_read || (failed == answers.len() && all_undone) {
         return Some(first.clone());
@@ -108,6 +113,27 @@ fn first_found(mut replies: impl Iterator<Item = Reply>) -> Reply {
     replies
         .find(|reply| !matches!(reply, Reply::Nil))
         .unwrap_or(Reply::Nil)
+}
+
+fn is_done(reply: &Reply) -> bool {
+    matches!(reply, Reply::Outcome(outcome) if outcome.outcome == Outcome::Done)
+}
+
+/// Done if one shard says so, not done if all do, else unknown.
+fn outcome(replies: impl Iterator<Item = Reply>) -> Reply {
+    let mut joined = Reply::Outcome(Box::new(RequestOutcome {
+        outcome: Outcome::NotDone,
+        reply: None,
+    }));
+    for reply in replies {
+        if is_done(&reply) {
+            return reply;
+        }
+        if matches!(&reply, Reply::Outcome(outcome) if outcome.outcome == Outcome::Unknown) {
+            joined = reply;
+        }
+    }
+    joined
 }
 
 fn cursor(shard: u32, count: u32, mut replies: impl Iterator<Item = Reply>) -> Reply {

@@ -3,11 +3,13 @@
 //! Pure. A command whose keys live in one shard goes there whole and stays atomic. MGET, MSET,
 //! DEL, EXISTS, TOUCH and the commands on the whole keyspace are split; their parts run
 //! concurrently and are not atomic together. A command that means one moment (RENAME, COPY,
-//! MSETNX, a transaction) is refused across shards.
+//! MSETNX, a transaction) is refused across shards, and so is a write with a request id.
 
 use bytes::Bytes;
 use flux_cluster::SlotMap;
-use flux_types::{Command, Error, ErrorCode, ReadCommand, ScanPage, ShardId, WriteCommand};
+use flux_types::{
+    Command, Error, ErrorCode, Once, ReadCommand, ScanPage, ShardId, Transaction, WriteCommand,
+};
 
 /// A command on its way to shards.
 #[derive(Debug, PartialEq)]
@@ -33,6 +35,8 @@ pub(crate) enum Join {
     Concat,
     /// The first that is not nil.
     FirstFound,
+    /// FLUX.OUTCOME: one shard at most has done a write; it is not done if all say so.
+    Outcome,
     /// SCAN: the cursor of one shard becomes that of all.
     Cursor {
         /// The shard that was asked.
@@ -89,6 +93,12 @@ pub(crate) fn split(command: Command, map: &SlotMap, lot: u64) -> Split {
             Command::Read(ReadCommand::RandomKey)
         }),
         Command::Read(ReadCommand::Scan(page)) => scan(page, map),
+        Command::Write(WriteCommand::QueryOutcome { request, key: None }) => {
+            everywhere(map, 0, Join::Outcome, || {
+                Command::Write(WriteCommand::QueryOutcome { request, key: None })
+            })
+        }
+        Command::Write(WriteCommand::Once(once)) => split_once(once, map),
         whole => whole_in_one_shard(whole, map),
     }
 }
@@ -118,7 +128,17 @@ fn single_key(command: &Command) -> Option<&Bytes> {
         }
         count += 1;
     });
-    first.filter(|_| count == 1 && !matches!(command, Command::Write(WriteCommand::Transaction(_))))
+    first.filter(|_| count == 1 && transaction_of(command).is_none())
+}
+
+/// A write with a request id is done in one shard, because only there can it be told whether it was.
+fn split_once(once: Box<Once>, map: &SlotMap) -> Split {
+    if is_on_every_key(once.command()) {
+        return Split::Refused(cross_shard(
+            "a command on the whole keyspace, which has several shards, takes no request id",
+        ));
+    }
+    whole_in_one_shard(Command::Write(WriteCommand::Once(once)), map)
 }
 
 fn whole_in_one_shard(command: Command, map: &SlotMap) -> Split {
@@ -129,7 +149,7 @@ fn whole_in_one_shard(command: Command, map: &SlotMap) -> Split {
         differ |= owner.is_some_and(|owner| owner != shard);
         owner = Some(shard);
     });
-    if let Command::Write(WriteCommand::Transaction(transaction)) = &command
+    if let Some(transaction) = transaction_of(&command)
         && transaction.commands.iter().any(is_on_every_key)
     {
         return Split::Refused(cross_shard(
@@ -142,6 +162,18 @@ fn whole_in_one_shard(command: Command, map: &SlotMap) -> Split {
         ));
     }
     Split::One(owner.unwrap_or_default(), command)
+}
+
+/// The transaction that a command is, with a request id or without.
+fn transaction_of(command: &Command) -> Option<&Transaction> {
+    let command = match command {
+        Command::Write(WriteCommand::Once(once)) => once.command(),
+        Command::Read(_) | Command::Write(_) => command,
+    };
+    match command {
+        Command::Write(WriteCommand::Transaction(transaction)) => Some(transaction),
+        Command::Read(_) | Command::Write(_) => None,
+    }
 }
 
 /// Whether a command concerns the whole keyspace.

@@ -146,7 +146,8 @@ impl<E: Execute> Scan<E> {
             | Reply::Array(_)
             | Reply::Aborted
             | Reply::Entry(_)
-            | Reply::Written(_) => Err(Error::not_done(
+            | Reply::Written(_)
+            | Reply::Outcome(_) => Err(Error::not_done(
                 ErrorCode::Internal,
                 "a scan was not answered with a page",
             )),

@@ -3,7 +3,7 @@
 use flux_types::{Command, ReadCommand, WriteCommand};
 
 /// Names by [`command_row`].
-pub(crate) const COMMAND_NAMES: [&str; 30] = [
+pub(crate) const COMMAND_NAMES: [&str; 32] = [
     "get",
     "get_entry",
     "set",
@@ -34,6 +34,8 @@ pub(crate) const COMMAND_NAMES: [&str; 30] = [
     "transaction",
     "sweep_expired",
     "put_system",
+    "outcome",
+    "forget_sessions",
 ];
 
 /// What Redis calls the commands of [`COMMAND_NAMES`], for INFO: where it has several names for one
@@ -69,10 +71,12 @@ pub(crate) const REDIS_NAMES: [&str; COMMAND_NAMES.len()] = [
     "exec",
     "sweep_expired",
     "put_system",
+    "flux.outcome",
+    "forget_sessions",
 ];
 
 /// The row in which a command is counted.
-pub(super) const fn command_row(command: &Command) -> usize {
+pub(super) fn command_row(command: &Command) -> usize {
     match command {
         Command::Read(ReadCommand::Get { .. }) => 0,
         Command::Read(ReadCommand::GetEntry { .. }) => 1,
@@ -107,5 +111,9 @@ pub(super) const fn command_row(command: &Command) -> usize {
         Command::Write(WriteCommand::Transaction(_)) => 27,
         Command::Write(WriteCommand::SweepExpired { .. }) => 28,
         Command::Write(WriteCommand::PutSystem { .. }) => 29,
+        Command::Write(WriteCommand::QueryOutcome { .. }) => 30,
+        Command::Write(WriteCommand::ForgetSessions) => 31,
+        // Counted as what it is, whether that is done now or was before.
+        Command::Write(WriteCommand::Once(once)) => command_row(once.command()),
     }
 }

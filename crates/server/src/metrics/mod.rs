@@ -172,7 +172,8 @@ impl Metrics {
             | Reply::Aborted
             | Reply::Page { .. }
             | Reply::Entry(_)
-            | Reply::Written(_) => 0,
+            | Reply::Written(_)
+            | Reply::Outcome(_) => 0,
         };
         self.commands
             .increment(counted.row * RESULTS.len() + result);
@@ -233,7 +234,7 @@ pub(crate) struct CommandCount {
 
 impl CommandCount {
     /// Of this command.
-    pub(crate) const fn of(command: &Command) -> Self {
+    pub(crate) fn of(command: &Command) -> Self {
         Self {
             row: command_row(command),
             is_write: command.is_write(),

@@ -18,9 +18,11 @@ pub(crate) use writer::Span;
 use flux_types::Term;
 use flux_types::limits::{COMMAND_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
-/// The version this room writes. It also reads version 1, which knew neither system data nor traces.
-pub const VERSION: u8 = 2;
+/// The version this room writes. It also reads version 1, which knew neither system data nor traces
+/// nor requests, and version 2, which did not know requests.
+pub const VERSION: u8 = 3;
 const VERSION_1: u8 = 1;
+const VERSION_2: u8 = 2;
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 32;
 /// Most bytes of one batch. A proposer closes its batch long before. Any one command that a
@@ -42,6 +44,11 @@ const KIND_PATCH: u8 = 4;
 const KIND_CLEAR: u8 = 5;
 const KIND_SYSTEM_PUT: u8 = 6;
 const KIND_SYSTEM_DELETE: u8 = 7;
+const KIND_REQUEST: u8 = 9;
+const KIND_FORGET_SESSIONS: u8 = 10;
+
+/// Bytes of a request id, which stands in the key's place: session, sequence, lowest unanswered.
+const REQUEST_BYTES: usize = 32;
 
 /// The mark of a trace, which stands before the first fact of its group and is no fact.
 const TRACE_MARK: u8 = MORE | 8;

@@ -1,16 +1,51 @@
 //! Tests of the batch format.
 
 use bytes::Bytes;
-use flux_types::{DeleteCause, Fact, Revision, Term, TraceParent, UnixMillis};
+use flux_types::{
+    DeleteCause, Fact, Reply, RequestId, Revision, SessionId, Term, TraceParent, UnixMillis,
+};
 use proptest::prelude::*;
 
-use super::{BatchError, BatchView, BatchWriter, FactRef};
+use super::{BatchError, BatchView, BatchWriter, FactRef, VERSION};
+use crate::kept::Kept;
 
-const GOLDEN: &[u8] = include_bytes!("../../testdata/batch-v2.bin");
+const GOLDEN: &[u8] = include_bytes!("../../testdata/batch-v3.bin");
+const GOLDEN_2: &[u8] = include_bytes!("../../testdata/batch-v2.bin");
 const GOLDEN_1: &[u8] = include_bytes!("../../testdata/batch-v1.bin");
 
-/// One fact of every kind, in groups of 1, 3, 2, 1, 1 and 2.
+/// One fact of every kind, in groups of 1, 3, 2, 1, 1, 2, 2, 1 and 1.
 fn example() -> Vec<Vec<Fact>> {
+    let mut groups = example_2();
+    let request = |sequence, lowest_unanswered, outcome| Fact::Request {
+        request: RequestId {
+            session: SessionId::new(0x0190_a6d4_7c2e_7d3f_8a1b_2c3d_4e5f_6071).unwrap(),
+            sequence,
+            lowest_unanswered,
+        },
+        expires_at: UnixMillis::new(601_000),
+        outcome: Bytes::from(outcome),
+    };
+    groups.push(vec![
+        Fact::Put {
+            key: Bytes::from_static(b"n"),
+            value: Bytes::from_static(b"41"),
+            deadline: None,
+        },
+        request(
+            7,
+            5,
+            Kept::encode_done(Revision::new(52), &Reply::Integer(41)),
+        ),
+    ]);
+    groups.push(vec![request(6, 5, Kept::encode_not_done())]);
+    groups.push(vec![Fact::ForgetSessions {
+        until: UnixMillis::new(1000),
+    }]);
+    groups
+}
+
+/// What version 2 could say, in groups of 1, 3, 2, 1, 1 and 2.
+fn example_2() -> Vec<Vec<Fact>> {
     let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     let mut groups = example_1();
     groups.push(vec![
@@ -114,8 +149,25 @@ fn a_batch_of_version_1_is_still_read() {
 }
 
 #[test]
+fn a_batch_of_version_2_is_still_read() {
+    let view = BatchView::parse(GOLDEN_2).unwrap();
+    assert_eq!(view.version(), 2);
+    assert_eq!(read(&view), example_2());
+    assert_eq!(traces(&view)[..2], [example_trace(), None]);
+}
+
+#[test]
+fn version_2_knows_no_requests() {
+    let mut bytes = GOLDEN.to_vec();
+    bytes[0] = 2;
+    let error = BatchView::parse(&bytes).unwrap_err();
+    let (offset, since) = (GOLDEN_2.len() + 11, 3);
+    assert_eq!(error, BatchError::Newer { offset, since });
+}
+
+#[test]
 fn version_1_knows_neither_system_data_nor_traces() {
-    for (at, error) in [(32, "trace"), (58, "kind")] {
+    for (at, error) in [(32, "trace"), (58, "version 2")] {
         let mut bytes = GOLDEN.to_vec();
         bytes[0] = 1;
         if at == 58 {
@@ -129,7 +181,7 @@ fn version_1_knows_neither_system_data_nor_traces() {
 #[test]
 fn a_trace_stands_before_a_group_and_takes_no_revision() {
     let view = BatchView::parse(GOLDEN).unwrap();
-    let mut expected = vec![None; 6];
+    let mut expected = vec![None; 9];
     expected[0] = example_trace();
     assert_eq!(traces(&view), expected);
     // Cut out of its place and put into a group: after the first of the three facts of the second.
@@ -165,11 +217,11 @@ fn the_golden_batch_is_written_and_read_byte_for_byte() {
     assert_eq!(view.term(), Term::new(7));
     assert_eq!(view.at(), UnixMillis::new(1000));
     assert_eq!(view.first_revision(), Revision::new(42));
-    assert_eq!(view.last_revision(), Revision::new(51));
-    assert_eq!(view.fact_count(), 10);
+    assert_eq!(view.last_revision(), Revision::new(55));
+    assert_eq!(view.fact_count(), 14);
     assert_eq!(read(&view), example());
     let revisions: Vec<u64> = view.facts().map(|(revision, _)| revision.get()).collect();
-    assert_eq!(revisions, (42..52).collect::<Vec<u64>>());
+    assert_eq!(revisions, (42..56).collect::<Vec<u64>>());
 }
 
 #[test]
@@ -208,11 +260,11 @@ fn each_malformed_field_has_its_error() {
         let error = BatchView::parse(&bytes).unwrap_err();
         assert_eq!(error.to_string(), expected);
     };
-    check(0, 3, "batch has version 3, this program reads 1 to 2");
+    check(0, 4, "batch has version 4, this program reads 1 to 3");
     check(1, 1, "batch has a reserved field set at offset 1");
     check(3, 1, "batch has a reserved field set at offset 1");
-    check(4, 11, "batch ends early: 4 bytes wanted at offset 213");
-    check(24, 0, "batch of 10 facts from revision 0");
+    check(4, 15, "batch ends early: 4 bytes wanted at offset 355");
+    check(24, 0, "batch of 14 facts from revision 0");
     check(58, 0x0f, "batch has an unknown kind 15 at offset 58");
     check(58, 0x21, "batch has a reserved field set at offset 58");
     check(
@@ -225,7 +277,13 @@ fn each_malformed_field_has_its_error() {
         9,
         "batch has a key or value beyond its limit at offset 58",
     );
-    check(198, 0x87, "the last group of the batch is not complete");
+    check(339, 0xca, "the last group of the batch is not complete");
+    // The outcome of a request: its kind, and the kind of the reply in it.
+    check(272, 3, "batch has a reserved field set at offset 224");
+    check(281, 99, "batch has a reserved field set at offset 224");
+    // No UUID of version 7, and a lowest sequence of 0.
+    check(249, 0x4d, "batch has a reserved field set at offset 224");
+    check(264, 0, "batch has a reserved field set at offset 224");
 }
 
 fn any_fact() -> impl Strategy<Value = Fact> {
@@ -252,6 +310,28 @@ fn any_fact() -> impl Strategy<Value = Fact> {
         Just(Fact::Clear),
         (key(), key()).prop_map(|(name, value)| Fact::SystemPut { name, value }),
         key().prop_map(|name| Fact::SystemDelete { name }),
+        (
+            any::<u128>(),
+            1..9_u64,
+            0..9_u64,
+            any::<u64>(),
+            any::<i64>()
+        )
+            .prop_map(|(session, lowest_unanswered, above, expires_at, number)| {
+                Fact::Request {
+                    request: RequestId {
+                        session: SessionId::draw(UnixMillis::new(expires_at), session),
+                        sequence: lowest_unanswered + above,
+                        lowest_unanswered,
+                    },
+                    expires_at: UnixMillis::new(expires_at),
+                    outcome: Kept::encode_done(Revision::new(above), &Reply::Integer(number))
+                        .into(),
+                }
+            }),
+        any::<u64>().prop_map(|until| Fact::ForgetSessions {
+            until: UnixMillis::new(until)
+        }),
     ]
 }
 
@@ -299,7 +379,7 @@ proptest! {
                 writer.end_group();
             }
             let mut written = writer.finish().unwrap().to_vec();
-            // What version 1 could say, version 2 says in the same bytes.
+            // What earlier versions could say, this one says in the same bytes.
             written[0] = view.version();
             prop_assert_eq!(written, bytes);
         }
@@ -309,7 +389,7 @@ proptest! {
     fn random_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let mut bytes = bytes;
         if let Some(first) = bytes.first_mut() {
-            *first = 2;
+            *first = VERSION;
         }
         if let Some(reserved) = bytes.get_mut(1..4) {
             reserved.fill(0);

@@ -2,14 +2,17 @@
 
 use bytes::Bytes;
 use flux_types::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
-use flux_types::{DeleteCause, Fact, Revision, Term, TraceParent, UnixMillis};
+use flux_types::{
+    DeleteCause, Fact, RequestId, Revision, SessionId, Term, TraceParent, UnixMillis,
+};
 
 use super::{
     BATCH_BYTES_MAX, CAUSE_DELETED, CAUSE_EVICTED, CAUSE_EXPIRED, HAS_DEADLINE, HEADER_BYTES,
-    KIND_CLEAR, KIND_DELETE, KIND_MASK, KIND_PATCH, KIND_PUT, KIND_SET_DEADLINE,
-    KIND_SYSTEM_DELETE, KIND_SYSTEM_PUT, MORE, REVISION_END, TRACE_MARK, TRACE_SAMPLED, VERSION,
-    VERSION_1,
+    KIND_CLEAR, KIND_DELETE, KIND_FORGET_SESSIONS, KIND_MASK, KIND_PATCH, KIND_PUT, KIND_REQUEST,
+    KIND_SET_DEADLINE, KIND_SYSTEM_DELETE, KIND_SYSTEM_PUT, MORE, REQUEST_BYTES, REVISION_END,
+    TRACE_MARK, TRACE_SAMPLED, VERSION, VERSION_1, VERSION_2,
 };
+use crate::kept::{Kept, OUTCOME_BYTES_MAX};
 
 /// Why bytes are not a batch. Offsets count from the start of the batch.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,6 +50,14 @@ pub enum BatchError {
         offset: usize,
         /// What is there.
         kind: u32,
+    },
+    /// A fact that the batch's version does not have.
+    #[error("batch has a fact of version {since} at offset {offset}")]
+    Newer {
+        /// Where it or the trace before it begins.
+        offset: usize,
+        /// The first version that has it.
+        since: u8,
     },
     /// A key or value longer than any limit.
     #[error("batch has a key or value beyond its limit at offset {offset}")]
@@ -128,6 +139,20 @@ pub enum FactRef<'a> {
         /// The name.
         name: &'a [u8],
     },
+    /// See [`Fact::Request`].
+    Request {
+        /// The write.
+        request: RequestId,
+        /// When its session is forgotten.
+        expires_at: UnixMillis,
+        /// What became of it.
+        outcome: &'a [u8],
+    },
+    /// See [`Fact::ForgetSessions`].
+    ForgetSessions {
+        /// The time.
+        until: UnixMillis,
+    },
 }
 
 impl<'a> FactRef<'a> {
@@ -139,14 +164,37 @@ impl<'a> FactRef<'a> {
             | Self::Delete { key, .. }
             | Self::SetDeadline { key, .. }
             | Self::Patch { key, .. } => Some(key),
-            Self::Clear | Self::SystemPut { .. } | Self::SystemDelete { .. } => None,
+            Self::Clear
+            | Self::SystemPut { .. }
+            | Self::SystemDelete { .. }
+            | Self::Request { .. }
+            | Self::ForgetSessions { .. } => None,
         }
     }
 
-    /// Whether it is about system data.
+    /// Whether it is about what the node keeps for itself: system data and requests.
     #[must_use]
     pub const fn is_system(&self) -> bool {
-        matches!(self, Self::SystemPut { .. } | Self::SystemDelete { .. })
+        matches!(
+            self,
+            Self::SystemPut { .. }
+                | Self::SystemDelete { .. }
+                | Self::Request { .. }
+                | Self::ForgetSessions { .. }
+        )
+    }
+
+    /// The first version of the format that has it.
+    const fn since(&self) -> u8 {
+        match self {
+            Self::Put { .. }
+            | Self::Delete { .. }
+            | Self::SetDeadline { .. }
+            | Self::Patch { .. }
+            | Self::Clear => VERSION_1,
+            Self::SystemPut { .. } | Self::SystemDelete { .. } => VERSION_2,
+            Self::Request { .. } | Self::ForgetSessions { .. } => VERSION,
+        }
     }
 
     /// The fact with buffers of its own.
@@ -187,6 +235,16 @@ impl<'a> FactRef<'a> {
                 value: own(value),
             },
             Self::SystemDelete { name } => Fact::SystemDelete { name: own(name) },
+            Self::Request {
+                request,
+                expires_at,
+                outcome,
+            } => Fact::Request {
+                request,
+                expires_at,
+                outcome: own(outcome),
+            },
+            Self::ForgetSessions { until } => Fact::ForgetSessions { until },
         }
     }
 }
@@ -216,6 +274,16 @@ impl<'a> From<&'a Fact> for FactRef<'a> {
             Fact::Clear => Self::Clear,
             Fact::SystemPut { name, value } => Self::SystemPut { name, value },
             Fact::SystemDelete { name } => Self::SystemDelete { name },
+            Fact::Request {
+                request,
+                expires_at,
+                outcome,
+            } => Self::Request {
+                request: *request,
+                expires_at: *expires_at,
+                outcome,
+            },
+            Fact::ForgetSessions { until } => Self::ForgetSessions { until: *until },
         }
     }
 }
@@ -273,9 +341,14 @@ impl<'a> BatchView<'a> {
                 return Err(BatchError::Trace { offset });
             }
             let (fact, goes_on) = cursor.fact()?;
-            if version == VERSION_1 && fact.is_system() {
-                let kind = u32::from(KIND_SYSTEM_PUT);
-                return Err(BatchError::Kind { offset, kind });
+            if version < fact.since() {
+                let since = fact.since();
+                return Err(BatchError::Newer { offset, since });
+            }
+            if let FactRef::Request { outcome, .. } = fact
+                && Kept::parse(outcome).is_none()
+            {
+                return Err(BatchError::Reserved { offset });
             }
             more = goes_on;
         }
@@ -422,6 +495,15 @@ impl<'a> Iterator for Groups<'a> {
     }
 }
 
+/// What every fact begins with.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    kind: u8,
+    key_len: usize,
+    argument: u32,
+    deadline: Option<UnixMillis>,
+}
+
 #[derive(Clone, Debug)]
 struct Cursor<'a> {
     rest: &'a [u8],
@@ -483,6 +565,67 @@ impl<'a> Cursor<'a> {
         Ok(trace)
     }
 
+    /// A fact about what the node keeps for itself.
+    fn fact_of_the_node(&mut self, head: &Head, start: usize) -> Result<FactRef<'a>, BatchError> {
+        let Head {
+            kind,
+            key_len,
+            argument,
+            deadline,
+        } = *head;
+        Ok(match (kind, deadline) {
+            (KIND_SYSTEM_PUT, None) => {
+                let value_len = checked_len(argument, start)?;
+                FactRef::SystemPut {
+                    name: self.take(key_len)?,
+                    value: self.take(value_len)?,
+                }
+            }
+            (KIND_SYSTEM_DELETE, None) if argument == 0 => FactRef::SystemDelete {
+                name: self.take(key_len)?,
+            },
+            (KIND_REQUEST, Some(expires_at)) if key_len == REQUEST_BYTES => {
+                let outcome_len = argument as usize;
+                if outcome_len > OUTCOME_BYTES_MAX {
+                    return Err(BatchError::Limit { offset: start });
+                }
+                FactRef::Request {
+                    request: self.request(start)?,
+                    expires_at,
+                    outcome: self.take(outcome_len)?,
+                }
+            }
+            (KIND_FORGET_SESSIONS, Some(until)) if key_len == 0 && argument == 0 => {
+                FactRef::ForgetSessions { until }
+            }
+            (KIND_SYSTEM_PUT | KIND_SYSTEM_DELETE | KIND_REQUEST | KIND_FORGET_SESSIONS, _) => {
+                return Err(BatchError::Reserved { offset: start });
+            }
+            _ => {
+                return Err(BatchError::Kind {
+                    offset: start,
+                    kind: u32::from(kind),
+                });
+            }
+        })
+    }
+
+    /// The request id here, in the place of a key.
+    fn request(&mut self, start: usize) -> Result<RequestId, BatchError> {
+        let session = SessionId::new(u128::from_le_bytes(self.array()?));
+        let sequence = self.u64()?;
+        let lowest_unanswered = self.u64()?;
+        let in_order = 0 < lowest_unanswered && lowest_unanswered <= sequence;
+        match session {
+            Some(session) if in_order => Ok(RequestId {
+                session,
+                sequence,
+                lowest_unanswered,
+            }),
+            Some(_) | None => Err(BatchError::Reserved { offset: start }),
+        }
+    }
+
     /// The fact here, and whether its group goes on.
     #[inline]
     fn fact(&mut self) -> Result<(FactRef<'a>, bool), BatchError> {
@@ -532,25 +675,17 @@ impl<'a> Cursor<'a> {
                 }
             }
             KIND_CLEAR if deadline.is_none() && key_len == 0 && argument == 0 => FactRef::Clear,
-            KIND_SYSTEM_PUT if deadline.is_none() => {
-                let value_len = checked_len(argument, start)?;
-                FactRef::SystemPut {
-                    name: self.take(key_len)?,
-                    value: self.take(value_len)?,
-                }
-            }
-            KIND_SYSTEM_DELETE if deadline.is_none() && argument == 0 => FactRef::SystemDelete {
-                name: self.take(key_len)?,
-            },
-            KIND_DELETE | KIND_SET_DEADLINE | KIND_PATCH | KIND_CLEAR | KIND_SYSTEM_PUT
-            | KIND_SYSTEM_DELETE => {
+            KIND_DELETE | KIND_SET_DEADLINE | KIND_PATCH | KIND_CLEAR => {
                 return Err(BatchError::Reserved { offset: start });
             }
             _ => {
-                return Err(BatchError::Kind {
-                    offset: start,
-                    kind: u32::from(kind),
-                });
+                let head = Head {
+                    kind,
+                    key_len,
+                    argument,
+                    deadline,
+                };
+                self.fact_of_the_node(&head, start)?
             }
         };
         Ok((fact, mark & MORE != 0))

@@ -1,12 +1,13 @@
 //! Writing batches.
 
 use bytes::Bytes;
-use flux_types::{DeleteCause, Revision, Term, TraceParent, UnixMillis};
+use flux_types::{DeleteCause, RequestId, Revision, Term, TraceParent, UnixMillis};
 
 use super::{
     CAUSE_DELETED, CAUSE_EVICTED, CAUSE_EXPIRED, FACT_HEAD_BYTES, FactRef, HAS_DEADLINE,
-    HEADER_BYTES, KIND_CLEAR, KIND_DELETE, KIND_PATCH, KIND_PUT, KIND_SET_DEADLINE,
-    KIND_SYSTEM_DELETE, KIND_SYSTEM_PUT, MORE, TRACE_BYTES, TRACE_MARK, VERSION,
+    HEADER_BYTES, KIND_CLEAR, KIND_DELETE, KIND_FORGET_SESSIONS, KIND_PATCH, KIND_PUT,
+    KIND_REQUEST, KIND_SET_DEADLINE, KIND_SYSTEM_DELETE, KIND_SYSTEM_PUT, MORE, REQUEST_BYTES,
+    TRACE_BYTES, TRACE_MARK, VERSION,
 };
 
 /// Builds a batch fact by fact.
@@ -132,6 +133,19 @@ impl BatchWriter {
                 self.head(KIND_SYSTEM_DELETE, name, 0, None);
                 self.body(name, &[])
             }
+            FactRef::Request {
+                request,
+                expires_at,
+                outcome,
+            } => {
+                let key = request_bytes(&request);
+                self.head(KIND_REQUEST, &key, length(outcome), Some(expires_at));
+                self.body(&key, outcome)
+            }
+            FactRef::ForgetSessions { until } => {
+                self.head(KIND_FORGET_SESSIONS, &[], 0, Some(until));
+                self.body(&[], &[])
+            }
         };
         (revision, key, value)
     }
@@ -219,4 +233,14 @@ impl BatchWriter {
 fn length(bytes: &[u8]) -> u32 {
     // Saturation is caught by the assertion on keys and cannot happen to values of at most 64 MiB.
     u32::try_from(bytes.len()).unwrap_or(u32::MAX)
+}
+
+fn request_bytes(request: &RequestId) -> [u8; REQUEST_BYTES] {
+    let mut bytes = [0; REQUEST_BYTES];
+    let (session, numbers) = bytes.split_at_mut(16);
+    let (sequence, lowest) = numbers.split_at_mut(8);
+    session.copy_from_slice(&request.session.get().to_le_bytes());
+    sequence.copy_from_slice(&request.sequence.to_le_bytes());
+    lowest.copy_from_slice(&request.lowest_unanswered.to_le_bytes());
+    bytes
 }

@@ -10,6 +10,7 @@
 mod keys;
 mod overlay;
 mod reads;
+mod requests;
 mod strings;
 
 #[cfg(test)]
@@ -35,6 +36,7 @@ use crate::hash::KeyHash;
 use crate::raw::Entry;
 use crate::store::{Lookup, Store};
 use overlay::{Body, Known, Live, Overlay};
+use requests::Asked;
 
 /// One batch being evaluated.
 #[derive(Debug)]
@@ -43,6 +45,9 @@ pub struct Evaluation<'a> {
     at: UnixMillis,
     writer: BatchWriter,
     overlay: Overlay,
+    asked: Asked,
+    /// The revision to answer with, where it is not that of the last fact.
+    answer_revision: Option<Revision>,
     /// Whether the command in hand is the sweeper's.
     sweeping: bool,
     expired_active: u64,
@@ -78,6 +83,8 @@ impl<'a> Evaluation<'a> {
             at,
             writer: BatchWriter::new(term, at, store.revision().next()),
             overlay: Overlay::default(),
+            asked: Asked::default(),
+            answer_revision: None,
             sweeping: false,
             expired_active: 0,
             expired_lazy: 0,
@@ -102,9 +109,10 @@ impl<'a> Evaluation<'a> {
         if grouped {
             self.writer.end_group();
         }
+        let revision = self.answer_revision.take();
         Answer {
             reply,
-            revision: self.writer.last_revision(),
+            revision: revision.unwrap_or_else(|| self.writer.last_revision()),
         }
     }
 
@@ -177,6 +185,10 @@ impl<'a> Evaluation<'a> {
                 self.refused_memory += 1;
                 return Err(error::out_of_memory());
             }
+            return Ok(());
+        }
+        if let Command::Write(WriteCommand::Once(_)) = command {
+            // What it does is admitted by itself.
             return Ok(());
         }
         if BATCH_BYTES_MAX - self.writer.bytes().min(BATCH_BYTES_MAX) < self.bytes_at_most(command)
@@ -296,6 +308,9 @@ impl<'a> Evaluation<'a> {
             WriteCommand::Transaction(transaction) => self.transaction(transaction),
             WriteCommand::SweepExpired { keys } => Ok(self.sweep(keys)),
             WriteCommand::PutSystem { name, value } => self.put_system(name, value.as_deref()),
+            WriteCommand::Once(once) => self.once(once),
+            WriteCommand::QueryOutcome { request, .. } => self.query_outcome(request),
+            WriteCommand::ForgetSessions => Ok(self.forget_sessions()),
         }
     }
 
@@ -307,13 +322,17 @@ impl<'a> Evaluation<'a> {
         }
         let mut replies = Vec::with_capacity(transaction.commands.len());
         for command in &transaction.commands {
-            replies.push(
-                if matches!(command, Command::Write(WriteCommand::Transaction(_))) {
+            replies.push(match command {
+                Command::Write(WriteCommand::Transaction(_)) => {
                     Reply::Error(error::nested_transaction())
-                } else {
-                    self.reply(command)
-                },
-            );
+                }
+                Command::Write(
+                    WriteCommand::Once(_)
+                    | WriteCommand::QueryOutcome { .. }
+                    | WriteCommand::ForgetSessions,
+                ) => Reply::Error(error::nested_request()),
+                Command::Read(_) | Command::Write(_) => self.reply(command),
+            });
         }
         Ok(Reply::Array(replies))
     }

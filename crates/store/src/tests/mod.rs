@@ -3,6 +3,7 @@
 mod concurrency;
 mod model;
 mod random;
+mod requests;
 mod scan;
 mod system;
 

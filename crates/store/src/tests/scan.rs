@@ -325,7 +325,7 @@ fn a_damaged_block_is_refused() {
     for len in 0..block.len() {
         assert!(store.loader().load_block(&block[..len]).is_err(), "{len}");
     }
-    for (offset, byte) in [(0, 3), (1, 1), (8, 3), (11, 0xff), (15, 0xff)] {
+    for (offset, byte) in [(0, 4), (1, 1), (8, 3), (11, 0xff), (15, 0xff)] {
         let mut bad = block.clone();
         bad[offset] = byte;
         assert!(store.loader().load_block(&bad).is_err(), "{offset}");

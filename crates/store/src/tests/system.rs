@@ -9,7 +9,7 @@ use flux_types::{
 };
 
 use super::{bytes, run};
-use crate::snapshot::{BlockEntry, block_entries};
+use crate::snapshot::{About, BlockEntry, block_entries};
 use crate::{BlockError, Read, Store, StoreConfig};
 
 const NOW: UnixMillis = UnixMillis::new(2);
@@ -120,7 +120,7 @@ fn a_walk_that_begins_without_keys_still_meets_system_data() {
         value: b"1",
         revision: Revision::new(1),
         deadline: None,
-        is_system: true,
+        about: About::System,
     };
     assert_eq!(entries, [expected]);
 }
@@ -137,10 +137,10 @@ fn a_block_of_version_1_is_read_and_has_no_system_data() {
         block_entries(&block),
         Err(BlockError::Malformed { index: 0 })
     );
-    block[0] = 3;
+    block[0] = 4;
     assert_eq!(
         block_entries(&block),
-        Err(BlockError::Version { version: 3 })
+        Err(BlockError::Version { version: 4 })
     );
 }
 

@@ -210,6 +210,14 @@ impl<'a> Writer<'a> {
                 self.bulk(b"previous");
                 self.entry(written.previous.as_ref());
             }
+            Reply::Outcome(outcome) => {
+                // A reply that was not kept is left out, for one that was may be nil.
+                self.array(1 + usize::from(outcome.reply.is_some()));
+                self.simple(outcome.outcome.as_str());
+                if let Some(reply) = &outcome.reply {
+                    self.reply(reply);
+                }
+            }
             Reply::Error(error) => self.error(error),
         }
     }

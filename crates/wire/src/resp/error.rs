@@ -40,6 +40,9 @@ pub const fn word_of_code(code: ErrorCode) -> &'static str {
         ErrorCode::NotLeader => "TRYAGAIN",
         ErrorCode::Unavailable => "CLUSTERDOWN",
         ErrorCode::ShuttingDown => "LOADING",
+        ErrorCode::ReplyNotKept => "NOTKEPT",
+        // Never without an unknown outcome.
+        ErrorCode::RequestUnknown => "UNCERTAIN",
     }
 }
 
@@ -64,6 +67,13 @@ pub fn parse_error(text: &str) -> Error {
         "TRYAGAIN" => ErrorCode::NotLeader,
         "CLUSTERDOWN" => ErrorCode::Unavailable,
         "LOADING" => ErrorCode::ShuttingDown,
+        "NOTKEPT" => {
+            return Error {
+                code: ErrorCode::ReplyNotKept,
+                message: message.to_owned().into(),
+                outcome: Outcome::Done,
+            };
+        }
         _ => return Error::not_done(ErrorCode::Invalid, text.to_owned()),
     };
     Error::not_done(code, message.to_owned())

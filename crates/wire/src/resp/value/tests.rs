@@ -1,7 +1,9 @@
 //! Reading replies back.
 
 use expect_test::{Expect, expect};
-use flux_types::{Entry, Error, ErrorCode, Reply, Revision, UnixMillis, Written};
+use flux_types::{
+    Entry, Error, ErrorCode, Outcome, Reply, RequestOutcome, Revision, UnixMillis, Written,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -201,6 +203,12 @@ fn value_of(reply: &Reply) -> Value {
                     .map_or(Value::Null, value_of_entry),
             ),
         ]),
+        Reply::Outcome(outcome) => {
+            let word = outcome.outcome.as_str();
+            let word = Value::Simple(Bytes::from_static(word.as_bytes()));
+            let reply = outcome.reply.as_ref().map(value_of);
+            Value::Array(std::iter::once(word).chain(reply).collect())
+        }
         Reply::Error(error) => Value::Error(Bytes::from(format!("{} {}", code_word(error), error))),
     }
 }
@@ -253,6 +261,12 @@ fn some_reply() -> impl Strategy<Value = Reply> {
             Reply::Written(Box::new(Written { applied, previous }))
         }),
         "[a-z ]{1,20}".prop_map(|text| { Reply::Error(Error::not_done(ErrorCode::Busy, text)) }),
+        proptest::option::of(some_bytes()).prop_map(|kept| {
+            Reply::Outcome(Box::new(RequestOutcome {
+                outcome: Outcome::Done,
+                reply: kept.map(Reply::Bulk),
+            }))
+        }),
     ];
     leaf.prop_recursive(3, 20, 5, |inner| {
         proptest::collection::vec(inner, 0..5).prop_map(Reply::Array)
@@ -314,6 +328,12 @@ fn errors_survive_their_text() {
         let text = format!("{} {error}", code_word(&error));
         assert_eq!(parse_error(&text), error);
     }
+    let not_kept = Error {
+        code: ErrorCode::ReplyNotKept,
+        message: "it was long".into(),
+        outcome: Outcome::Done,
+    };
+    assert_eq!(parse_error("NOTKEPT it was long"), not_kept);
     let uncertain = Error::unknown(ErrorCode::Timeout, "it may have happened");
     assert_eq!(parse_error("UNCERTAIN it may have happened"), uncertain);
     for (text, code) in [
