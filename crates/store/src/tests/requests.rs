@@ -265,7 +265,10 @@ fn an_idle_session_is_forgotten_by_a_fact_and_never_begins_again() {
     // As late as it may seem to have begun: the worst case for telling new from forgotten.
     let id = request(session(START + REQUEST_SESSION_AHEAD_MS, 1), 1, 1);
     let attempt = increment("n").once(id);
-    assert_eq!(run(&store, START, &[attempt.clone()]), [Reply::Integer(1)]);
+    assert_eq!(
+        run(&store, START, std::slice::from_ref(&attempt)),
+        [Reply::Integer(1)]
+    );
     let last = START + REQUEST_SESSION_IDLE_MS - 1;
     assert_eq!(run(&store, last, &[forget()]), [Reply::Integer(0)]);
     assert_eq!(
@@ -461,8 +464,11 @@ struct World {
     model: Model,
     log: Vec<Bytes>,
     now: u64,
-    walking: Option<(Walk, Vec<Vec<u8>>, usize, Revision, UnixMillis)>,
+    walking: Option<Walking>,
 }
+
+/// A walk under way: its blocks, and where log, revision and time were when it began.
+type Walking = (Walk, Vec<Vec<u8>>, usize, Revision, UnixMillis);
 
 fn key_of(id: &RequestId) -> String {
     format!("{}/{}", id.session, id.sequence)
