@@ -10,6 +10,7 @@ mod real;
 pub mod rng;
 mod sim_clock;
 mod sim_disk;
+pub mod world;
 
 pub use clock::{Clock, Instant};
 pub use disk::{Disk, File, LockGuard, OpenMode};
@@ -20,3 +21,4 @@ pub use real::{
 pub use rng::{Rng, SeededRng};
 pub use sim_clock::SimClock;
 pub use sim_disk::{CrashLoss, SimDisk};
+pub use world::{World, boot_now, draw_u64, enter_world, world};

@@ -35,7 +35,7 @@ fn nanos(time: Timespec) -> u64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
 }
 
-fn boot_nanos() -> u64 {
+pub(crate) fn boot_nanos() -> u64 {
     nanos(clock_gettime(ClockId::Boottime))
 }
 

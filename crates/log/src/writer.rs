@@ -4,8 +4,8 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -45,6 +45,8 @@ pub(crate) struct Shared {
     poisoned: AtomicBool,
     on_poison: Mutex<Vec<Notify>>,
     on_full: Mutex<Vec<Box<dyn Fn() + Send>>>,
+    /// Told that [`Log::pump`] has something to do, in a log without threads.
+    on_work: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Held while a work item is performed, so that two never overtake each other.
     performing: Mutex<()>,
     /// Whether something is to be done with files, and who waits for that.
@@ -138,6 +140,7 @@ impl Log {
             poisoned: AtomicBool::new(false),
             on_poison: Mutex::new(Vec::new()),
             on_full: Mutex::new(Vec::new()),
+            on_work: OnceLock::new(),
             performing: Mutex::new(()),
             files_wanted: Mutex::new(false),
             files_wake: Condvar::new(),
@@ -203,6 +206,12 @@ impl Log {
     /// Calls `notify` whenever the disk is found to be full, again and again while it is.
     pub fn on_full(&self, notify: Box<dyn Fn() + Send>) {
         self.shared.on_full.lock().push(notify);
+    }
+
+    /// Calls `notify` whenever [`Log::pump`] has something to do: for logs opened without threads,
+    /// by whoever drives them. It must not call the log. The first one stays.
+    pub fn on_work(&self, notify: Box<dyn Fn() + Send + Sync>) {
+        drop(self.shared.on_work.set(notify));
     }
 
     /// Counters.
@@ -458,7 +467,7 @@ impl Shared {
                 drop(stream);
                 ready.into_iter().for_each(|callback| callback(Ok(())));
                 if sync {
-                    self.wake.notify_one();
+                    self.want_turn();
                 }
                 if files {
                     self.want_files();
@@ -514,6 +523,18 @@ impl Shared {
     fn want_files(&self) {
         *self.files_wanted.lock() = true;
         self.files_wake.notify_one();
+        self.tell_driver();
+    }
+
+    fn want_turn(&self) {
+        self.wake.notify_one();
+        self.tell_driver();
+    }
+
+    fn tell_driver(&self) {
+        if let Some(notify) = self.on_work.get() {
+            notify();
+        }
     }
 
     /// Tells everyone that the log has failed. There is no way back: after a failed write or sync

@@ -15,6 +15,8 @@ pub struct ShardConfig {
     pub batch_bytes_max: usize,
     /// Bytes of log entries after which a snapshot is taken.
     pub snapshot_log_bytes: u64,
+    /// About how large a block of a snapshot is: what the walk copies under one lock.
+    pub snapshot_block_bytes: usize,
     /// Entries before a snapshot that are kept, so that a replica that was away for a moment
     /// catches up from the log instead of from the snapshot.
     pub log_entries_kept: u64,
@@ -90,6 +92,7 @@ impl Default for ShardConfig {
             batch_operations_max: limits::BATCH_OPERATIONS_MAX,
             batch_bytes_max: limits::BATCH_BYTES_MAX,
             snapshot_log_bytes: 256 * 1024 * 1024,
+            snapshot_block_bytes: 64 * 1024,
             log_entries_kept: 1024,
             sweep_keys_max: 512,
             sweep_pause_max: Duration::from_millis(500),

@@ -9,7 +9,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::OnceLock;
 
 use futures_util::FutureExt;
-use tokio::task::JoinHandle;
+
+use crate::runtime::{Task, spawn};
 
 /// What happens when a core task panics. Called on the panicking task's thread.
 pub type AbortHook = fn();
@@ -33,13 +34,13 @@ fn abort() {
 /// Spawns a task whose panic aborts the process: the panic hook has already printed where.
 ///
 /// # Panics
-/// Outside a tokio runtime.
-pub fn spawn_core<F>(name: &'static str, task: F) -> JoinHandle<F::Output>
+/// Outside a tokio runtime, unless in a simulated world.
+pub fn spawn_core<F>(name: &'static str, task: F) -> Task<F::Output>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    tokio::spawn(guarded(name, task))
+    spawn(guarded(name, task))
 }
 
 /// The task, wrapped so that a panic reaches the abort hook before it unwinds further.

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::queue::{Refused, Submission};
 use crate::replica::{Leadership, Replica};
+use crate::runtime;
 
 /// Pause after a sweep that could not be proposed.
 const RETRY: Duration = Duration::from_millis(20);
@@ -89,7 +90,7 @@ pub(crate) async fn run(replica: Arc<Replica>, alarm: Arc<SweepAlarm>) {
             None => sleep(&replica, &alarm, now).await,
             Some(write) => {
                 if !propose(&replica, write).await {
-                    tokio::time::sleep(RETRY).await;
+                    runtime::sleep(RETRY).await;
                 }
             }
         }
@@ -137,8 +138,9 @@ async fn sleep(replica: &Replica, alarm: &SweepAlarm, now: UnixMillis) {
         None => earlier.await,
         Some(pause) => {
             tokio::select! {
+                biased;
                 () = earlier => {}
-                () = tokio::time::sleep(pause) => {}
+                () = runtime::sleep(pause) => {}
             }
         }
     }

@@ -37,5 +37,6 @@ pub use core_task::{set_abort_hook, spawn_core};
 pub use error::{MembershipError, SnapshotError, StartError};
 pub use network::{MemoryNetwork, Network, NoNetwork, Peer, PeerError, PeerHandler};
 pub use queue::Submission;
+pub use runtime::{Task, TaskError};
 pub use shard::{Formation, Shard, ShardParts};
 pub use status::{Failure, Members, Role, ShardStatus};

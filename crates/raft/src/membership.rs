@@ -14,6 +14,7 @@ use crate::core_task::spawn_core;
 use crate::error::MembershipError;
 use crate::gate::SoleForgotten;
 use crate::replica::{Leadership, Replica};
+use crate::runtime::{sleep, timeout};
 use crate::shard::Shard;
 use crate::type_config::TypeConfig;
 
@@ -113,17 +114,17 @@ impl Shard {
                 if is_matched && status.applied == status.last {
                     break;
                 }
-                tokio::time::sleep(RETRY).await;
+                sleep(RETRY).await;
             }
             replica.gate.hand_over(term);
             let asked = replica.raft.trigger().transfer_leader(target.get()).await;
             asked.map_err(|fatal| MembershipError::Interrupted(fatal.to_string()))?;
             while self.status().leader != Some(target) {
-                tokio::time::sleep(RETRY).await;
+                sleep(RETRY).await;
             }
             Ok(())
         };
-        match tokio::time::timeout(left, handing_over).await {
+        match timeout(left, handing_over).await {
             Ok(result) => result,
             Err(_) => Err(MembershipError::Timeout),
         }
@@ -135,7 +136,7 @@ impl Shard {
         // In a task of its own: the gate must know of the change until its fate is known, however
         // long the caller waits.
         let task = spawn_core("membership", apply(replica, change, deadline));
-        match tokio::time::timeout(left, task).await {
+        match timeout(left, task).await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => Err(MembershipError::Interrupted(error.to_string())),
             Err(_) => Err(MembershipError::Timeout),
@@ -176,7 +177,7 @@ async fn apply(
         if error != MembershipError::InProgress || is_late {
             return Err(error);
         }
-        tokio::time::sleep(RETRY).await;
+        sleep(RETRY).await;
     }
 }
 

@@ -20,6 +20,7 @@ use crate::config::ShardConfig;
 use crate::gate::{Grant, LeaseGate};
 use crate::progress::Progress;
 use crate::queue::Queue;
+use crate::runtime::timeout;
 use crate::snapshot::Snapshots;
 use crate::status::{Counters, Failure, Members, Role, ShardStatus};
 use crate::type_config::{Raft, TypeConfig};
@@ -170,7 +171,7 @@ impl Replica {
         let left = deadline.saturating_since(self.clock.now());
         // One round serves everyone who asks while it runs: openraft coalesces them.
         let round = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
-        match tokio::time::timeout(left, round).await {
+        match timeout(left, round).await {
             // Returns after the read index is applied here.
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {

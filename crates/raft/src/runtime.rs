@@ -1,31 +1,298 @@
-//! The async runtime under openraft: tokio's parts, with tasks that abort the process on panic.
+//! What runs the tasks of this room, openraft's included, and which clock they read.
 //!
-//! One place decides what openraft spawns on and which clock it reads. Its instants are tokio's
-//! for now; a clock that counts suspended time belongs here too, before leases of several voters
-//! are trusted across a suspend (the lease gate itself already counts in boot time).
+//! In the machine's world that is tokio, with instants of `CLOCK_BOOTTIME` (rule 8: leases must not
+//! outlive a suspended machine). In a simulated one (`flux_env::world`) it is the simulation: tasks,
+//! timers, chance and blocking work are its own, so that a run follows from its seed alone. Nothing
+//! of this room calls tokio's clock or spawns by itself.
 
+use std::fmt;
 use std::future::Future;
+use std::ops::{Add, AddAssign, Sub, SubAssign};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use flux_env::{World, boot_now, world};
+use futures_util::FutureExt;
 use openraft::async_runtime::AsyncRuntime;
 use openraft::impls::TokioRuntime;
+use tokio::sync::oneshot;
 
 use crate::core_task::guarded;
+
+/// A task that was spawned. Dropping it lets the task run on.
+#[derive(Debug)]
+pub struct Task<T>(TaskKind<T>);
+
+#[derive(Debug)]
+enum TaskKind<T> {
+    Real(tokio::task::JoinHandle<T>),
+    Simulated {
+        result: oneshot::Receiver<T>,
+        id: u64,
+        world: Arc<dyn World>,
+    },
+}
+
+/// Why a task has no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TaskError {
+    /// It was ended.
+    #[error("the task was cancelled")]
+    Cancelled,
+    /// It panicked.
+    #[error("the task panicked")]
+    Panicked,
+}
+
+impl<T> Task<T> {
+    /// Ends the task wherever it is.
+    pub fn abort(&self) {
+        match &self.0 {
+            TaskKind::Real(handle) => handle.abort(),
+            TaskKind::Simulated { id, world, .. } => world.abort(*id),
+        }
+    }
+}
+
+impl<T> Future for Task<T> {
+    type Output = Result<T, TaskError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            TaskKind::Real(handle) => handle.poll_unpin(context).map_err(|error| {
+                if error.is_panic() {
+                    TaskError::Panicked
+                } else {
+                    TaskError::Cancelled
+                }
+            }),
+            TaskKind::Simulated { result, .. } => {
+                result.poll_unpin(context).map_err(|_| TaskError::Cancelled)
+            }
+        }
+    }
+}
+
+/// Runs a task on the current runtime or in the current world.
+pub(crate) fn spawn<F>(task: F) -> Task<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    Task(match world() {
+        None => TaskKind::Real(tokio::spawn(task)),
+        Some(world) => {
+            let (done, result) = oneshot::channel();
+            let id = world.spawn(Box::pin(async move {
+                drop(done.send(task.await));
+            }));
+            TaskKind::Simulated { result, id, world }
+        }
+    })
+}
+
+/// Waits for time to pass; see [`sleep`].
+pub(crate) struct Sleep(SleepKind);
+
+enum SleepKind {
+    Real(Pin<Box<tokio::time::Sleep>>),
+    Simulated {
+        until: flux_env::Instant,
+        world: Arc<dyn World>,
+        told: Option<Waker>,
+    },
+}
+
+impl fmt::Debug for Sleep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sleep").finish_non_exhaustive()
+    }
+}
+
+/// Waits this long.
+pub(crate) fn sleep(duration: Duration) -> Sleep {
+    Sleep(match world() {
+        None => SleepKind::Real(Box::pin(tokio::time::sleep(duration))),
+        Some(world) => SleepKind::Simulated {
+            until: world.now() + duration,
+            world,
+            told: None,
+        },
+    })
+}
+
+impl Sleep {
+    /// Begins to wait again, this long from now.
+    pub(crate) fn reset(&mut self, duration: Duration) {
+        match &mut self.0 {
+            SleepKind::Real(sleep) => {
+                let until = tokio::time::Instant::now() + duration;
+                sleep.as_mut().reset(until);
+            }
+            SleepKind::Simulated { until, world, told } => {
+                *until = world.now() + duration;
+                *told = None;
+            }
+        }
+    }
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        match &mut self.0 {
+            SleepKind::Real(sleep) => sleep.poll_unpin(context),
+            SleepKind::Simulated { until, world, told } => {
+                if *until <= world.now() {
+                    return Poll::Ready(());
+                }
+                let waker = context.waker();
+                if !told.as_ref().is_some_and(|told| told.will_wake(waker)) {
+                    *told = Some(waker.clone());
+                    world.wake_at(*until, waker.clone());
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// The time was over first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the time is over")]
+pub(crate) struct Elapsed;
+
+/// Waits for a future, but no longer than this.
+pub(crate) async fn timeout<F: Future>(
+    duration: Duration,
+    future: F,
+) -> Result<F::Output, Elapsed> {
+    let mut future = pin!(future);
+    let mut sleep = sleep(duration);
+    tokio::select! {
+        biased;
+        output = &mut future => Ok(output),
+        () = &mut sleep => Err(Elapsed),
+    }
+}
+
+/// A future with a limit, by name.
+pub(crate) struct Timeout<F> {
+    future: Pin<Box<F>>,
+    sleep: Sleep,
+}
+
+impl<F: Future> Future for Timeout<F> {
+    type Output = Result<F::Output, Elapsed>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Poll::Ready(output) = self.future.poll_unpin(context) {
+            return Poll::Ready(Ok(output));
+        }
+        self.sleep.poll_unpin(context).map(|()| Err(Elapsed))
+    }
+}
+
+/// Does work that waits for a disk or takes long, where that holds nobody up.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, TaskError> {
+    if world().is_some() {
+        pause().await;
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        if error.is_panic() {
+            TaskError::Panicked
+        } else {
+            TaskError::Cancelled
+        }
+    })
+}
+
+/// Lets others go on for a moment of chance in a simulated world; nothing in the machine's.
+pub(crate) async fn pause() {
+    /// Longest pause.
+    const MICROS_MAX: u64 = 2_000;
+    if let Some(world) = world() {
+        sleep(Duration::from_micros(world.entropy() % MICROS_MAX)).await;
+    }
+}
+
+/// Where what is dropped may be freed slowly.
+pub(crate) fn reclaimer<T: Send + 'static>() -> impl Fn(T) + Send + Sync + 'static {
+    let runtime = world().is_none().then(tokio::runtime::Handle::current);
+    move |dropped| match &runtime {
+        Some(runtime) => drop(runtime.spawn_blocking(move || drop(dropped))),
+        None => drop(dropped),
+    }
+}
+
+/// openraft's instant: the boot clock of the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct CoreInstant(Duration);
+
+impl Add<Duration> for CoreInstant {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(duration))
+    }
+}
+
+impl AddAssign<Duration> for CoreInstant {
+    fn add_assign(&mut self, duration: Duration) {
+        *self = *self + duration;
+    }
+}
+
+impl Sub<Duration> for CoreInstant {
+    type Output = Self;
+
+    fn sub(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(duration))
+    }
+}
+
+impl SubAssign<Duration> for CoreInstant {
+    fn sub_assign(&mut self, duration: Duration) {
+        *self = *self - duration;
+    }
+}
+
+impl Sub for CoreInstant {
+    type Output = Duration;
+
+    fn sub(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl openraft::Instant for CoreInstant {
+    fn now() -> Self {
+        Self(Duration::from_nanos(boot_now().as_nanos()))
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct CoreRuntime(TokioRuntime);
 
 type Tokio = TokioRuntime;
+/// Makes openraft's random numbers from a seed.
+type Seeded = openraft_rt::deterministic_rng::DeterministicRng<Tokio>;
 
 impl AsyncRuntime for CoreRuntime {
-    type JoinError = <Tokio as AsyncRuntime>::JoinError;
-    type JoinHandle<T: Send + 'static> = <Tokio as AsyncRuntime>::JoinHandle<T>;
-    type Sleep = <Tokio as AsyncRuntime>::Sleep;
-    type Instant = <Tokio as AsyncRuntime>::Instant;
-    type TimeoutError = <Tokio as AsyncRuntime>::TimeoutError;
-    type Timeout<R, T: Future<Output = R> + Send> = <Tokio as AsyncRuntime>::Timeout<R, T>;
-    type ThreadLocalRng = <Tokio as AsyncRuntime>::ThreadLocalRng;
+    type JoinError = TaskError;
+    type JoinHandle<T: Send + 'static> = Task<T>;
+    type Sleep = Sleep;
+    type Instant = CoreInstant;
+    type TimeoutError = Elapsed;
+    type Timeout<R, T: Future<Output = R> + Send> = Timeout<T>;
+    type ThreadLocalRng = <Seeded as AsyncRuntime>::ThreadLocalRng;
     type Mpsc = <Tokio as AsyncRuntime>::Mpsc;
     type Watch = <Tokio as AsyncRuntime>::Watch;
     type Oneshot = <Tokio as AsyncRuntime>::Oneshot;
@@ -36,37 +303,44 @@ impl AsyncRuntime for CoreRuntime {
         T: Future + Send + 'static,
         T::Output: Send + 'static,
     {
-        tokio::spawn(guarded("openraft", future))
+        spawn(guarded("openraft", future))
     }
 
     fn sleep(duration: Duration) -> Self::Sleep {
-        Tokio::sleep(duration)
+        sleep(duration)
     }
 
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
-        Tokio::sleep_until(deadline)
+        sleep(deadline - <CoreInstant as openraft::Instant>::now())
     }
 
     fn timeout<R, F: Future<Output = R> + Send>(
         duration: Duration,
         future: F,
     ) -> Self::Timeout<R, F> {
-        Tokio::timeout(duration, future)
+        Timeout {
+            future: Box::pin(future),
+            sleep: sleep(duration),
+        }
     }
 
     fn timeout_at<R, F: Future<Output = R> + Send>(
         deadline: Self::Instant,
         future: F,
     ) -> Self::Timeout<R, F> {
-        Tokio::timeout_at(deadline, future)
+        Self::timeout(deadline - <CoreInstant as openraft::Instant>::now(), future)
     }
 
     fn is_panic(join_error: &Self::JoinError) -> bool {
-        Tokio::is_panic(join_error)
+        *join_error == TaskError::Panicked
     }
 
     fn thread_rng() -> Self::ThreadLocalRng {
-        Tokio::thread_rng()
+        // For elections and first ticks. Without entropy the time must do: what matters is that not
+        // all nodes campaign at once.
+        let seed = flux_env::draw_u64().unwrap_or_else(|_| boot_now().as_nanos());
+        let drawn = Seeded::scope(seed, async { Seeded::thread_rng() }).now_or_never();
+        drawn.expect("drawing a number waits for nothing")
     }
 
     fn new(threads: usize) -> Self {

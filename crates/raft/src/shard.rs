@@ -14,7 +14,6 @@ use openraft::impls::EmptyNode;
 use openraft::{Config, SnapshotPolicy, StepDownPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
 
 use crate::config::{ShardConfig, Timings};
 use crate::core_task::spawn_core;
@@ -29,6 +28,7 @@ use crate::proposer::Proposer;
 use crate::queue::{Queue, Refused, Submission};
 use crate::recovery;
 use crate::replica::{Leadership, Replica};
+use crate::runtime::{Task, blocking, reclaimer, timeout};
 use crate::snapshot::{self, Snapshots};
 use crate::state_machine::StateMachine;
 use crate::status::{Counters, Failure, Members, ShardStatus};
@@ -75,9 +75,9 @@ struct Inner {
     replica: Arc<Replica>,
     machine: StateMachine,
     peer_handler: PeerHandler,
-    proposer: Mutex<Option<JoinHandle<()>>>,
+    proposer: Mutex<Option<Task<()>>>,
     /// Tasks that may be ended at any point.
-    helpers: Mutex<Vec<JoinHandle<()>>>,
+    helpers: Mutex<Vec<Task<()>>>,
 }
 
 impl fmt::Debug for Shard {
@@ -107,13 +107,10 @@ impl Shard {
             .snapshot_due_bytes
             .store(parts.config.snapshot_log_bytes, Ordering::Relaxed);
         // Freeing millions of entries takes seconds, which the shard's runtime has not.
-        let runtime = tokio::runtime::Handle::current();
-        parts.store.set_reclaimer(move |dropped| {
-            drop(runtime.spawn_blocking(move || drop(dropped)));
-        });
+        parts.store.set_reclaimer(reclaimer());
         let machine = shared.machine(&parts);
         let recovering = machine.clone();
-        tokio::task::spawn_blocking(move || recovery::recover(id, &recovering))
+        blocking(move || recovery::recover(id, &recovering))
             .await
             .map_err(|error| engine(id, &error))??;
         machine.keep_snapshot_room();
@@ -283,7 +280,7 @@ impl Shard {
                 }
             }
         };
-        match tokio::time::timeout(left, writable).await {
+        match timeout(left, writable).await {
             Ok(result) => result,
             Err(_) => Err(Error::not_done(
                 ErrorCode::Timeout,
@@ -349,6 +346,12 @@ impl Shard {
         self.inner.replica.progress.applying()
     }
 
+    /// Whether the store holds a state that once was: see [`Shard::wait_whole`].
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.inner.replica.progress.is_whole()
+    }
+
     /// Waits until the store holds a state that once was, as it does not while the end of a
     /// snapshot is being replayed (rule 4).
     ///
@@ -385,7 +388,7 @@ impl Shard {
         }
         for helper in helpers {
             // Ended by abort, which is how it was meant.
-            drop(helper.await);
+            let _ = helper.await;
         }
         if let Err(error) = replica.raft.shutdown().await {
             tracing::error!(shard = %replica.id, %error, "the consensus engine did not end in order");
@@ -417,6 +420,7 @@ impl Shared {
             counters: Arc::clone(&self.counters),
             snapshot_wanted: Arc::clone(&self.snapshot_wanted),
             snapshots: Arc::clone(&self.snapshots),
+            block_bytes: parts.config.snapshot_block_bytes,
         }
     }
 

@@ -16,8 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flux_log::{LogError, ShardLog, SnapshotFooter, SnapshotReader, SnapshotWriter, Space, Vote};
-use flux_store::Store;
+use flux_log::{
+    LogError, LogId, ShardLog, SnapshotFooter, SnapshotReader, SnapshotWriter, Space, Vote,
+};
+use flux_store::{Store, Walk};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -26,11 +28,10 @@ use crate::error::SnapshotError;
 use crate::log_store::to_io;
 use crate::network::{SnapshotInfo, SnapshotTransfer};
 use crate::replica::Replica;
+use crate::runtime::{blocking, pause, sleep};
 use crate::state_machine::StateMachine;
 use crate::type_config::{SnapshotMeta, TypeConfig};
 
-/// About how large a block of a snapshot is, in bytes: what the walk copies under one lock.
-const BLOCK_BYTES: usize = 64 * 1024;
 /// Pause after a snapshot that failed.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -122,7 +123,7 @@ pub(crate) async fn run(replica: Arc<Replica>, machine: StateMachine) {
             }
             Err(error) => {
                 tracing::warn!(shard = %replica.id, %error, "failed to take a snapshot");
-                tokio::time::sleep(RETRY).await;
+                sleep(RETRY).await;
                 replica.snapshot_wanted.notify_one();
             }
         }
@@ -175,8 +176,21 @@ pub(crate) async fn take(machine: &StateMachine) -> Result<SnapshotInfo, Snapsho
 
 async fn walk_and_finish(machine: &StateMachine) -> Result<SnapshotInfo, SnapshotError> {
     let walking = machine.clone();
-    let walked = tokio::task::spawn_blocking(move || walk(&walking)).await;
-    let (writer, info) = walked.map_err(|_| SnapshotError::Cancelled)??;
+    let (writer, info) = if flux_env::world().is_some() {
+        // Batches are applied between the blocks, as they are beside a thread that walks.
+        let mut walking = Walking::begin(walking)?;
+        while walking.step()? {
+            pause().await;
+        }
+        walking.end()
+    } else {
+        let walked = blocking(move || {
+            let mut walking = Walking::begin(walking)?;
+            while walking.step()? {}
+            Ok::<_, SnapshotError>(walking.end())
+        });
+        walked.await.map_err(|_| SnapshotError::Cancelled)??
+    };
     // E is in the store, so it is committed; it must also be applied and flushed here, or the
     // file could speak of entries that this log forgets in a power cut (rule 4).
     machine.progress.wait_applied(info.end.index).await;
@@ -191,38 +205,63 @@ async fn walk_and_finish(machine: &StateMachine) -> Result<SnapshotInfo, Snapsho
     let footer = SnapshotFooter::new(info.end, info.meta.clone());
     let (snapshots, named) = (Arc::clone(&machine.snapshots), info.clone());
     let publish = move || snapshots.publish(&named, || writer.finish(footer));
-    tokio::task::spawn_blocking(publish)
+    blocking(publish)
         .await
         .map_err(|_| SnapshotError::Cancelled)??;
     Ok(info)
 }
 
-/// Writes every key to a file without its final name.
-fn walk(machine: &StateMachine) -> Result<(SnapshotWriter, SnapshotInfo), SnapshotError> {
-    // S first, then the walk: every batch up to S is in the store before the first key is read.
-    let (start, membership) = machine.progress.applied();
-    let start = start.ok_or(SnapshotError::Empty)?;
-    let extra = SnapshotExtra {
-        revision: machine.store.revision(),
-        last_batch_at: machine.store.last_batch_at(),
-        membership,
-    };
-    let mut writer = machine.log.begin_snapshot(start)?;
-    let mut walk = machine.store.walk();
-    while let Some(block) = walk
-        .next_block(BLOCK_BYTES)
-        .map_err(|_| SnapshotError::Replaced)?
-    {
-        writer.block(&block)?;
+/// Writes every key to a file without its final name, a block at a time.
+struct Walking {
+    machine: StateMachine,
+    start: LogId,
+    extra: SnapshotExtra,
+    writer: SnapshotWriter,
+    walk: Walk,
+}
+
+impl Walking {
+    fn begin(machine: StateMachine) -> Result<Self, SnapshotError> {
+        // S first, then the walk: every batch up to S is in the store before the first key is read.
+        let (start, membership) = machine.progress.applied();
+        let start = start.ok_or(SnapshotError::Empty)?;
+        let extra = SnapshotExtra {
+            revision: machine.store.revision(),
+            last_batch_at: machine.store.last_batch_at(),
+            membership,
+        };
+        Ok(Self {
+            writer: machine.log.begin_snapshot(start)?,
+            walk: machine.store.walk(),
+            machine,
+            start,
+            extra,
+        })
     }
-    // E last: what was being applied when the walk ended may be in it, in part.
-    let end = machine.progress.applying().unwrap_or(start);
-    let info = SnapshotInfo {
-        start,
-        end,
-        meta: extra.encode(),
-    };
-    Ok((writer, info))
+
+    /// Writes the next block; whether there was one.
+    fn step(&mut self) -> Result<bool, SnapshotError> {
+        let block = self
+            .walk
+            .next_block(self.machine.block_bytes)
+            .map_err(|_| SnapshotError::Replaced)?;
+        let Some(block) = block else {
+            return Ok(false);
+        };
+        self.writer.block(&block)?;
+        Ok(true)
+    }
+
+    fn end(self) -> (SnapshotWriter, SnapshotInfo) {
+        // E last: what was being applied when the walk ended may be in it, in part.
+        let end = self.machine.progress.applying().unwrap_or(self.start);
+        let info = SnapshotInfo {
+            start: self.start,
+            end,
+            meta: self.extra.encode(),
+        };
+        (self.writer, info)
+    }
 }
 
 /// What openraft needs to know of a snapshot that it does not read.
@@ -268,8 +307,8 @@ impl SnapshotData {
     pub(crate) fn absent() -> Self {
         Self {
             info: SnapshotInfo {
-                start: flux_log::LogId::default(),
-                end: flux_log::LogId::default(),
+                start: LogId::default(),
+                end: LogId::default(),
                 meta: Bytes::new(),
             },
             reader: Arc::default(),
@@ -328,12 +367,30 @@ impl Iterator for Blocks {
     }
 }
 
+/// A snapshot that another replica sent, on this disk; not counted before it is noted in the log.
+#[derive(Debug)]
+pub(crate) struct Received {
+    reader: SnapshotReader,
+    noted: oneshot::Receiver<Result<(), LogError>>,
+}
+
+impl Received {
+    /// Waits until the log has noted it. Safe to drop: it then counts or not.
+    pub(crate) async fn noted(self) -> io::Result<RaftSnapshot> {
+        match self.noted.await {
+            Ok(done) => done.map_err(to_io)?,
+            Err(_) => return Err(io::Error::other("the log was closed")),
+        }
+        for_raft(self.reader)
+    }
+}
+
 /// Keeps a snapshot that another replica sends. Blocks on the disk.
 pub(crate) fn receive(
     snapshots: &Snapshots,
     log: &ShardLog,
     transfer: SnapshotTransfer,
-) -> io::Result<RaftSnapshot> {
+) -> io::Result<Received> {
     let SnapshotTransfer { info, blocks, .. } = transfer;
     SnapshotExtra::decode(&info.meta)?;
     let mut writer = log.begin_snapshot(info.start).map_err(to_io)?;
@@ -345,11 +402,7 @@ pub(crate) fn receive(
         .publish(&info, || writer.finish_installed(footer))
         .map_err(to_io)?;
     // Noted with its end: until that is in the log too, only this note says that the file counts.
-    let (noted, result) = oneshot::channel();
-    log.mark_installed(info.end, Box::new(move |done| drop(noted.send(done))));
-    match result.blocking_recv() {
-        Ok(done) => done.map_err(to_io)?,
-        Err(_) => return Err(io::Error::other("the log was closed")),
-    }
-    for_raft(reader)
+    let (done, noted) = oneshot::channel();
+    log.mark_installed(info.end, Box::new(move |result| drop(done.send(result))));
+    Ok(Received { reader, noted })
 }

@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use crate::codec::{from_raft_id, to_raft_id};
 use crate::expiry::SweepAlarm;
 use crate::progress::Progress;
+use crate::runtime::blocking;
 use crate::snapshot::{self, SnapshotData, Snapshots};
 use crate::status::Counters;
 use crate::type_config::{Applied, Payload, RaftLogId, SnapshotMeta, StoredMembership, TypeConfig};
@@ -45,6 +46,8 @@ pub(crate) struct StateMachine {
     /// Told when openraft needs a snapshot that does not exist yet.
     pub(crate) snapshot_wanted: Arc<Notify>,
     pub(crate) snapshots: Arc<Snapshots>,
+    /// About how large a block of a snapshot is.
+    pub(crate) block_bytes: usize,
 }
 
 impl StateMachine {
@@ -144,12 +147,16 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     ) -> io::Result<()> {
         let machine = self.clone();
         let meta = meta.clone();
-        tokio::task::spawn_blocking(move || machine.install(&meta, &snapshot)).await?
+        blocking(move || machine.install(&meta, &snapshot))
+            .await
+            .map_err(io::Error::other)?
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<RaftSnapshot>> {
         let (snapshots, log) = (Arc::clone(&self.snapshots), self.log.clone());
-        tokio::task::spawn_blocking(move || snapshots.open(&log)).await?
+        blocking(move || snapshots.open(&log))
+            .await
+            .map_err(io::Error::other)?
     }
 }
 

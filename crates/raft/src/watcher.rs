@@ -9,6 +9,7 @@ use openraft::async_runtime::WatchReceiver;
 use crate::expiry::SweepAlarm;
 use crate::gate::Grant;
 use crate::replica::{Leadership, Replica};
+use crate::runtime::sleep;
 use crate::status::Failure;
 
 /// How often the gate's deadline is moved on while several voters grant it.
@@ -24,13 +25,14 @@ pub(crate) async fn run(replica: Arc<Replica>, alarm: Arc<SweepAlarm>) {
         replica.leadership_changes.send_modify(|count| *count += 1);
         let needs_refresh = matches!(grant, Grant::Until(..)) || is_leading_without_grant(&replica);
         tokio::select! {
+            biased;
             changed = metrics.changed() => {
                 if changed.is_err() {
                     break;
                 }
             }
             () = replica.progress.wait_term_changed() => {}
-            () = tokio::time::sleep(GRANT_REFRESH), if needs_refresh => {}
+            () = sleep(GRANT_REFRESH), if needs_refresh => {}
         }
     }
     replica.gate.close();

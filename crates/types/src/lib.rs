@@ -7,6 +7,7 @@
 //! what a command becomes once the leader has decided, [`trace`] names the request behind it, and
 //! [`error`] says what went wrong, whose fault it was, and whether the write happened.
 
+pub mod bug;
 pub mod command;
 pub mod error;
 pub mod fact;

@@ -151,7 +151,7 @@ impl RaftStateMachine<TypeConfig> for Lenient {
         let sent = snapshot::transfer(vote, &snapshot)?.snapshot;
         let machine = self.0.clone();
         let receive = move || snapshot::receive(&machine.snapshots, &machine.log, sent);
-        let received = tokio::task::spawn_blocking(receive).await??;
+        let received = tokio::task::spawn_blocking(receive).await??.noted().await?;
         assert_eq!(&received.meta, meta, "the snapshot arrives as it was sent");
         self.0.install_snapshot(meta, received.snapshot).await
     }
@@ -228,6 +228,7 @@ impl StoreBuilder<TypeConfig, BegunAnywhere, Lenient, Log> for Builder {
             committed: None,
         };
         let machine = StateMachine {
+            block_bytes: 64 * 1024,
             store: Arc::new(Store::new(StoreConfig::default())),
             log: store.log.clone(),
             progress: Arc::new(Progress::default()),

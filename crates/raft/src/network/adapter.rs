@@ -26,6 +26,7 @@ use super::{
 };
 use crate::codec::{from_raft_entry, from_raft_id, from_raft_vote, to_raft_id, to_raft_vote};
 use crate::config::Timings;
+use crate::runtime::timeout;
 use crate::snapshot::{self, SnapshotData};
 use crate::type_config::{RaftVote, TypeConfig};
 
@@ -71,13 +72,13 @@ impl Connection {
         action: RPCTypes,
         call: impl Future<Output = Result<T, PeerError>>,
     ) -> Result<T, RPCError<TypeConfig>> {
-        let timeout = || Timeout {
+        let late = || Timeout {
             action,
             id: self.node.get(),
             target: self.target.get(),
             timeout: limit,
         };
-        match tokio::time::timeout(limit, call).await {
+        match timeout(limit, call).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(PeerError::Unreachable(reason))) => {
                 Err(RPCError::Unreachable(Unreachable::from_string(reason)))
@@ -85,7 +86,7 @@ impl Connection {
             Ok(Err(PeerError::Broken(reason))) => {
                 Err(RPCError::Network(NetworkError::from_string(reason)))
             }
-            Ok(Err(PeerError::Timeout)) | Err(_) => Err(RPCError::Timeout(timeout())),
+            Ok(Err(PeerError::Timeout)) | Err(_) => Err(RPCError::Timeout(late())),
         }
     }
 }
@@ -179,6 +180,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         let limit = self.timings.append_deadline(transfer.bytes);
         let call = self.peer.snapshot(transfer.snapshot);
         tokio::select! {
+            biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
             reply = self.within(limit, RPCTypes::InstallSnapshot, call) => {
                 Ok(SnapshotResponse::new(to_raft_vote(reply?)))

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::codec::{from_raft_id, from_raft_vote, to_raft_entry, to_raft_id, to_raft_vote};
 use crate::replica::Replica;
+use crate::runtime::blocking;
 use crate::snapshot;
 use crate::type_config::TypeConfig;
 
@@ -113,9 +114,12 @@ impl PeerHandler {
         let vote = to_raft_vote(transfer.vote);
         let replica = Arc::clone(&self.replica);
         let receive = move || snapshot::receive(&replica.snapshots, &replica.log, transfer);
-        let received = tokio::task::spawn_blocking(receive)
+        let received = blocking(receive)
             .await
             .map_err(broken)?
+            .map_err(broken)?
+            .noted()
+            .await
             .map_err(broken)?;
         let response = self
             .replica

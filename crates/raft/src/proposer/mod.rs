@@ -16,7 +16,6 @@ mod traced;
 mod weight;
 
 use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -27,13 +26,13 @@ use flux_log::{LogError, Space};
 use flux_types::{Answer, Command, Error, ErrorCode, Term, UnixMillis};
 use openraft::errors::ClientWriteError;
 use openraft::impls::OneshotResponder;
-use tokio::time::Sleep;
 
 use self::pending::Pending;
 use self::weight::{frees_space, weight};
 use crate::codec::committed_leader;
 use crate::queue::Submission;
 use crate::replica::{Leadership, Replica};
+use crate::runtime::{Sleep, sleep};
 use crate::type_config::{Applied, Batch};
 
 /// How many commands ahead memory is asked for.
@@ -68,7 +67,7 @@ pub(crate) struct Proposer {
     begun: VecDeque<Pending>,
     /// Submissions taken from the queue and not begun.
     taken: VecDeque<Submission>,
-    deadline_check: Pin<Box<Sleep>>,
+    deadline_check: Sleep,
     /// How often in a row there was space, but not for the batch.
     rooms_missed: u32,
 }
@@ -79,7 +78,7 @@ impl Proposer {
             replica,
             begun: VecDeque::new(),
             taken: VecDeque::new(),
-            deadline_check: Box::pin(tokio::time::sleep(DEADLINE_CHECK)),
+            deadline_check: sleep(DEADLINE_CHECK),
             rooms_missed: 0,
         }
     }
@@ -244,7 +243,7 @@ impl Proposer {
         self.rooms_missed += 1;
         if self.rooms_missed < SPACE_CHECKS_MAX {
             self.put_back(asked);
-            tokio::time::sleep(SPACE_CHECK).await;
+            sleep(SPACE_CHECK).await;
             let now = self.replica.clock.now();
             self.refuse_expired(now);
             return;
@@ -344,8 +343,7 @@ impl Proposer {
     /// Answers whoever has waited too long: with an unknown outcome if their commands are in the
     /// batch in flight, as not done if they were never proposed.
     fn check_deadlines(&mut self, asked: &mut Vec<Pending>) {
-        let check_at = tokio::time::Instant::now() + DEADLINE_CHECK;
-        self.deadline_check.as_mut().reset(check_at);
+        self.deadline_check.reset(DEADLINE_CHECK);
         let now = self.replica.clock.now();
         for mut pending in asked.extract_if(.., |pending| pending.deadline() <= now) {
             pending.lose(ErrorCode::Timeout, TIMED_OUT_IN_FLIGHT);
@@ -389,7 +387,7 @@ impl Proposer {
 
     /// Waits a moment for leadership to settle, letting nobody wait past their deadline.
     async fn wait_for_leadership(&mut self) {
-        tokio::time::sleep(LEADERSHIP_CHECK).await;
+        sleep(LEADERSHIP_CHECK).await;
         let now = self.replica.clock.now();
         self.refuse_expired(now);
     }

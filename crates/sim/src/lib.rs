@@ -1,0 +1,18 @@
+//! A whole cluster in one seeded process: fault plans, client histories, linearizability check.
+//!
+//! Nodes are the real shards on the real log and store; the disk, the clocks, the network and who runs
+//! when are simulated, and follow from one seed. A run works on a cluster while things break, heals it,
+//! and judges what clients saw and what replicas hold (`docs/simulation.md`). It must never be green
+//! because little happened, and it must find the bugs of `flux_types::bug`.
+
+mod client;
+mod clock;
+mod executor;
+mod faults;
+mod machine;
+mod network;
+mod run;
+
+pub use executor::{Executor, Stuck};
+pub use faults::Fault;
+pub use run::{Failure, Plan, Report, run};

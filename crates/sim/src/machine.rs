@@ -1,0 +1,360 @@
+//! A machine of the cluster: a disk that outlives the process, a clock, and a node that may run.
+//!
+//! The node is the real log, store and shards; what is simulated is below them (disk, clock, network)
+//! and around them: [`Machine::answer`] stands for a server's session and does what one does, in the
+//! same order.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flux_env::{Clock, CrashLoss, Disk, SeededRng, SimDisk};
+use flux_log::{FsyncPolicy, Log, LogConfig, Seeds};
+use flux_raft::{Formation, Shard, ShardConfig, ShardParts, Submission, Timings};
+use flux_store::{Read, Store, StoreConfig};
+use flux_types::bug::{self, Bug};
+use flux_types::{Answer, ClusterId, Command, Error, ErrorCode, NodeId, Reply, ShardId};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use crate::clock::NodeClock;
+use crate::executor::{Executor, Pace, sleep};
+use crate::network::SimNetwork;
+
+/// Shards of every node; they share its log.
+pub(crate) const SHARDS: u32 = 2;
+
+/// Small enough that segments, snapshots and purges come often.
+const SEGMENT_BYTES: u64 = 64 * 1024;
+
+/// A node while its process lives.
+#[derive(Clone)]
+pub(crate) struct Node {
+    pub(crate) shards: Vec<Shard>,
+}
+
+impl Node {
+    pub(crate) fn shard(&self, shard: ShardId) -> Option<&Shard> {
+        self.shards
+            .get(usize::try_from(shard.get()).unwrap_or(usize::MAX))
+    }
+}
+
+/// How long a sync takes, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SyncTime {
+    pub(crate) micros_min: u64,
+    pub(crate) micros_max: u64,
+}
+
+impl SyncTime {
+    pub(crate) const QUICK: Self = Self {
+        micros_min: 50,
+        micros_max: 2_000,
+    };
+    pub(crate) const SLOW: Self = Self {
+        micros_min: 20_000,
+        micros_max: 400_000,
+    };
+}
+
+/// What a run draws for a machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Character {
+    pub(crate) origin_nanos: u64,
+    pub(crate) drift_ppm: i64,
+    pub(crate) offset_millis: i64,
+    pub(crate) snapshot_log_bytes: u64,
+    pub(crate) batch_operations_max: usize,
+}
+
+/// See the module.
+pub(crate) struct Machine {
+    pub(crate) number: usize,
+    pub(crate) executor: Arc<Executor>,
+    pub(crate) network: SimNetwork,
+    pub(crate) clock: Arc<NodeClock>,
+    pub(crate) character: Character,
+    state: Mutex<State>,
+}
+
+struct State {
+    id: NodeId,
+    disk: SimDisk,
+    sync_time: SyncTime,
+    node: Option<Node>,
+    /// Which boot of the machine this is.
+    boot: u128,
+    /// Why the node could not start, or had to end.
+    failure: Option<String>,
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine")
+            .field("number", &self.number)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Machine {
+    pub(crate) fn new(
+        number: usize,
+        executor: &Arc<Executor>,
+        network: &SimNetwork,
+        character: Character,
+    ) -> Arc<Self> {
+        executor.set_pace(
+            number,
+            Pace {
+                origin_nanos: character.origin_nanos,
+                drift_ppm: character.drift_ppm,
+            },
+        );
+        Arc::new(Self {
+            number,
+            executor: Arc::clone(executor),
+            network: network.clone(),
+            clock: Arc::new(NodeClock::new(
+                Arc::clone(executor),
+                number,
+                character.offset_millis,
+            )),
+            character,
+            state: Mutex::new(State {
+                id: incarnation(number, 1),
+                disk: SimDisk::new(),
+                sync_time: SyncTime::QUICK,
+                node: None,
+                boot: 1,
+                failure: None,
+            }),
+        })
+    }
+
+    /// The id of its present incarnation.
+    pub(crate) fn id(&self) -> NodeId {
+        self.state.lock().id
+    }
+
+    /// The node, if it runs.
+    pub(crate) fn node(&self) -> Option<Node> {
+        self.state.lock().node.clone()
+    }
+
+    /// Whether its process has been started and not ended.
+    pub(crate) fn is_up(&self) -> bool {
+        self.state.lock().node.is_some()
+    }
+
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.state.lock().failure.clone()
+    }
+
+    pub(crate) fn set_sync_time(&self, sync_time: SyncTime) {
+        self.state.lock().sync_time = sync_time;
+    }
+
+    /// Lets the next but `after` sync of its disk fail.
+    pub(crate) fn fail_sync(&self, after: u64) {
+        self.state.lock().disk.fail_sync_after(after);
+    }
+
+    /// Ends the process wherever it is, and lets the disk lose what `loss` says.
+    pub(crate) fn crash(&self, loss: CrashLoss) {
+        let seed = self.executor.below(u64::MAX);
+        self.network.detach(self.number);
+        let node = self.state.lock().node.take();
+        self.executor.kill(self.number);
+        drop(node);
+        let mut state = self.state.lock();
+        if loss != CrashLoss::Nothing {
+            // Only a power cut loses what was written, and it is another boot.
+            state.boot += 1;
+        }
+        state.disk.crash(loss, &mut SeededRng::new(seed));
+    }
+
+    /// Loses the disk; what comes back is another incarnation.
+    pub(crate) fn wipe(&self) {
+        let mut state = self.state.lock();
+        let next = state.id.incarnation() + 1;
+        state.id = incarnation(self.number, next);
+        state.disk = SimDisk::new();
+    }
+
+    /// Starts the process. It runs when [`Machine::is_up`].
+    pub(crate) fn start(self: &Arc<Self>, formation: Formation) {
+        let machine = Arc::clone(self);
+        self.state.lock().failure = None;
+        self.executor.spawn_on(self.number, async move {
+            if let Err(reason) = machine.run(formation).await {
+                machine.state.lock().failure = Some(reason);
+            }
+        });
+    }
+
+    async fn run(self: &Arc<Self>, formation: Formation) -> Result<(), String> {
+        let log = self.open_log()?;
+        self.drive(&log);
+        let mut shards = Vec::new();
+        for number in 0..SHARDS {
+            let parts = self.parts(&log, ShardId::new(number), formation);
+            let shard = Shard::start(parts).await;
+            shards.push(shard.map_err(|error| error.to_string())?);
+        }
+        let id = self.id();
+        for shard in &shards {
+            self.network
+                .attach(shard.id(), id, self.number, shard.peer_handler());
+        }
+        for shard in &shards {
+            let (machine, shard) = (Arc::clone(self), shard.clone());
+            self.executor.spawn_on(self.number, async move {
+                let failure = shard.failed().await;
+                machine.state.lock().failure = Some(failure.to_string());
+            });
+        }
+        self.state.lock().node = Some(Node { shards });
+        Ok(())
+    }
+
+    fn open_log(&self) -> Result<Log, String> {
+        let (disk, id, boot_id) = {
+            let state = self.state.lock();
+            (state.disk.as_process(), state.id, state.boot)
+        };
+        let config = LogConfig {
+            fsync: FsyncPolicy::Always,
+            segment_bytes: SEGMENT_BYTES,
+            tail_bytes_max: 8 * 1024,
+            own_thread: false,
+            ..LogConfig::new(Path::new("/data"), SHARDS)
+        };
+        let executor = Arc::clone(&self.executor);
+        let seeds = Seeds {
+            cluster: ClusterId::new(1),
+            node: id,
+            boot_id,
+            draw: Box::new(move || executor.below(u64::MAX)),
+        };
+        let disk: Arc<dyn Disk> = Arc::new(disk);
+        let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
+        let opened = Log::open(disk, clock, config, seeds);
+        opened
+            .map(|(log, _)| log)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Writes and syncs what the log is given, some time after it was.
+    fn drive(self: &Arc<Self>, log: &Log) {
+        let work = Arc::new(Notify::new());
+        let told = Arc::clone(&work);
+        log.on_work(Box::new(move || told.notify_one()));
+        let (machine, log) = (Arc::clone(self), log.clone());
+        self.executor.spawn_on(self.number, async move {
+            loop {
+                let time = machine.state.lock().sync_time;
+                let span = time.micros_max - time.micros_min + 1;
+                let micros = time.micros_min + machine.executor.below(span);
+                sleep(&machine.executor, Duration::from_micros(micros)).await;
+                log.pump();
+                work.notified().await;
+            }
+        });
+    }
+
+    fn parts(&self, log: &Log, id: ShardId, formation: Formation) -> ShardParts {
+        let store = Store::new(StoreConfig {
+            stripes: 16,
+            ..StoreConfig::default()
+        });
+        ShardParts {
+            id,
+            node: self.id(),
+            store: Arc::new(store),
+            log: log.clone(),
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+            network: self.network.of(self.number),
+            formation,
+            config: ShardConfig {
+                snapshot_log_bytes: self.character.snapshot_log_bytes,
+                snapshot_block_bytes: 1,
+                log_entries_kept: 16,
+                batch_operations_max: self.character.batch_operations_max,
+                sweep_pause_max: Duration::from_millis(200),
+                timings: Timings::default(),
+                ..ShardConfig::default()
+            },
+        }
+    }
+
+    /// Answers one command as a server's session does.
+    pub(crate) async fn answer(
+        &self,
+        shard: ShardId,
+        command: Command,
+        patience: Duration,
+        by_lease: bool,
+    ) -> Answer {
+        let deadline = self.clock.now() + patience;
+        let Some(handle) = self.node().and_then(|node| node.shard(shard).cloned()) else {
+            return refused();
+        };
+        if let (Command::Read(read), true) = (&command, by_lease) {
+            let was_open = handle.lease_is_open(self.clock.now());
+            if bug::is_on(Bug::GateBeforeRead) {
+                self.descheduled().await;
+            }
+            let found = handle.store().read(read, handle.now());
+            if !bug::is_on(Bug::GateBeforeRead) {
+                self.descheduled().await;
+            }
+            let is_open = if bug::is_on(Bug::GateBeforeRead) {
+                was_open
+            } else {
+                handle.lease_is_open(self.clock.now())
+            };
+            if is_open && let Read::Reply(reply) = found {
+                return Answer {
+                    reply,
+                    revision: handle.store().revision(),
+                };
+            }
+        }
+        let (reply, answers) = oneshot::channel();
+        let submission = Submission::new(vec![command], deadline, reply);
+        if handle.submit(submission).is_err() {
+            return Answer::error(Error::not_done(ErrorCode::Busy, "busy"));
+        }
+        let mut answers = answers.await.unwrap_or_default();
+        answers.pop().unwrap_or_else(unknown)
+    }
+
+    /// Between two steps of a session its thread may have to wait for a processor, now and then long.
+    async fn descheduled(&self) {
+        if self.executor.below(8) == 0 {
+            let micros = self.executor.below(3_000);
+            sleep(&self.executor, Duration::from_micros(micros)).await;
+        }
+    }
+}
+
+fn incarnation(number: usize, incarnation: u32) -> NodeId {
+    NodeId::of_incarnation(u32::try_from(number).unwrap_or(u32::MAX) + 1, incarnation)
+}
+
+fn refused() -> Answer {
+    Answer::error(Error::not_done(ErrorCode::Unavailable, "the node is down"))
+}
+
+/// No answer at all: whoever had it is gone.
+fn unknown() -> Answer {
+    let mut error = Error::not_done(ErrorCode::Unavailable, "the node is gone");
+    error.outcome = flux_types::Outcome::Unknown;
+    Answer {
+        reply: Reply::Error(error),
+        revision: flux_types::Revision::default(),
+    }
+}

@@ -1,0 +1,576 @@
+//! One run: a cluster is made, worked on, broken, healed, and judged.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use flux_env::{Clock, CrashLoss, enter_world};
+use flux_history::{Action, Demands, History, Options, Outcome, Vacuous, check};
+use flux_raft::{Formation, Shard};
+use flux_types::bug::{self, Bug};
+use flux_types::{NodeId, ShardId};
+use parking_lot::Mutex;
+
+use crate::client::{Client, Phase, Shared, Subject};
+use crate::executor::{Executor, OUTSIDE, Stuck, sleep};
+use crate::faults::{Fault, Nemesis};
+use crate::machine::{Character, Machine, SHARDS};
+use crate::network::SimNetwork;
+
+/// By how much wall clocks differ from true time, at most.
+const OFFSET_MILLIS_MAX: u64 = 200;
+/// By how much monotonic clocks run faster or slower, at most. Rule 8's lease bears 1 : 0.7.
+const DRIFT_PPM_MAX: u64 = 120_000;
+/// How long the cluster may take to be whole again once everything is healed.
+const HEAL_MAX: Duration = Duration::from_secs(60);
+
+/// What to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Everything follows from it.
+    pub seed: u64,
+    /// Machines.
+    pub nodes: usize,
+    /// A bug to be found.
+    pub bug: Option<Bug>,
+    /// How long faults go on while keys without deadlines are worked on.
+    pub lasting: Duration,
+    /// And then keys with deadlines.
+    pub expiring: Duration,
+}
+
+impl Plan {
+    /// A run of the usual length.
+    #[must_use]
+    pub const fn new(seed: u64, nodes: usize) -> Self {
+        Self {
+            seed,
+            nodes,
+            bug: None,
+            lasting: Duration::from_secs(12),
+            expiring: Duration::from_secs(4),
+        }
+    }
+}
+
+/// Why a run is no good.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Failure {
+    /// What clients saw has no explanation.
+    #[error("{0}")]
+    History(#[from] flux_history::Fault),
+    /// Too little happened for a verdict.
+    #[error("vacuous: {0}")]
+    Vacuous(#[from] Vacuous),
+    /// Too little went wrong for a verdict.
+    #[error("vacuous: leadership never moved")]
+    Calm,
+    /// The run came to an end before its time.
+    #[error("{0}")]
+    Stuck(#[from] Stuck),
+    /// A node would not start, or ended by itself.
+    #[error("node {node} failed: {reason}")]
+    Node {
+        /// Which.
+        node: usize,
+        /// Why.
+        reason: String,
+    },
+    /// Healed, the cluster did not come to work again.
+    #[error("not whole within {} s of being healed: {missing}", HEAL_MAX.as_secs())]
+    NotWhole {
+        /// What is missing.
+        missing: String,
+    },
+    /// Replicas that have applied the same are not the same.
+    #[error("shard {shard}: two replicas differ at index {index}")]
+    Diverged {
+        /// Of which shard.
+        shard: ShardId,
+        /// What both have applied.
+        index: u64,
+    },
+    /// Two leaders of one term.
+    #[error("shard {shard}: {one} and {other} both lead term {term}")]
+    TwoLeaders {
+        /// Of which shard.
+        shard: ShardId,
+        /// The term.
+        term: u64,
+        /// One of them.
+        one: NodeId,
+        /// The other.
+        other: NodeId,
+    },
+    /// A replica went back behind what it had applied and synced.
+    #[error("shard {shard}: an entry that was committed at {index} has changed")]
+    Rewritten {
+        /// Of which shard.
+        shard: ShardId,
+        /// Where.
+        index: u64,
+    },
+}
+
+/// What a run was.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// What was run.
+    pub plan: Plan,
+    /// Hash of everything that happened: equal for equal seeds.
+    pub hash: u64,
+    /// Operations called.
+    pub called: usize,
+    /// Of them, completed.
+    pub completed: usize,
+    /// Of them, unknown.
+    pub unknown: usize,
+    /// Reads that found a value.
+    pub values_read: usize,
+    /// How often leadership of some shard moved.
+    pub leaders: usize,
+    /// Faults by kind.
+    pub faults: BTreeMap<Fault, u64>,
+    /// Messages that arrived, were lost, arrived a second time.
+    pub messages: (u64, u64, u64),
+    /// Simulated time, in milliseconds.
+    pub simulated_millis: u64,
+    /// Polls of tasks.
+    pub polls: u64,
+    /// What clients saw.
+    pub histories: [History; 2],
+    /// Why it is no good.
+    pub failure: Option<Failure>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let faults: u64 = self.faults.values().sum();
+        write!(
+            f,
+            "seed {}: {} nodes, {} operations ({} completed, {} unknown, {} values read), {} faults, \
+             {} changes of leader, {} messages ({} lost, {} twice), {} s simulated, hash {:016x}",
+            self.plan.seed,
+            self.plan.nodes,
+            self.called,
+            self.completed,
+            self.unknown,
+            self.values_read,
+            faults,
+            self.leaders,
+            self.messages.0,
+            self.messages.1,
+            self.messages.2,
+            self.simulated_millis / 1000,
+            self.hash
+        )
+    }
+}
+
+/// What must hold at every moment, looked at again and again.
+#[derive(Default)]
+struct Watched {
+    leaders: BTreeMap<(ShardId, u64), NodeId>,
+    digests: BTreeMap<(ShardId, u64), (u64, u128)>,
+    failure: Option<Failure>,
+}
+
+struct Cluster {
+    executor: Arc<Executor>,
+    network: SimNetwork,
+    machines: Vec<Arc<Machine>>,
+    shared: Arc<Shared>,
+    nemesis: Nemesis,
+    watched: Arc<Mutex<Watched>>,
+    plan: Plan,
+}
+
+/// Runs a plan.
+#[must_use]
+pub fn run(plan: Plan) -> Report {
+    flux_raft::set_abort_hook(|| ());
+    bug::switch(plan.bug);
+    let executor = Executor::new(plan.seed);
+    let _entered = enter_world(Arc::clone(&executor) as Arc<dyn flux_env::World>);
+    let cluster = Cluster::new(&executor, plan);
+    let outcome = Arc::new(Mutex::new(None));
+    let is_done = Arc::new(AtomicBool::new(false));
+    let (result, flag) = (Arc::clone(&outcome), Arc::clone(&is_done));
+    let cluster = Arc::new(cluster);
+    let playing = Arc::clone(&cluster);
+    executor.spawn_on(OUTSIDE, async move {
+        *result.lock() = playing.play().await.err();
+        flag.store(true, Ordering::SeqCst);
+    });
+    let stuck = executor.run_until(|| is_done.load(Ordering::SeqCst));
+    let mut failure = stuck.err().map(Failure::Stuck);
+    failure = failure.or_else(|| cluster.watched.lock().failure.take());
+    failure = failure.or_else(|| outcome.lock().take());
+    let report = cluster.report(failure);
+    for machine in &cluster.machines {
+        machine.crash(CrashLoss::Nothing);
+    }
+    executor.clear();
+    bug::switch(None);
+    report
+}
+
+impl Cluster {
+    fn new(executor: &Arc<Executor>, plan: Plan) -> Self {
+        let network = SimNetwork::new(Arc::clone(executor));
+        let below = |bound| executor.below(bound);
+        let signed = |bound: u64| {
+            let drawn = i64::try_from(below(2 * bound + 1)).unwrap_or(0);
+            drawn - i64::try_from(bound).unwrap_or(0)
+        };
+        let drift_max = [0, 1_000, DRIFT_PPM_MAX];
+        let drift_max = drift_max.get(usize::try_from(below(3)).unwrap_or(0));
+        let drift_max = drift_max.copied().unwrap_or(0);
+        let snapshot_log_bytes = 500 + below(8_000);
+        let batch_operations_max = if below(4) == 0 { 2 } else { 64 };
+        let machines: Vec<_> = (0..plan.nodes)
+            .map(|number| {
+                let character = Character {
+                    origin_nanos: below(1_000_000_000_000),
+                    drift_ppm: signed(drift_max),
+                    offset_millis: signed(OFFSET_MILLIS_MAX),
+                    snapshot_log_bytes,
+                    batch_operations_max,
+                };
+                Machine::new(number, executor, &network, character)
+            })
+            .collect();
+        let mut enabled: Vec<Fault> = Fault::ALL
+            .iter()
+            .copied()
+            .filter(|_| below(3) == 0)
+            .collect();
+        // Something must end a leader now and then, or nothing would be proved.
+        if !enabled.contains(&Fault::Crash) {
+            enabled.push(Fault::Crash);
+        }
+        let shared = Shared::new(executor, &machines);
+        Self {
+            nemesis: Nemesis::new(&shared, &network, enabled),
+            executor: Arc::clone(executor),
+            network,
+            machines,
+            shared,
+            watched: Arc::default(),
+            plan,
+        }
+    }
+
+    async fn pause(&self, duration: Duration) {
+        sleep(&self.executor, duration).await;
+    }
+
+    async fn play(&self) -> Result<(), Failure> {
+        self.form().await?;
+        self.spawn_watch();
+        self.spawn_supervisor();
+        self.work(Phase::Lasting, self.plan.lasting).await;
+        self.work(Phase::Expiring, self.plan.expiring).await;
+        self.nemesis.heal();
+        self.become_whole().await?;
+        self.read_everything().await?;
+        self.become_whole().await
+    }
+
+    /// The first machine founds the shards and takes in the others.
+    async fn form(&self) -> Result<(), Failure> {
+        for machine in &self.machines {
+            let formation = if machine.number == 0 {
+                Formation::Found
+            } else {
+                Formation::Join
+            };
+            machine.start(formation);
+        }
+        self.eventually(|| {
+            let all_up = self.machines.iter().all(|machine| machine.is_up());
+            let first = self.machines.first().and_then(|machine| machine.node());
+            let leads = first.is_some_and(|node| node.shards.iter().all(Shard::is_writable));
+            (!all_up || !leads).then(|| "the founder leads".to_owned())
+        })
+        .await?;
+        let ids: BTreeSet<NodeId> = self.machines.iter().map(|machine| machine.id()).collect();
+        let founder = self.machines.first().and_then(|machine| machine.node());
+        let (Some(founder), Some(machine)) = (founder, self.machines.first()) else {
+            return Ok(());
+        };
+        for shard in founder.shards {
+            let deadline = machine.clock.now() + HEAL_MAX;
+            let ids = ids.clone();
+            let (done, joined) = tokio::sync::oneshot::channel();
+            self.executor.spawn_on(machine.number, async move {
+                let mut result = Ok(());
+                for id in &ids {
+                    if result.is_ok() && *id != shard.status().node {
+                        result = shard.add_learner(*id, deadline).await;
+                    }
+                }
+                if result.is_ok() {
+                    result = shard.change_voters(ids, deadline).await;
+                }
+                drop(done.send(result));
+            });
+            if let Ok(Err(error)) = joined.await {
+                return Err(Failure::Node {
+                    node: 0,
+                    reason: error.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Clients work while things break.
+    async fn work(&self, phase: Phase, duration: Duration) {
+        const CLIENTS: u64 = 8;
+        self.shared.stop.store(false, Ordering::SeqCst);
+        let think_micros = 2_000 + self.executor.below(30_000);
+        let mut running = Vec::new();
+        for number in 0..CLIENTS {
+            let client = Client::new(number, &self.shared, phase, think_micros);
+            let (done, ended) = tokio::sync::oneshot::channel::<()>();
+            running.push(ended);
+            self.executor.spawn_on(OUTSIDE, async move {
+                client.run().await;
+                drop(done);
+            });
+        }
+        self.pause(Duration::from_millis(500)).await;
+        let nemesis = self.nemesis.clone();
+        let (done, ended) = tokio::sync::oneshot::channel::<()>();
+        running.push(ended);
+        self.executor.spawn_on(OUTSIDE, async move {
+            nemesis.run().await;
+            drop(done);
+        });
+        self.pause(duration).await;
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for ended in running {
+            let _ = ended.await.is_ok();
+        }
+    }
+
+    /// Starts again whatever ended by itself after a failed sync.
+    fn spawn_supervisor(&self) {
+        let (executor, machines) = (Arc::clone(&self.executor), self.machines.clone());
+        let watched = Arc::clone(&self.watched);
+        self.executor.spawn_on(OUTSIDE, async move {
+            loop {
+                sleep(&executor, Duration::from_millis(20)).await;
+                for machine in &machines {
+                    let Some(reason) = machine.failure() else {
+                        continue;
+                    };
+                    // A failed sync must end the process; everything else must not happen.
+                    if !reason.contains("injected failure") {
+                        let node = machine.number;
+                        let failure = Failure::Node { node, reason };
+                        watched.lock().failure.get_or_insert(failure);
+                    }
+                    machine.crash(CrashLoss::Random);
+                    machine.start(Formation::Join);
+                }
+            }
+        });
+    }
+
+    fn spawn_watch(&self) {
+        let (executor, machines) = (Arc::clone(&self.executor), self.machines.clone());
+        let watched = Arc::clone(&self.watched);
+        self.executor.spawn_on(OUTSIDE, async move {
+            loop {
+                sleep(&executor, Duration::from_millis(7)).await;
+                let mut watched = watched.lock();
+                for machine in &machines {
+                    let node = machine.node();
+                    for shard in node.iter().flat_map(|node| &node.shards) {
+                        watched.look_at(shard);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Waits until nothing is missing.
+    async fn eventually(&self, missing: impl Fn() -> Option<String>) -> Result<(), Failure> {
+        let until = self.executor.true_nanos() + u64::try_from(HEAL_MAX.as_nanos()).unwrap_or(0);
+        loop {
+            let Some(missing) = missing() else {
+                return Ok(());
+            };
+            if until < self.executor.true_nanos() {
+                return Err(Failure::NotWhole { missing });
+            }
+            self.pause(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until every shard has a leader and all replicas have applied the same.
+    async fn become_whole(&self) -> Result<(), Failure> {
+        for machine in &self.machines {
+            if !machine.is_up() && machine.failure().is_none() {
+                machine.crash(CrashLoss::Nothing);
+                machine.start(Formation::Join);
+            }
+        }
+        let until = self.executor.true_nanos() + u64::try_from(HEAL_MAX.as_nanos()).unwrap_or(0);
+        while !self.nemesis.go_on_replacing().await {
+            if until < self.executor.true_nanos() {
+                let missing = format!("machine {:?} is replaced", self.nemesis.replaced());
+                return Err(Failure::NotWhole { missing });
+            }
+            self.pause(Duration::from_millis(50)).await;
+        }
+        self.eventually(|| self.missing()).await?;
+        for number in 0..SHARDS {
+            let mut digests = BTreeSet::new();
+            let mut index = 0;
+            for machine in &self.machines {
+                let node = machine.node();
+                let shard = node
+                    .as_ref()
+                    .and_then(|node| node.shard(ShardId::new(number)));
+                if let Some(shard) = shard {
+                    index = shard.status().applied.get();
+                    digests.insert(shard.store().digest());
+                }
+            }
+            if digests.len() != 1 {
+                return Err(Failure::Diverged {
+                    shard: ShardId::new(number),
+                    index,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn missing(&self) -> Option<String> {
+        for number in 0..SHARDS {
+            let mut applied = BTreeSet::new();
+            let mut leaders = 0;
+            for machine in &self.machines {
+                let Some(node) = machine.node() else {
+                    return Some(format!("machine {} runs", machine.number));
+                };
+                let status = node.shard(ShardId::new(number))?.status();
+                applied.insert((status.applied, status.last));
+                leaders += usize::from(status.is_writable);
+            }
+            let same = applied.iter().next().filter(|_| applied.len() == 1);
+            if leaders != 1 || same.is_none_or(|(applied, last)| applied != last) {
+                return Some(format!(
+                    "shard {number} has one leader ({leaders}) and one state ({applied:?})"
+                ));
+            }
+        }
+        None
+    }
+
+    /// Reads every key once more, so that what was acknowledged and then lost is seen.
+    async fn read_everything(&self) -> Result<(), Failure> {
+        for phase in [Phase::Lasting, Phase::Expiring] {
+            let mut client = Client::new(99, &self.shared, phase, 1);
+            for subject in Subject::all(phase) {
+                let outcome = client.perform(subject, Action::Get).await;
+                if matches!(outcome, Outcome::Failed | Outcome::Unknown) {
+                    return Err(Failure::NotWhole {
+                        missing: format!("{subject:?} can be read"),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self, failure: Option<Failure>) -> Report {
+        let lasting = self.shared.lasting.lock().clone().history();
+        let expiring = self.shared.expiring.lock().clone().history();
+        let leaders = self.watched.lock().leaders.len();
+        let failure = failure.or_else(|| self.judge(&lasting, &expiring, leaders).err());
+        let summaries = [lasting.summary(), expiring.summary()];
+        let sum = |part: fn(&flux_history::Summary) -> usize| summaries.iter().map(part).sum();
+        let counts = &self.network.counts;
+        Report {
+            plan: self.plan,
+            hash: self.executor.hash(),
+            called: sum(|summary| summary.called),
+            completed: sum(|summary| summary.completed),
+            unknown: sum(|summary| summary.unknown),
+            values_read: sum(|summary| summary.values_read),
+            leaders,
+            faults: self.nemesis.counts.lock().clone(),
+            messages: (
+                counts.sent.load(Ordering::Relaxed),
+                counts.lost.load(Ordering::Relaxed),
+                counts.twice.load(Ordering::Relaxed),
+            ),
+            simulated_millis: self.executor.true_nanos() / 1_000_000,
+            polls: self.executor.polls(),
+            histories: [lasting, expiring],
+            failure,
+        }
+    }
+
+    fn judge(&self, lasting: &History, expiring: &History, leaders: usize) -> Result<(), Failure> {
+        check(lasting, &Options::default())?;
+        check(
+            expiring,
+            &Options {
+                clock_error_nanos: (2 * OFFSET_MILLIS_MAX + 2) * 1_000_000,
+                ..Options::default()
+            },
+        )?;
+        lasting.meets(&Demands {
+            completed_min: 300,
+            values_read_min: 60,
+            unknown_percent_max: 20,
+        })?;
+        // The founder of each shard leads first; some other must have after it.
+        if leaders <= usize::try_from(SHARDS).unwrap_or(0) {
+            return Err(Failure::Calm);
+        }
+        Ok(())
+    }
+}
+
+impl Watched {
+    /// What this replica shows must fit what was seen before.
+    fn look_at(&mut self, shard: &Shard) {
+        let status = shard.status();
+        let id = shard.id();
+        if status.role == flux_raft::Role::Leader {
+            let term = status.term.get();
+            let known = *self.leaders.entry((id, term)).or_insert(status.node);
+            if known != status.node {
+                self.failure.get_or_insert(Failure::TwoLeaders {
+                    shard: id,
+                    term,
+                    one: known,
+                    other: status.node,
+                });
+            }
+        }
+        let Some(applied) = shard.applied().filter(|_| shard.is_whole()) else {
+            return;
+        };
+        let index = applied.index.get();
+        let seen = (applied.term.get(), shard.store().digest());
+        let known = *self.digests.entry((id, index)).or_insert(seen);
+        if known.0 != seen.0 {
+            let failure = Failure::Rewritten { shard: id, index };
+            self.failure.get_or_insert(failure);
+        } else if known.1 != seen.1 {
+            let failure = Failure::Diverged { shard: id, index };
+            self.failure.get_or_insert(failure);
+        }
+    }
+}
