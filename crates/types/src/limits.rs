@@ -69,6 +69,14 @@ pub const REQUEST_SESSION_IDLE_MS: u64 = 10 * 60 * 1000;
 pub const REQUEST_SESSION_BEGIN_MS: u64 = 5 * 60 * 1000;
 /// How far a session may seem to begin in the future, in milliseconds: clients' clocks differ.
 pub const REQUEST_SESSION_AHEAD_MS: u64 = 60 * 1000;
+/// Longest frame between nodes, in bytes: one log entry as large as the largest command makes it.
+pub const PEER_FRAME_BYTES_MAX: usize = COMMAND_BYTES_MAX + 16 * 1024 * 1024;
+/// Longest frame between nodes that have not authenticated each other, in bytes.
+pub const PEER_GREETING_BYTES_MAX: usize = 32 * 1024;
+/// Most nodes that a cluster's list may name.
+pub const CLUSTER_NODES_MAX: usize = 64;
+/// Longest host or address of a node, in bytes.
+pub const ADDRESS_BYTES_MAX: usize = 255;
 
 /// Most shards of a cluster.
 pub const SHARDS_MAX: u32 = 64;
@@ -85,3 +93,5 @@ const _: () = assert!(BATCH_BYTES_MAX < SEGMENT_BYTES_DEFAULT);
 const _: () =
     assert!(REQUEST_SESSION_BEGIN_MS + REQUEST_SESSION_AHEAD_MS < REQUEST_SESSION_IDLE_MS);
 const _: () = assert!(REQUEST_REPLY_BYTES_MAX < REQUEST_BYTES_MAX);
+const _: () = assert!(COMMAND_BYTES_MAX < PEER_FRAME_BYTES_MAX);
+const _: () = assert!(CLUSTER_NODES_MAX * (ADDRESS_BYTES_MAX + 4) < PEER_GREETING_BYTES_MAX);

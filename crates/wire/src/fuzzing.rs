@@ -9,6 +9,7 @@ use flux_types::Error;
 
 use crate::flux::{Credentials, PREFACE_BYTES};
 use crate::flux::{FrameDecoder, Goaway, Kind, Operation, Preface, Response};
+use crate::forward::{Forwarded, read_answers, write_answers};
 use crate::resp::{Decoder, ValueDecoder, encode_command};
 use crate::{Limits, sniff};
 
@@ -163,4 +164,24 @@ fn operation(op: u8, payload: Bytes) {
     let again = frame.expect("what is written is a frame");
     assert_eq!(again.map(|frame| frame.payload), Some(payload));
     let _request: Result<_, Error> = operation.into_request(LIMITS);
+}
+
+/// Any bytes as commands and answers between nodes.
+///
+/// # Panics
+/// If what was read and written again is read differently.
+pub fn forward(input: &[u8]) {
+    let payload = Bytes::copy_from_slice(input);
+    if let Ok(forwarded) = Forwarded::read(payload.clone()) {
+        let mut out = BytesMut::new();
+        forwarded.write(&mut out);
+        // Compared as bytes: NaN is not equal to itself.
+        assert_eq!(out.freeze(), payload);
+    }
+    if let Ok(answers) = read_answers(payload) {
+        let mut out = BytesMut::new();
+        write_answers(&mut out, &answers);
+        let again = read_answers(out.freeze()).expect("what is written can be read");
+        assert_eq!(answers, again);
+    }
 }

@@ -7,9 +7,10 @@
 //!
 //! Read in this order: [`mod@sniff`] tells the two protocols of the port apart; [`resp`] decodes
 //! Redis's protocol, holds the command table and encodes replies; [`flux`] is the framed protocol
-//! of `docs/wire.md`. [`fuzzing`] holds the entry points of the fuzz targets.
+//! of `docs/wire.md`; [`forward`] is how commands go from node to node. [`fuzzing`] holds the entry points of the fuzz targets.
 
 pub mod flux;
+pub mod forward;
 pub mod fuzzing;
 pub mod number;
 pub mod resp;

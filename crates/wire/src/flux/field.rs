@@ -22,12 +22,12 @@ pub enum Malformed {
 }
 
 /// Reads fields from the front of a payload. Strings of bytes are slices of it.
-pub(super) struct Reader {
+pub(crate) struct Reader {
     rest: Bytes,
 }
 
 impl Reader {
-    pub(super) const fn new(payload: Bytes) -> Self {
+    pub(crate) const fn new(payload: Bytes) -> Self {
         Self { rest: payload }
     }
 
@@ -38,32 +38,37 @@ impl Reader {
         Ok(())
     }
 
-    pub(super) fn u8(&mut self, field: &'static str) -> Result<u8, Malformed> {
+    pub(crate) fn u8(&mut self, field: &'static str) -> Result<u8, Malformed> {
         self.need(1, field)?;
         Ok(self.rest.get_u8())
     }
 
-    pub(super) fn u16(&mut self, field: &'static str) -> Result<u16, Malformed> {
+    pub(crate) fn u16(&mut self, field: &'static str) -> Result<u16, Malformed> {
         self.need(2, field)?;
         Ok(self.rest.get_u16_le())
     }
 
-    pub(super) fn u32(&mut self, field: &'static str) -> Result<u32, Malformed> {
+    pub(crate) fn u32(&mut self, field: &'static str) -> Result<u32, Malformed> {
         self.need(4, field)?;
         Ok(self.rest.get_u32_le())
     }
 
-    pub(super) fn u64(&mut self, field: &'static str) -> Result<u64, Malformed> {
+    pub(crate) fn u64(&mut self, field: &'static str) -> Result<u64, Malformed> {
         self.need(8, field)?;
         Ok(self.rest.get_u64_le())
     }
 
-    pub(super) fn i64(&mut self, field: &'static str) -> Result<i64, Malformed> {
+    pub(crate) fn u128(&mut self, field: &'static str) -> Result<u128, Malformed> {
+        self.need(16, field)?;
+        Ok(self.rest.get_u128_le())
+    }
+
+    pub(crate) fn i64(&mut self, field: &'static str) -> Result<i64, Malformed> {
         self.need(8, field)?;
         Ok(self.rest.get_i64_le())
     }
 
-    pub(super) fn flag(&mut self, field: &'static str) -> Result<bool, Malformed> {
+    pub(crate) fn flag(&mut self, field: &'static str) -> Result<bool, Malformed> {
         match self.u8(field)? {
             0 => Ok(false),
             1 => Ok(true),
@@ -71,30 +76,30 @@ impl Reader {
         }
     }
 
-    pub(super) fn bytes(&mut self, field: &'static str) -> Result<Bytes, Malformed> {
+    pub(crate) fn bytes(&mut self, field: &'static str) -> Result<Bytes, Malformed> {
         let length = self.u32(field)? as usize;
         self.need(length, field)?;
         Ok(self.rest.split_to(length))
     }
 
     /// How many bytes are left.
-    pub(super) const fn remaining(&self) -> usize {
+    pub(crate) const fn remaining(&self) -> usize {
         self.rest.len()
     }
 
     /// All that is left.
-    pub(super) fn rest(&mut self) -> Bytes {
+    pub(crate) fn rest(&mut self) -> Bytes {
         std::mem::take(&mut self.rest)
     }
 
-    pub(super) const fn end(&self) -> Result<(), Malformed> {
+    pub(crate) const fn end(&self) -> Result<(), Malformed> {
         match self.rest.len() {
             0 => Ok(()),
             left => Err(Malformed::Long(left)),
         }
     }
 
-    pub(super) fn expiry(&mut self) -> Result<Expiry, Malformed> {
+    pub(crate) fn expiry(&mut self) -> Result<Expiry, Malformed> {
         let tag = self.u8("expiry")?;
         let millis = self.i64("expiry")?;
         match (tag, millis) {
@@ -106,7 +111,7 @@ impl Reader {
         }
     }
 
-    pub(super) fn compare(&mut self) -> Result<Compare, Malformed> {
+    pub(crate) fn compare(&mut self) -> Result<Compare, Malformed> {
         Ok(match self.u8("expected")? {
             0 => Compare::Anything,
             1 => Compare::Absent,
@@ -117,7 +122,7 @@ impl Reader {
         })
     }
 
-    pub(super) fn condition(&mut self) -> Result<Condition, Malformed> {
+    pub(crate) fn condition(&mut self) -> Result<Condition, Malformed> {
         Ok(match self.u8("condition")? {
             0 => Condition::Always,
             1 => Condition::Absent,
@@ -127,7 +132,7 @@ impl Reader {
         })
     }
 
-    pub(super) fn entry(&mut self) -> Result<Option<Entry>, Malformed> {
+    pub(crate) fn entry(&mut self) -> Result<Option<Entry>, Malformed> {
         if !self.flag("present")? {
             return Ok(None);
         }
@@ -144,14 +149,14 @@ impl Reader {
     }
 }
 
-pub(super) fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
     out.reserve(4 + bytes.len());
     // A length beyond 32 bits makes a frame that is refused as too long, whatever this says.
     out.put_u32_le(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
     out.put_slice(bytes);
 }
 
-pub(super) fn put_expiry(out: &mut BytesMut, expiry: Expiry) {
+pub(crate) fn put_expiry(out: &mut BytesMut, expiry: Expiry) {
     let (tag, millis) = match expiry {
         Expiry::Keep => (0, 0),
         Expiry::Clear => (1, 0),
@@ -162,7 +167,7 @@ pub(super) fn put_expiry(out: &mut BytesMut, expiry: Expiry) {
     out.put_i64_le(millis);
 }
 
-pub(super) fn put_compare(out: &mut BytesMut, compare: &Compare) {
+pub(crate) fn put_compare(out: &mut BytesMut, compare: &Compare) {
     match compare {
         Compare::Anything => out.put_u8(0),
         Compare::Absent => out.put_u8(1),
@@ -178,7 +183,7 @@ pub(super) fn put_compare(out: &mut BytesMut, compare: &Compare) {
     }
 }
 
-pub(super) fn put_condition(out: &mut BytesMut, condition: &Condition) {
+pub(crate) fn put_condition(out: &mut BytesMut, condition: &Condition) {
     match condition {
         Condition::Always => out.put_u8(0),
         Condition::Absent => out.put_u8(1),

@@ -9,7 +9,7 @@
 
 pub mod code;
 pub mod control;
-mod field;
+pub(crate) mod field;
 pub mod frame;
 pub mod operation;
 pub mod preface;

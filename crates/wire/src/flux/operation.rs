@@ -412,14 +412,14 @@ fn expire(key: Bytes, expiry: Expiry, condition: ExpireCondition) -> Result<Comm
     }
 }
 
-const fn number_of_expire_condition(condition: ExpireCondition) -> u8 {
+pub(crate) const fn number_of_expire_condition(condition: ExpireCondition) -> u8 {
     condition.if_none as u8
         | (condition.if_some as u8) << 1
         | (condition.if_later as u8) << 2
         | (condition.if_earlier as u8) << 3
 }
 
-fn read_expire_condition(reader: &mut Reader) -> Result<ExpireCondition, Malformed> {
+pub(crate) fn read_expire_condition(reader: &mut Reader) -> Result<ExpireCondition, Malformed> {
     let bits = reader.u8("condition")?;
     if bits > 0b1111 {
         return Err(Malformed::UnknownValue("condition"));
