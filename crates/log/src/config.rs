@@ -51,6 +51,9 @@ pub struct LogConfig {
     /// Whether a thread of its own writes and syncs. Without, [`crate::Log::pump`] does; for
     /// simulations, where the order of everything comes from one seed.
     pub own_thread: bool,
+    /// Refuses a log that was not closed in order before the machine booted again: its end may be
+    /// missing, and one replica of several must then not speak for what it has forgotten.
+    pub refuse_power_loss: bool,
 }
 
 impl LogConfig {
@@ -72,6 +75,7 @@ impl LogConfig {
             retention: Retention::default(),
             shard_count,
             own_thread: true,
+            refuse_power_loss: false,
         }
     }
 

@@ -66,6 +66,16 @@ pub enum OpenError {
         /// What is wrong there.
         what: String,
     },
+    /// The machine has booted since the log was last written, and the log had not been closed: its
+    /// end may be missing. Told only if that is asked for.
+    #[error(
+        "data directory {} was in use when the machine went down; without fsync = always its log \
+         may lack what was acknowledged last", dir.display()
+    )]
+    PowerLoss {
+        /// The data directory.
+        dir: PathBuf,
+    },
     /// The operating system refused.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {

@@ -23,6 +23,8 @@ use crate::segment::FORMAT_VERSION;
 pub const IDENTITY_NAME: &str = "IDENTITY";
 /// Name of the file whose lock says that a process has the directory.
 pub const LOCK_NAME: &str = "LOCK";
+/// Name of the file in which a node of a cluster notes its id, before anything else is there.
+pub const MEMBER_NAME: &str = "MEMBER";
 const TITLE: &str = "flux-kv data directory";
 const IDENTITY_BYTES_MAX: u64 = 4096;
 

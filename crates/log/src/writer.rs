@@ -16,7 +16,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::config::{FsyncPolicy, LogConfig};
 use crate::error::{LogError, OpenError};
 use crate::fields::narrow;
-use crate::identity::{IDENTITY_NAME, Identity, LOCK_NAME};
+use crate::identity::{IDENTITY_NAME, Identity, LOCK_NAME, MEMBER_NAME};
 use crate::record::RecordKind;
 use crate::recovery::{Cut, Image, Recovery, scan};
 use crate::segment::{PREPARED_SUFFIX, segment_name, segment_number};
@@ -112,6 +112,12 @@ impl Log {
     ) -> Result<(Self, Recovery), OpenError> {
         let (identity, lock) = claim(&*disk, &config, &seeds)?;
         let mut image = scan(&*disk, &config.dir, config.shard_count, seeds.boot_id)?;
+        let found = &image.recovery;
+        if config.refuse_power_loss && found.rebooted && !found.clean {
+            return Err(OpenError::PowerLoss {
+                dir: config.dir.clone(),
+            });
+        }
         if let Some(cut) = image.cut {
             perform_cut(&*disk, &config, &mut image, cut)?;
         }
@@ -314,10 +320,14 @@ fn refuse_foreign(disk: &dyn Disk, dir: &Path) -> Result<(), OpenError> {
     let names = disk
         .read_dir(dir)
         .map_err(|e| OpenError::io("list", dir, e))?;
-    if names.iter().any(|name| name == IDENTITY_NAME) {
+    // A node of a cluster notes its id before it has a log.
+    if names
+        .iter()
+        .any(|name| name == IDENTITY_NAME || name == MEMBER_NAME)
+    {
         return Ok(());
     }
-    let ours = ["IDENTITY.tmp", LOCK_NAME, "log", "snap"];
+    let ours = ["IDENTITY.tmp", "MEMBER.tmp", LOCK_NAME, "log", "snap"];
     let log_dir = dir.join("log");
     let segments = if disk.exists(&log_dir) {
         disk.read_dir(&log_dir)
