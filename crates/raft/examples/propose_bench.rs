@@ -79,6 +79,7 @@ async fn start_shard(log: Log, clock: &Arc<dyn Clock>) -> Shard {
         log,
         clock: Arc::clone(clock),
         network: Arc::new(NoNetwork),
+        forward: None,
         formation: Formation::Found,
         config: ShardConfig {
             snapshot_log_bytes: u64::MAX,

@@ -27,6 +27,9 @@ pub struct ShardConfig {
     pub sweep_pause_max: Duration,
     /// A step of the clock beyond this pauses active expiry.
     pub clock_step_max: Duration,
+    /// Whether a leader of several voters answers reads while its lease is open; else each read
+    /// asks a quorum.
+    pub lease_reads: bool,
     /// Elections and heartbeats.
     pub timings: Timings,
 }
@@ -97,6 +100,7 @@ impl Default for ShardConfig {
             sweep_keys_max: 512,
             sweep_pause_max: Duration::from_millis(500),
             clock_step_max: Duration::from_millis(500),
+            lease_reads: true,
             timings: Timings::default(),
         }
     }

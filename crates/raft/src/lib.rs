@@ -36,7 +36,7 @@ pub use config::{ShardConfig, Timings};
 pub use core_task::{set_abort_hook, spawn_core};
 pub use error::{MembershipError, SnapshotError, StartError};
 pub use network::{MemoryNetwork, Network, NoNetwork, Peer, PeerError, PeerHandler};
-pub use queue::Submission;
+pub use queue::{Forward, Submission};
 pub use runtime::{Task, TaskError};
 pub use shard::{Formation, Shard, ShardParts};
 pub use status::{Failure, Members, Role, ShardStatus};

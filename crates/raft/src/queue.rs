@@ -8,12 +8,13 @@
 //! Lock order: the queue's lock is a leaf; nothing else is taken under it.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 
 use flux_env::Instant;
-use flux_types::{Answer, Command, TraceParent};
+use flux_types::{Answer, Command, NodeId, ShardId, Term, TraceParent};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -29,6 +30,8 @@ pub struct Submission {
     /// When the client stops waiting. A command that was not yet proposed is then not done; one
     /// that was has an unknown outcome.
     pub deadline: Instant,
+    /// Whether it came from another node: it is then executed here or refused, and never sent on.
+    pub is_forwarded: bool,
     /// Gets one answer per command, after all of them are committed and applied.
     pub reply: oneshot::Sender<Vec<Answer>>,
 }
@@ -45,9 +48,30 @@ impl Submission {
             commands,
             traces: Vec::new(),
             deadline,
+            is_forwarded: false,
             reply,
         }
     }
+}
+
+/// What is noted of commands from a number on, counted from there.
+#[must_use]
+pub fn from_number<T: Clone>(noted: &[(usize, T)], first: usize) -> Vec<(usize, T)> {
+    let later = noted.iter().filter(|(number, _)| first <= *number);
+    later
+        .map(|(number, item)| (number - first, item.clone()))
+        .collect()
+}
+
+/// Takes submissions to the replica that leads, on another node.
+pub trait Forward: fmt::Debug + Send + Sync + 'static {
+    /// Takes a submission of which nothing was done to the leader, and answers it. Called on the
+    /// shard's runtime; returns at once.
+    fn forward(&self, shard: ShardId, leader: NodeId, submission: Submission);
+
+    /// Who is said to lead a shard in at least this term, where this node's own replica does not
+    /// know; never this node.
+    fn leader(&self, shard: ShardId, term: Term) -> Option<NodeId>;
 }
 
 /// See the module.

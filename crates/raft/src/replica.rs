@@ -19,7 +19,7 @@ use crate::codec::{from_raft_id, from_raft_vote};
 use crate::config::ShardConfig;
 use crate::gate::{Grant, LeaseGate};
 use crate::progress::Progress;
-use crate::queue::Queue;
+use crate::queue::{Forward, Queue};
 use crate::runtime::timeout;
 use crate::snapshot::Snapshots;
 use crate::status::{Counters, Failure, Members, Role, ShardStatus};
@@ -48,6 +48,8 @@ pub(crate) struct Replica {
     pub(crate) pauses: AtomicUsize,
     /// Told when a snapshot is wanted.
     pub(crate) snapshot_wanted: Arc<Notify>,
+    /// The way of commands to whoever leads; none where nobody else can.
+    pub(crate) forward: Option<Arc<dyn Forward>>,
     /// Set once, when this replica cannot go on.
     pub(crate) failure: watch::Sender<Option<Failure>>,
     /// Counts changes of role, term, leader and membership, as far as the watcher has seen them.
@@ -98,6 +100,11 @@ impl Replica {
         }
     }
 
+    /// Whether this replica leads, though it may not evaluate yet.
+    pub(crate) fn is_leader(&self) -> bool {
+        self.server_metrics.borrow_watched().state == ServerState::Leader
+    }
+
     /// The time of the next batch: the wall clock, never before the last batch (rule 6).
     pub(crate) fn batch_time(&self) -> UnixMillis {
         UnixMillis::new(self.clock.unix_millis()).max(self.store.last_batch_at())
@@ -138,6 +145,9 @@ impl Replica {
         };
         if self.is_sole_voter() {
             return Grant::Sole(term);
+        }
+        if !self.config.lease_reads {
+            return Grant::None;
         }
         // Sampled first, so that what passes until the acknowledgement's age is known only makes
         // the deadline earlier.

@@ -1,6 +1,6 @@
 //! The handle of one shard's replica: how the rest of the node reads, writes and governs it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +25,7 @@ use crate::network::adapter::Connector;
 use crate::network::{Network, PeerHandler};
 use crate::progress::Progress;
 use crate::proposer::Proposer;
-use crate::queue::{Queue, Refused, Submission};
+use crate::queue::{Forward, Queue, Refused, Submission};
 use crate::recovery;
 use crate::replica::{Leadership, Replica};
 use crate::runtime::{Task, blocking, reclaimer, timeout};
@@ -50,6 +50,8 @@ pub struct ShardParts {
     pub clock: Arc<dyn Clock>,
     /// The way to other nodes.
     pub network: Arc<dyn Network>,
+    /// The way of commands to whoever leads, where another node can.
+    pub forward: Option<Arc<dyn Forward>>,
     /// What to do if the log holds nothing of this shard yet.
     pub formation: Formation,
     /// Settings.
@@ -57,10 +59,13 @@ pub struct ShardParts {
 }
 
 /// What a replica does at its very first start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Formation {
     /// It founds the shard, as its only voter. Right on exactly one node of a cluster.
     Found,
+    /// It begins with these voters, itself one of them. Right only if all of them do the same: the
+    /// first entry of their logs is then the same.
+    Members(BTreeSet<NodeId>),
     /// It waits until a leader adds it.
     Join,
 }
@@ -447,8 +452,16 @@ impl Shared {
             .is_initialized()
             .await
             .map_err(|error| engine(parts.id, &error))?;
-        if !is_founded && parts.formation == Formation::Found {
-            let members = BTreeMap::from([(parts.node.get(), EmptyNode::new())]);
+        let voters = match &parts.formation {
+            Formation::Found => BTreeSet::from([parts.node]),
+            Formation::Members(voters) => voters.clone(),
+            Formation::Join => BTreeSet::new(),
+        };
+        if !is_founded && !voters.is_empty() {
+            let members: BTreeMap<u64, EmptyNode> = voters
+                .into_iter()
+                .map(|voter| (voter.get(), EmptyNode::new()))
+                .collect();
             raft.initialize(members)
                 .await
                 .map_err(|error| engine(parts.id, &error))?;
@@ -473,6 +486,7 @@ impl Shared {
             pauses: AtomicUsize::new(0),
             queue: Queue::new(parts.config.queue_operations_max),
             counters: Arc::clone(&self.counters),
+            forward: parts.forward,
             snapshot_wanted: Arc::clone(&self.snapshot_wanted),
             failure: watch::Sender::new(None),
             leadership_changes: watch::Sender::new(0),

@@ -2,15 +2,18 @@
 //!
 //! The adapter ([`adapter`]) turns openraft's calls into these messages; [`PeerHandler`] answers
 //! them on the receiving side. Between the two may stand a function call ([`memory`]) or sockets
-//! that multiplex all shards of a node pair. Messages own their data, so that a carrier can encode
+//! that multiplex all shards of a node pair, with the bytes of [`message`] in the frames of
+//! [`frame`]. Messages own their data, so that a carrier can encode
 //! them however it likes; their log ids, votes and entries are the log's, 1-based.
 //!
 //! A carrier that cannot reach its peer answers with an error. It never makes up an answer: a
 //! pre-vote that nobody was asked for would count as granted.
 
 pub(crate) mod adapter;
+pub mod frame;
 mod handler;
 mod memory;
+pub mod message;
 mod none;
 
 use std::fmt;

@@ -23,7 +23,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flux_env::Instant;
 use flux_log::{LogError, Space};
-use flux_types::{Answer, Command, Error, ErrorCode, Term, UnixMillis};
+use flux_types::{Answer, Command, Error, ErrorCode, NodeId, Term, UnixMillis};
 use openraft::errors::ClientWriteError;
 use openraft::impls::OneshotResponder;
 
@@ -99,13 +99,14 @@ impl Proposer {
             match self.replica.leadership() {
                 Leadership::Leads(_) if is_paused => self.wait_for_leadership().await,
                 Leadership::Leads(term) => self.round(term).await,
-                Leadership::Follows(_) => {
-                    self.refuse_all(ErrorCode::NotLeader, "another node leads this shard");
-                }
+                Leadership::Follows(leader) => self.hand_on(leader),
                 Leadership::Failed => {
                     self.refuse_all(ErrorCode::Unavailable, "the shard has failed");
                 }
-                Leadership::Unknown => self.wait_for_leadership().await,
+                Leadership::Unknown => match self.leader_elsewhere() {
+                    Some(leader) => self.hand_on(leader),
+                    None => self.wait_for_leadership().await,
+                },
             }
         }
     }
@@ -245,7 +246,7 @@ impl Proposer {
             self.put_back(asked);
             sleep(SPACE_CHECK).await;
             let now = self.replica.clock.now();
-            self.refuse_expired(now);
+            self.refuse_expired(now, (ErrorCode::Timeout, TIMED_OUT_WAITING));
             return;
         }
         for pending in &mut asked {
@@ -349,18 +350,18 @@ impl Proposer {
             pending.lose(ErrorCode::Timeout, TIMED_OUT_IN_FLIGHT);
             pending.refuse_and_send(ErrorCode::Timeout, TIMED_OUT_WAITING);
         }
-        self.refuse_expired(now);
+        self.refuse_expired(now, (ErrorCode::Timeout, TIMED_OUT_WAITING));
     }
 
     /// Refuses what waits and whose deadline has passed.
-    fn refuse_expired(&mut self, now: Instant) {
+    fn refuse_expired(&mut self, now: Instant, (code, message): Refusal) {
         self.replica.queue.drain_into(&mut self.taken);
         for _ in 0..self.begun.len() {
             let Some(pending) = self.begun.pop_front() else {
                 break;
             };
             if pending.deadline() <= now {
-                pending.refuse_and_send(ErrorCode::Timeout, TIMED_OUT_WAITING);
+                pending.refuse_and_send(code, message);
             } else {
                 self.begun.push_back(pending);
             }
@@ -371,7 +372,58 @@ impl Proposer {
             };
             if submission.deadline <= now {
                 self.replica.queue.settle(submission.commands.len());
-                Pending::from(submission).refuse_and_send(ErrorCode::Timeout, TIMED_OUT_WAITING);
+                Pending::from(submission).refuse_and_send(code, message);
+            } else {
+                self.taken.push_back(submission);
+            }
+        }
+    }
+
+    /// Who is said to lead while this replica does not know, and is not about to lead itself.
+    fn leader_elsewhere(&mut self) -> Option<NodeId> {
+        if self.replica.is_leader() {
+            return None;
+        }
+        // What another node sent here in the belief that this one leads must not wait for it.
+        self.refuse_forwarded();
+        let forward = self.replica.forward.as_ref()?;
+        forward.leader(self.replica.id, self.replica.members().term)
+    }
+
+    /// Another node leads: what waits goes there, but for what has come from another node.
+    fn hand_on(&mut self, leader: NodeId) {
+        let replica = Arc::clone(&self.replica);
+        while let Some(mut pending) = self.pop() {
+            pending.rewind();
+            match &replica.forward {
+                Some(forward) if !pending.is_forwarded() => {
+                    forward.forward(replica.id, leader, pending.into_rest());
+                }
+                Some(_) | None => pending.refuse_and_send(ErrorCode::NotLeader, NOT_LEADER),
+            }
+        }
+    }
+
+    /// Refuses what has come from another node.
+    fn refuse_forwarded(&mut self) {
+        for _ in 0..self.begun.len() {
+            let Some(mut pending) = self.begun.pop_front() else {
+                break;
+            };
+            if pending.is_forwarded() {
+                pending.rewind();
+                pending.refuse_and_send(ErrorCode::NotLeader, NOT_LEADER);
+            } else {
+                self.begun.push_back(pending);
+            }
+        }
+        for _ in 0..self.taken.len() {
+            let Some(submission) = self.taken.pop_front() else {
+                break;
+            };
+            if submission.is_forwarded {
+                self.replica.queue.settle(submission.commands.len());
+                Pending::from(submission).refuse_and_send(ErrorCode::NotLeader, NOT_LEADER);
             } else {
                 self.taken.push_back(submission);
             }
@@ -389,10 +441,16 @@ impl Proposer {
     async fn wait_for_leadership(&mut self) {
         sleep(LEADERSHIP_CHECK).await;
         let now = self.replica.clock.now();
-        self.refuse_expired(now);
+        self.refuse_expired(now, (ErrorCode::Unavailable, NO_LEADER));
     }
 }
 
+/// What a refusal says.
+type Refusal = (ErrorCode, &'static str);
+
+const NO_LEADER: &str =
+    "the shard had no leader that a majority follows before the deadline passed";
+const NOT_LEADER: &str = "another node leads this shard";
 const TIMED_OUT_WAITING: &str = "the deadline passed before the command was proposed";
 const TIMED_OUT_IN_FLIGHT: &str = "the deadline passed while writing; the outcome is unknown";
 const DISK_FULL: &str = "the disk is full: only deletes are accepted";

@@ -8,7 +8,7 @@ use flux_env::Instant;
 use flux_types::{Answer, Command, Error, ErrorCode, Outcome, TraceParent};
 use tokio::sync::oneshot;
 
-use crate::queue::Submission;
+use crate::queue::{Submission, from_number};
 
 /// See the module.
 #[derive(Debug)]
@@ -19,6 +19,7 @@ pub(super) struct Pending {
     /// How many of the answers are final.
     settled: usize,
     deadline: Instant,
+    is_forwarded: bool,
     reply: oneshot::Sender<Vec<Answer>>,
 }
 
@@ -30,6 +31,7 @@ impl From<Submission> for Pending {
             traces: submission.traces,
             settled: 0,
             deadline: submission.deadline,
+            is_forwarded: submission.is_forwarded,
             reply: submission.reply,
         }
     }
@@ -68,6 +70,46 @@ impl Pending {
     /// How many commands have no answer yet.
     pub(super) fn unasked(&self) -> usize {
         self.commands.len() - self.answers.len()
+    }
+
+    /// Whether it came from another node.
+    pub(super) const fn is_forwarded(&self) -> bool {
+        self.is_forwarded
+    }
+
+    /// What of it has no answer yet, as a submission of its own for the leader. The answers that it
+    /// has are kept by a task that adds the rest.
+    pub(super) fn into_rest(mut self) -> Submission {
+        assert_eq!(
+            self.settled,
+            self.answers.len(),
+            "provisional answers were rewound"
+        );
+        let asked = self.answers.len();
+        let traces = from_number(&self.traces, asked);
+        if asked == 0 {
+            return Submission {
+                traces,
+                ..Submission::new(self.commands, self.deadline, self.reply)
+            };
+        }
+        let commands = self.commands.split_off(asked);
+        let count = commands.len();
+        let (reply, rest) = oneshot::channel();
+        let (mut answers, whole) = (self.answers, self.reply);
+        // Owned by the shard's runtime; ends when the rest is answered, at its deadline at the latest.
+        drop(tokio::spawn(async move {
+            let rest: Vec<Answer> = rest.await.unwrap_or_default();
+            let lost = Error::unknown(ErrorCode::Unavailable, "the answer was lost");
+            let lost = std::iter::repeat_with(|| Answer::error(lost.clone()));
+            answers.extend(rest.into_iter().chain(lost).take(count));
+            // A session that is gone needs no answer.
+            drop(whole.send(answers));
+        }));
+        Submission {
+            traces,
+            ..Submission::new(commands, self.deadline, reply)
+        }
     }
 
     pub(super) fn deadline(&self) -> Instant {

@@ -113,7 +113,8 @@ impl Setup {
             log: log.clone(),
             clock: Arc::clone(&self.clock),
             network: Arc::clone(&self.network),
-            formation: self.formation,
+            forward: None,
+            formation: self.formation.clone(),
             config: self.config.clone(),
         };
         let shard = Shard::start(parts).await.expect("the shard starts");
