@@ -27,6 +27,7 @@ pub(crate) fn banner(facts: &Facts<'_>) -> String {
         grpc,
         http,
         admin,
+        peer,
     } = facts.addresses;
     let mut text = format!("Flux-KV {} is ready.\n\n", env!("CARGO_PKG_VERSION"));
     let mut row = |name: &str, value: &str| text.push_str(&format!("  {name:<11} {value}\n"));
@@ -41,6 +42,9 @@ pub(crate) fn banner(facts: &Facts<'_>) -> String {
     }
     if let Some(address) = admin {
         row("admin", &format!("http://{address}"));
+    }
+    if let Some(address) = peer {
+        row("peers", &address.to_string());
     }
     if let Some((folder, fsync, shards)) = facts.node {
         let plural = if shards == 1 { "shard" } else { "shards" };
@@ -134,6 +138,7 @@ mod tests {
             grpc: at(50052),
             http: at(8080),
             admin: at(9180),
+            peer: None,
         };
         let facts = Facts {
             addresses: &addresses,

@@ -1,7 +1,7 @@
 //! The ready file: how a program that started us learns the addresses, and that they work.
 //!
 //! It is removed first of all and appears, whole, by a rename, once every listener accepts and
-//! every shard can write. It goes again when the process stops in an orderly way.
+//! every shard can be served. It goes again when the process stops in an orderly way.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -17,6 +17,7 @@ pub(crate) struct Addresses {
     pub(crate) grpc: Option<SocketAddr>,
     pub(crate) http: Option<SocketAddr>,
     pub(crate) admin: Option<SocketAddr>,
+    pub(crate) peer: Option<SocketAddr>,
 }
 
 /// A ready file that is not there yet.
@@ -95,6 +96,7 @@ fn json(addresses: &Addresses, pid: u32) -> String {
         grpc,
         http,
         admin,
+        peer,
     } = addresses;
     let mut text = String::from("{");
     for (name, address) in [
@@ -102,6 +104,7 @@ fn json(addresses: &Addresses, pid: u32) -> String {
         ("grpc", grpc),
         ("http", http),
         ("admin", admin),
+        ("peer", peer),
     ] {
         if let Some(address) = address {
             text.push_str(&format!("\"{name}\":\"{address}\","));
@@ -123,10 +126,11 @@ mod tests {
             grpc: at(2),
             http: at(3),
             admin: at(4),
+            peer: at(5),
         };
         assert_eq!(
             json(&all, 5),
-            r#"{"resp":"127.0.0.1:1","grpc":"127.0.0.1:2","http":"127.0.0.1:3","admin":"127.0.0.1:4","pid":5}"#
+            r#"{"resp":"127.0.0.1:1","grpc":"127.0.0.1:2","http":"127.0.0.1:3","admin":"127.0.0.1:4","peer":"127.0.0.1:5","pid":5}"#
         );
         let gateway = Addresses {
             http: at(3),

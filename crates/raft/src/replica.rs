@@ -165,6 +165,13 @@ impl Replica {
         Grant::Until(term, now + left)
     }
 
+    /// Whether a quorum has answered this leader lately, so that it can still be believed to lead.
+    pub(crate) fn has_quorum(&self) -> bool {
+        let acked = self.data_metrics.borrow_watched().last_quorum_acked;
+        let limit = self.config.timings.election_max * 2;
+        self.is_sole_voter() || acked.is_some_and(|acked| acked.elapsed() < limit)
+    }
+
     /// Whether this replica is the only voter of the effective membership.
     pub(crate) fn is_sole_voter(&self) -> bool {
         let metrics = self.server_metrics.borrow_watched();
@@ -214,11 +221,15 @@ impl Replica {
 
     /// Who leads and who belongs to the shard.
     pub(crate) fn members(&self) -> Members {
+        // Before the borrow: borrowing twice on one thread can wait for itself.
+        let has_quorum = self.has_quorum();
         let metrics = self.server_metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
+        let leader = metrics.current_leader.map(NodeId::new);
         Members {
             term: from_raft_vote(&metrics.vote).term,
-            leader: metrics.current_leader.map(NodeId::new),
+            // A leader that nobody answers may have been replaced.
+            leader: leader.filter(|leader| *leader != self.node || has_quorum),
             voters: membership.voter_ids().map(NodeId::new).collect(),
             learners: membership.learner_ids().map(NodeId::new).collect(),
         }
@@ -261,6 +272,7 @@ impl Replica {
                 .map(|(node, id)| (NodeId::new(*node), index(id)))
                 .collect(),
             is_writable: matches!(self.leadership(), Leadership::Leads(_)),
+            has_quorum: self.has_quorum(),
             queue_operations: self.queue.operations(),
             batches: self.counters.batches.load(Ordering::Relaxed),
             operations: self.counters.operations.load(Ordering::Relaxed),

@@ -87,6 +87,8 @@ pub struct ShardStatus {
     pub replication: Vec<(NodeId, LogIndex)>,
     /// Whether it leads and has applied all it must before it evaluates.
     pub is_writable: bool,
+    /// On the leader: whether a quorum has answered it lately.
+    pub has_quorum: bool,
     /// Operations waiting for the proposer.
     pub queue_operations: usize,
     /// Batches proposed since the start.

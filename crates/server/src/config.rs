@@ -49,6 +49,29 @@ impl Fsync {
     }
 }
 
+/// How a leader makes sure of a read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reads {
+    /// It answers from memory while its lease is provably open; clocks must run at nearly the same
+    /// rate.
+    #[default]
+    Lease,
+    /// It asks a majority every time; no clock matters.
+    ReadIndex,
+}
+
+impl Reads {
+    /// The word for it in configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Lease => "lease",
+            Self::ReadIndex => "read-index",
+        }
+    }
+}
+
 /// Settings of one node.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -111,6 +134,20 @@ pub struct Config {
     pub standby: bool,
     /// What is kept for readers of the change stream.
     pub cdc: CdcConfig,
+    /// The node's number in its cluster, 1 to 65535; 0: it is alone. Default 0.
+    pub node_id: u32,
+    /// Port for other nodes of the cluster; 0: any free one. Default 7390.
+    pub peer_port: u16,
+    /// The peer addresses, `host:port`, of all nodes with which a cluster begins, this one
+    /// included. After the first start: where to look for the others. Default none.
+    pub join: Vec<String>,
+    /// On how many nodes each shard of a new cluster is: 1, 3, 5 or 7. Default 3.
+    pub replicas: u32,
+    /// How a leader of several voters makes sure of a read. Default `lease`.
+    pub reads: Reads,
+    /// Goes on with what is on the disk although power may have failed before all that was
+    /// acknowledged was there. Default false.
+    pub accept_loss: bool,
 }
 
 /// What is kept for readers of the change stream, and what they get.
@@ -173,6 +210,12 @@ impl Default for Config {
             advertise: String::new(),
             name: String::new(),
             standby: false,
+            node_id: 0,
+            peer_port: 7390,
+            join: Vec::new(),
+            replicas: 3,
+            reads: Reads::Lease,
+            accept_loss: false,
         }
     }
 }
@@ -284,6 +327,7 @@ impl Config {
         self.review_sizes(&mut review);
         review.0.extend(self.cdc.rabbitmq.mistakes());
         self.review_names(&mut review);
+        self.review_cluster(&mut review);
         if review.0.is_empty() {
             Ok(())
         } else {
@@ -337,13 +381,70 @@ impl Config {
         }
     }
 
+    /// What makes this node one of several.
+    fn review_cluster(&self, review: &mut Review) {
+        if self.node_id == 0 {
+            if !self.join.is_empty() {
+                review.add(
+                    "join",
+                    "needs a node-id: the number of this node among them",
+                );
+            }
+            return;
+        }
+        review.check("node-id", self.node_id <= 65_535, "must be 1 to 65535");
+        let replicas = self.replicas as usize;
+        let is_odd = !replicas.is_multiple_of(2) && replicas <= flux_raft::membership::VOTERS_MAX;
+        review.check(
+            "replicas",
+            is_odd,
+            "must be 1, 3, 5 or 7: an even number tolerates no more failures than one less",
+        );
+        if self.join.is_empty() {
+            review.add(
+                "join",
+                "must name the peer addresses of all nodes, this one included, as HOST:PORT,HOST:PORT",
+            );
+        }
+        for (number, address) in self.join.iter().enumerate() {
+            if registry::check_address(address).is_err() {
+                review.add("join", format!("{address:?} is not HOST:PORT"));
+            }
+            if self
+                .join
+                .iter()
+                .take(number)
+                .any(|earlier| earlier == address)
+            {
+                review.add("join", format!("{address} is named twice"));
+            }
+        }
+        review.check(
+            "join",
+            self.join.len() <= limits::CLUSTER_NODES_MAX,
+            "names more than 64 nodes",
+        );
+        if !self.join.is_empty() && self.join.len() < replicas && is_odd {
+            review.add(
+                "replicas",
+                format!(
+                    "{replicas} replicas need as many nodes, and join names {}",
+                    self.join.len()
+                ),
+            );
+        }
+    }
+
     /// Two listeners cannot share a port; 0 never collides.
     fn review_ports(&self, review: &mut Review) {
-        let ports = [
+        let mut ports = vec![
             ("port", self.port),
             ("grpc-port", self.grpc_port),
             ("admin-port", self.admin_port),
         ];
+        if self.node_id != 0 {
+            ports.push(("peer-port", self.peer_port));
+        }
         for (index, (key, port)) in ports.iter().enumerate() {
             let earlier = ports.iter().take(index).find(|(_, other)| other == port);
             if let Some((other, _)) = earlier
@@ -475,6 +576,33 @@ mod tests {
             Config::default()
         );
         assert!(serde_json::from_str::<Config>(r#"{"prot":1}"#).is_err());
+    }
+
+    #[test]
+    fn a_cluster_needs_a_number_a_list_and_an_odd_count_of_replicas() {
+        let list = ["a:1", "b:1", "c:1"].map(str::to_owned).to_vec();
+        let good = Config {
+            node_id: 1,
+            join: list,
+            ..Config::default()
+        };
+        assert_eq!(good.validate(), Ok(()));
+        let with = |change: fn(&mut Config)| {
+            let mut config = good.clone();
+            change(&mut config);
+            keys(&config)
+        };
+        assert_eq!(with(|config| config.node_id = 0), ["join"]);
+        assert_eq!(with(|config| config.node_id = 65_536), ["node-id"]);
+        assert_eq!(with(|config| config.replicas = 2), ["replicas"]);
+        assert_eq!(with(|config| config.replicas = 5), ["replicas"]);
+        assert_eq!(with(|config| config.join.clear()), ["join"]);
+        assert_eq!(with(|config| config.join.push("a:1".to_owned())), ["join"]);
+        assert_eq!(
+            with(|config| config.join.push("nowhere".to_owned())),
+            ["join"]
+        );
+        assert_eq!(with(|config| config.peer_port = config.port), ["peer-port"]);
     }
 
     #[test]

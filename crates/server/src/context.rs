@@ -13,6 +13,7 @@ use crate::clients::Clients;
 use crate::config::Config;
 use crate::exec::{Executor, Home};
 use crate::metrics::Metrics;
+use crate::peer::Peers;
 use crate::ports::Addresses;
 use crate::statistics::Statistics;
 use crate::topology::TopologyHandle;
@@ -26,6 +27,8 @@ pub(crate) struct Context {
     pub(crate) identity: Identity,
     /// Who leads, who votes and where everybody is.
     pub(crate) topology: TopologyHandle,
+    /// Other nodes; none if this one is alone.
+    pub(crate) peers: Option<Arc<Peers>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) home: Arc<Home>,
     pub(crate) log: flux_log::Log,

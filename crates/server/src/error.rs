@@ -31,6 +31,12 @@ pub enum StartError {
         /// What is wrong, and what would help.
         problem: String,
     },
+    /// The nodes of a cluster were told what does not fit together.
+    #[error("{problem}")]
+    Cluster {
+        /// What, and what would be right.
+        problem: String,
+    },
     /// The data is damaged in a way that must not be guessed away.
     #[error("{problem}")]
     Damaged {
@@ -59,7 +65,7 @@ impl StartError {
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Port { .. } | Self::DataDir { .. } => 2,
+            Self::Config(_) | Self::Port { .. } | Self::DataDir { .. } | Self::Cluster { .. } => 2,
             Self::Damaged { .. } => 3,
             Self::System { .. } | Self::Shard { .. } => 1,
         }

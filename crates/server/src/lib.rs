@@ -2,7 +2,8 @@
 //!
 //! Read in this order: [`config`] says what can be set, [`Node`] builds and ends everything,
 //! `cores` are the threads it runs on, `listen` accepts, `session` speaks RESP, `flux_session`
-//! FLUX, `grpc` and `admin` HTTP; all of them execute commands through [`exec`].
+//! FLUX, `grpc` and `admin` HTTP; all of them execute commands through [`exec`]. `peer` is how nodes
+//! of a cluster find and talk to each other; [`topology`] is what this node knows of them.
 
 mod admin;
 mod changes;
@@ -21,6 +22,7 @@ mod http_listener;
 mod listen;
 mod metrics;
 mod node;
+mod peer;
 mod ports;
 mod rabbitmq;
 mod readiness;
@@ -30,7 +32,7 @@ mod statistics;
 pub mod topology;
 mod units;
 
-pub use config::{CdcConfig, Config, Fsync, Mistake};
+pub use config::{CdcConfig, Config, Fsync, Mistake, Reads};
 pub use error::{NodeFailure, StartError};
 pub use exec::Executor;
 pub use node::Node;

@@ -23,6 +23,8 @@ pub(crate) struct Listeners {
     pub(crate) resp: TcpListener,
     pub(crate) grpc: TcpListener,
     pub(crate) admin: TcpListener,
+    /// Other nodes; none if this one is alone.
+    pub(crate) peer: Option<TcpListener>,
 }
 
 /// Where a node can be reached.
@@ -34,6 +36,8 @@ pub struct Addresses {
     pub grpc: SocketAddr,
     /// `/metrics`, `/healthz`, `/readyz`.
     pub admin: SocketAddr,
+    /// Other nodes; none if this one is alone.
+    pub peer: Option<SocketAddr>,
 }
 
 impl Listeners {
@@ -44,6 +48,9 @@ impl Listeners {
             resp: bind("port", config.port)?,
             grpc: bind("grpc-port", config.grpc_port)?,
             admin: bind("admin-port", config.admin_port)?,
+            peer: (config.node_id != 0)
+                .then(|| bind("peer-port", config.peer_port))
+                .transpose()?,
         })
     }
 
@@ -58,6 +65,7 @@ impl Listeners {
             resp: address(&self.resp)?,
             grpc: address(&self.grpc)?,
             admin: address(&self.admin)?,
+            peer: self.peer.as_ref().map(address).transpose()?,
         })
     }
 }

@@ -17,9 +17,9 @@ pub(crate) trait Readiness: fmt::Debug + Send + Sync + 'static {
     /// Whether the node is shutting down and wants no new work.
     fn is_draining(&self) -> bool;
 
-    /// Whether every shard takes writes and the node is not shutting down.
+    /// Whether every shard takes writes, here or by way of here, and the node is not shutting down.
     fn is_ready(&self) -> bool {
-        !self.is_draining() && self.shards().iter().all(|shard| shard.is_writable)
+        !self.is_draining() && self.shards().iter().all(ShardReadiness::is_served)
     }
 }
 
@@ -30,6 +30,8 @@ pub(crate) struct ShardReadiness {
     pub(crate) shard: ShardId,
     /// Whether it takes writes here.
     pub(crate) is_writable: bool,
+    /// Whether another node is known to lead it, and commands go there.
+    pub(crate) is_led_elsewhere: bool,
     /// What the replica does: `leader`, `follower` and so on.
     pub(crate) role: String,
     /// Its term.
@@ -47,6 +49,7 @@ pub(crate) struct ShardReadiness {
 struct Shown<'a> {
     shard: u32,
     writable: bool,
+    served: bool,
     role: &'a str,
     term: u64,
     committed_index: u64,
@@ -56,11 +59,17 @@ struct Shown<'a> {
 }
 
 impl ShardReadiness {
+    /// Whether its commands are executed, wherever.
+    pub(crate) const fn is_served(&self) -> bool {
+        self.is_writable || self.is_led_elsewhere
+    }
+
     /// As a JSON object.
     pub(crate) fn to_json(&self) -> serde_json::Value {
         serde_json::to_value(Shown {
             shard: self.shard.get(),
             writable: self.is_writable,
+            served: self.is_served(),
             role: &self.role,
             term: self.term.get(),
             committed_index: self.committed.get(),
@@ -82,7 +91,7 @@ impl ShardReadiness {
         let state = format!("{role} of term {term}, applied {applied} of {committed}");
         let finding = match &self.failure {
             Some(failure) => Finding::Failed(format!("{state}, failed: {failure}")),
-            None if self.is_writable => Finding::Ok(state),
+            None if self.is_served() => Finding::Ok(state),
             None => Finding::Failed(format!("not writable, {state}")),
         };
         Report {

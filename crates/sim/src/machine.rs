@@ -200,7 +200,7 @@ impl Machine {
         self.drive(&log);
         let mut shards = Vec::new();
         for number in 0..SHARDS {
-            let parts = self.parts(&log, ShardId::new(number), formation);
+            let parts = self.parts(&log, ShardId::new(number), formation.clone());
             let shard = Shard::start(parts).await;
             shards.push(shard.map_err(|error| error.to_string())?);
         }
@@ -277,6 +277,7 @@ impl Machine {
             log: log.clone(),
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             network: self.network.of(self.number),
+            forward: None,
             formation,
             config: ShardConfig {
                 snapshot_log_bytes: self.character.snapshot_log_bytes,

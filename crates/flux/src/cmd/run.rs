@@ -31,7 +31,7 @@ const READY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What people do not want to know about the libraries we stand on: what matters of their doings we
 /// say ourselves, in our words. A level that names a library still rules it.
-const LIBRARIES: &str = "openraft=warn,h2=warn,hyper=warn,tower=warn,tonic=warn,lapin=off";
+const LIBRARIES: &str = "openraft=error,h2=warn,hyper=warn,tower=warn,tonic=warn,lapin=off";
 
 /// Runs the parts until a signal or a failure ends them.
 ///
@@ -270,6 +270,7 @@ impl Running {
             admin: node
                 .map(|node| node.admin)
                 .or_else(|| self.admin.as_ref().map(Admin::address)),
+            peer: node.and_then(|node| node.peer),
         }
     }
 

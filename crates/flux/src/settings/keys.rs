@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::{Part, Settings};
-use super::{registry, telemetry, value};
+use super::{cluster, registry, telemetry, value};
 use flux_server::{EventFormat, Fsync};
 
 /// What a key of the file must be.
@@ -419,6 +419,12 @@ pub(crate) const KEYS: &[Key] = &[
         },
         show: |settings| settings.node.standby.to_string(),
     },
+    cluster::NODE_ID,
+    cluster::PEER_PORT,
+    cluster::JOIN,
+    cluster::REPLICAS,
+    cluster::READS,
+    cluster::ACCEPT_LOSS,
     Key {
         name: "cdc.retention-bytes",
         flag: "retention-bytes",

@@ -6,6 +6,7 @@
 //! every value remembers its origin. This is the only place of the project that reads the
 //! environment or a configuration file.
 
+mod cluster;
 mod file;
 mod gateway;
 mod keys;
@@ -353,6 +354,9 @@ impl Settings {
         if parts.contains(&Part::Node) {
             ports.push(("port", self.node.port));
             ports.push(("grpc-port", self.node.grpc_port));
+            if self.node.node_id != 0 {
+                ports.push(("peer-port", self.node.peer_port));
+            }
         }
         if parts.contains(&Part::Gateway) {
             ports.push(("http-port", self.http_port));

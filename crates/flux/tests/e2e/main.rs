@@ -19,6 +19,7 @@ mod cdc_consumer;
 mod cdc_document;
 mod changes;
 mod cli;
+mod cluster;
 mod compose;
 mod crash;
 mod damage;

@@ -9,6 +9,7 @@ use flux_types::{Answer, Command, Error, ErrorCode, Outcome, TraceParent};
 use tokio::sync::oneshot;
 
 use crate::queue::{Submission, from_number};
+use crate::runtime::spawn;
 
 /// See the module.
 #[derive(Debug)]
@@ -98,7 +99,7 @@ impl Pending {
         let (reply, rest) = oneshot::channel();
         let (mut answers, whole) = (self.answers, self.reply);
         // Owned by the shard's runtime; ends when the rest is answered, at its deadline at the latest.
-        drop(tokio::spawn(async move {
+        drop(spawn(async move {
             let rest: Vec<Answer> = rest.await.unwrap_or_default();
             let lost = Error::unknown(ErrorCode::Unavailable, "the answer was lost");
             let lost = std::iter::repeat_with(|| Answer::error(lost.clone()));

@@ -27,6 +27,7 @@ impl Readiness for TwoShards {
         let shard = |number, is_writable| ShardReadiness {
             shard: ShardId::new(number),
             is_writable,
+            is_led_elsewhere: false,
             role: if is_writable { "leader" } else { "candidate" }.to_owned(),
             term: Term::new(3),
             committed: LogIndex::new(8),

@@ -66,6 +66,8 @@ impl Lane {
             traces,
             deadline,
             reply,
+            // What other nodes send goes straight to the shard.
+            is_forwarded: _,
         } = submission;
         let traces = traces.into_iter();
         let traces = traces.map(|(number, trace)| (waiting + number, trace));

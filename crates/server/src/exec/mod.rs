@@ -30,7 +30,7 @@ use crate::execute::Execute;
 use self::join::join;
 pub(crate) use self::lane::Lane;
 pub(crate) use self::split::{Join, Split, owner, split};
-pub(crate) use self::turn::{Reads, Turn};
+pub(crate) use self::turn::{Reads, Turn, busy};
 
 /// The shards of a node and the map to them. One for the whole node.
 #[derive(Debug)]
@@ -230,7 +230,7 @@ impl Executor {
         }) = refused
         {
             // The receiver is in our hand, so this cannot fail.
-            drop(reply.send(vec![turn::busy(); commands.len()]));
+            drop(reply.send(vec![busy(); commands.len()]));
         }
         answers
     }

@@ -43,6 +43,7 @@ impl Readiness for Switch {
         vec![ShardReadiness {
             shard: ShardId::new(0),
             is_writable: self.is_writable.load(Ordering::SeqCst),
+            is_led_elsewhere: false,
             role: "leader".to_owned(),
             term: Term::new(1),
             committed: LogIndex::new(1),

@@ -8,6 +8,7 @@
 //! is closed; shards finish their batch; the log is synced and closed; threads end. A node that is
 //! dropped instead leaves its log as a killed process would.
 
+mod join;
 mod open;
 
 use std::fmt;
@@ -29,7 +30,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use self::open::{open_log, start_shards};
+use self::join::{Joined, join};
+use self::open::{Wiring, open_alone, start_shards};
 use crate::changes::{self, Changes};
 use crate::clients::{Clients, Ending};
 use crate::config::Config;
@@ -42,6 +44,7 @@ use crate::listen::{Acceptor, end_idle};
 use crate::metrics::{
     ChangesMetrics, LogState, Metrics, Protocol, register_log, register_raft, register_stores,
 };
+use crate::peer::{self, Forwarder, PeerNetwork, Peers};
 use crate::ports::{Addresses, Listeners};
 use crate::rabbitmq::{Publisher, PublisherParts};
 use crate::readiness::{Readiness, ShardReadiness};
@@ -54,6 +57,10 @@ use crate::{admin, grpc};
 const KILL_GRACE: Duration = Duration::from_secs(1);
 /// How often the end of the last session is looked for.
 const DRAIN_CHECK: Duration = Duration::from_millis(5);
+/// How long a voter gets to take over a shard.
+const HAND_OVER: Duration = Duration::from_secs(2);
+/// How long other nodes get to send nothing more here, once they are told.
+const GOODBYE: Duration = Duration::from_millis(100);
 /// How long the shards get to finish their batch.
 const SHARD_GRACE: Duration = Duration::from_secs(10);
 
@@ -109,19 +116,14 @@ impl Node {
         checks: &Checks,
     ) -> Result<Self, StartError> {
         config.validate().map_err(StartError::Config)?;
-        let listeners = Listeners::bind(&config)?;
+        let mut listeners = Listeners::bind(&config)?;
         let addresses = listeners.addresses()?;
         let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
         let started_at = clock.now();
-        let log = {
-            let (config, clock) = (config.clone(), Arc::clone(&clock));
-            blocking(move || open_log(&config, clock)).await??
-        };
-        // From here on a failure must leave the folder as an orderly end does.
-        let closing = CloseOnDrop(Some(log.clone()));
         let mut cores = start_cores(&config)?;
-        let shards = start_shards(&config, &log, &clock, cores.places()).await?;
-        closing.disarm();
+        let places = Arc::clone(cores.places());
+        let Grounds { log, shards, peers } =
+            grounds(&config, &mut listeners, addresses, &clock, &places).await?;
         let map =
             SlotMap::even(log.identity().shard_count).map_err(|error| StartError::System {
                 what: "the data folder has an impossible number of shards",
@@ -146,7 +148,10 @@ impl Node {
             metrics: ChangesMetrics::new(registry),
             draining: CancellationToken::new(),
         });
-        let topology = own_topology(&config, addresses, log.identity().node, &shards);
+        let topology = match &peers {
+            Some(peers) => peers.topology(&shards),
+            None => own_topology(&config, addresses, log.identity().node, &shards),
+        };
         let home = Home::new(map, shards, Arc::clone(&clock), config.request_timeout);
         let context = Arc::new(Context {
             switches: Switches::new(&config),
@@ -154,6 +159,7 @@ impl Node {
             addresses,
             identity: log.identity(),
             topology: TopologyHandle::new(topology),
+            peers,
             clock,
             home,
             log,
@@ -258,14 +264,22 @@ impl Node {
         &self.executor
     }
 
-    /// Waits until every shard can write.
+    /// Waits until every shard can be served: it can write here, or, in a cluster, this node knows
+    /// who leads it and is itself as far as it was told.
     ///
     /// # Errors
-    /// A shard's, if it never will or has not within `timeout`.
+    /// A shard's, if it never will or has not within `timeout`. A node of a cluster waits for the
+    /// others without end.
     ///
     /// # Cancellation
     /// Safe to drop.
     pub async fn wait_ready(&self, timeout: Duration) -> Result<(), Error> {
+        if self.context.peers.is_some() {
+            while !self.context.is_served() {
+                tokio::time::sleep(DRAIN_CHECK).await;
+            }
+            return Ok(());
+        }
         let deadline = self.context.clock.now() + timeout;
         for shard in self.context.home.shards() {
             shard.wait_writable(deadline).await?;
@@ -324,6 +338,7 @@ impl Node {
         self.withdraw().await;
         let clock = Arc::clone(&self.context.clock);
         let deadline = clock.now() + drain;
+        self.hand_over().await;
         self.context.is_draining.store(true, Ordering::SeqCst);
         self.stop_accepting.cancel();
         self.context.clients.drain();
@@ -339,7 +354,14 @@ impl Node {
         if let Some(publisher) = self.publisher.take() {
             publisher.stop().await;
         }
+        if let Some(peers) = &self.context.peers {
+            peers.leave();
+            tokio::time::sleep(GOODBYE).await;
+        }
         self.end_shards().await;
+        if let Some(peers) = &self.context.peers {
+            peers.stop();
+        }
         let log = self.context.log.clone();
         let ended = blocking(move || {
             log.close();
@@ -350,6 +372,28 @@ impl Node {
             error!(%error, "the log was not closed in order");
         } else {
             info!("node ended");
+        }
+    }
+
+    /// Gives the shards that this node leads to other voters, one after the other, so that nobody
+    /// has to wait for an election (rule 14). Commands that come here meanwhile follow.
+    async fn hand_over(&self) {
+        let Some(peers) = &self.context.peers else {
+            return;
+        };
+        for shard in self.context.home.shards() {
+            for target in peers.heirs(shard) {
+                let deadline = self.context.clock.now() + HAND_OVER;
+                match shard.transfer_leadership(target, deadline).await {
+                    Ok(()) => {
+                        info!(shard = %shard.id(), to = target.physical(), "leadership handed over");
+                        break;
+                    }
+                    Err(error) => {
+                        warn!(shard = %shard.id(), to = target.physical(), %error, "leadership kept");
+                    }
+                }
+            }
         }
     }
 
@@ -402,6 +446,9 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.stop_accepting.cancel();
+        if let Some(peers) = &self.context.peers {
+            peers.stop();
+        }
         for task in &self.tasks {
             task.abort();
         }
@@ -415,9 +462,14 @@ impl Readiness for Context {
             .iter()
             .map(|shard| {
                 let status = shard.status();
+                let is_led_elsewhere = self
+                    .peers
+                    .as_ref()
+                    .is_some_and(|peers| !status.is_writable && peers.is_served(shard));
                 ShardReadiness {
                     shard: status.id,
-                    is_writable: status.is_writable,
+                    is_writable: status.is_writable && status.has_quorum,
+                    is_led_elsewhere,
                     role: status.role.to_string(),
                     term: status.term,
                     committed: status.committed,
@@ -431,6 +483,75 @@ impl Readiness for Context {
     fn is_draining(&self) -> bool {
         self.is_draining.load(Ordering::SeqCst)
     }
+}
+
+/// What a node stands on.
+struct Grounds {
+    log: Log,
+    shards: Vec<Shard>,
+    peers: Option<Arc<Peers>>,
+}
+
+/// Opens the log and starts the shards, as one of a cluster or alone.
+async fn grounds(
+    config: &Config,
+    listeners: &mut Listeners,
+    addresses: Addresses,
+    clock: &Arc<dyn Clock>,
+    places: &Arc<Places>,
+) -> Result<Grounds, StartError> {
+    let Some(listener) = listeners.peer.take() else {
+        let log = {
+            let (config, clock) = (config.clone(), Arc::clone(clock));
+            blocking(move || open_alone(&config, clock)).await??
+        };
+        // From here on a failure must leave the folder as an orderly end does.
+        let closing = CloseOnDrop(Some(log.clone()));
+        let shards = start_shards(config, &log, clock, places, Wiring::alone()).await?;
+        closing.disarm();
+        let peers = None;
+        return Ok(Grounds { log, shards, peers });
+    };
+    let mut joined = join(join::Parts {
+        config,
+        listener,
+        addresses,
+        clock,
+        places,
+    })
+    .await?;
+    let (log, peers) = (joined.log.clone(), Arc::clone(&joined.peers));
+    let closing = CloseOnDrop(Some(log.clone()));
+    let shards = start_replicas(config, clock, places, &mut joined).await;
+    if shards.is_err() {
+        peers.stop();
+    }
+    let shards = shards?;
+    closing.disarm();
+    let peers = Some(peers);
+    Ok(Grounds { log, shards, peers })
+}
+
+/// Starts the shards of a node of a cluster.
+async fn start_replicas(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    places: &Arc<Places>,
+    joined: &mut Joined,
+) -> Result<Vec<Shard>, StartError> {
+    joined.note_fsync(config).await?;
+    let peers = Arc::clone(&joined.peers);
+    let wiring = Wiring {
+        network: Arc::new(PeerNetwork(Arc::clone(&peers))),
+        forward: Some(Arc::new(Forwarder(Arc::downgrade(&peers)))),
+        formation: |shard| joined.formation(shard),
+    };
+    let shards = start_shards(config, &joined.log, clock, places, wiring).await?;
+    joined.settled(config).await?;
+    peers.serve_shards(shards.clone());
+    // Owned by the node: ends when the peers are stopped.
+    places.handle(0).spawn(peer::keep(peers));
+    Ok(shards)
 }
 
 /// Starts to accept on the port of RESP and FLUX.
@@ -481,9 +602,23 @@ fn keep_topology(context: &Context) -> impl Future<Output = ()> + Send + use<> {
     let handle = context.topology.clone();
     let (config, addresses) = (context.config.clone(), context.addresses);
     let (node, shards) = (context.identity.node, context.home.shards().to_vec());
-    topology::keep(handle, move || {
-        own_topology(&config, addresses, node, &shards)
+    let peers = context.peers.clone();
+    topology::keep(handle, move || match &peers {
+        Some(peers) => peers.topology(&shards),
+        None => own_topology(&config, addresses, node, &shards),
     })
+}
+
+impl Context {
+    /// Whether every shard can be served from here.
+    fn is_served(&self) -> bool {
+        self.peers.as_ref().is_none_or(|peers| {
+            self.home
+                .shards()
+                .iter()
+                .all(|shard| peers.is_served(shard))
+        })
+    }
 }
 
 /// Closes a log unless the start has succeeded.

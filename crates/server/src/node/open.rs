@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use flux_env::{Clock, Disk, RealDisk, Rng, SeededRng};
 use flux_log::{FsyncPolicy, Log, LogConfig, OpenError, Retention, Seeds};
-use flux_raft::{Formation, NoNetwork, Shard, ShardConfig, ShardParts};
+use flux_raft::{Formation, Forward, Network, NoNetwork, Shard, ShardConfig, ShardParts};
 use flux_store::{Dropped, Store, StoreConfig};
 use flux_types::{ClusterId, NodeId, ShardId};
 use tracing::{info, warn};
 
-use crate::config::{Config, Fsync};
+use crate::config::{Config, Fsync, Reads};
 use crate::cores::Places;
 use crate::error::StartError;
+use crate::peer::member::Member;
 
 /// Fewest stripes of a shard's store, and the number that all shards share.
 const STRIPES_MIN: u32 = 16;
@@ -19,44 +20,69 @@ const STRIPES_TOTAL: u32 = 256;
 /// How long after a start old log is kept as if a sink needed it: the sinks are only coming.
 const HISTORY_SETTLES_MS: u64 = 60_000;
 
-/// Opens the log with as many shards as asked for, or as the folder has.
-pub(super) fn open_log(config: &Config, clock: Arc<dyn Clock>) -> Result<Log, StartError> {
+/// What a new folder gets, and what an old one must be.
+pub(super) struct Opening {
+    pub(super) shards: u32,
+    pub(super) cluster: ClusterId,
+    pub(super) node: NodeId,
+    /// Whether a log that a power cut may have shortened is refused.
+    pub(super) refuse_power_loss: bool,
+}
+
+/// Opens the log of a node that is alone, with as many shards as asked for, or as the folder has.
+pub(super) fn open_alone(config: &Config, clock: Arc<dyn Clock>) -> Result<Log, StartError> {
     let shards = config.shards.unwrap_or(config.shards_initial);
-    let opened = match open_log_with(config, Arc::clone(&clock), shards)? {
+    let draw = || {
+        flux_env::entropy_u64().map_err(|source| StartError::System {
+            what: "failed to draw random bits",
+            source,
+        })
+    };
+    let opening = |shards| {
+        Ok::<_, StartError>(Opening {
+            shards,
+            cluster: ClusterId::new(draw()?),
+            node: NodeId::new(draw()?),
+            refuse_power_loss: false,
+        })
+    };
+    refuse_member(config)?;
+    let opened = match open(config, Arc::clone(&clock), opening(shards)?)? {
         Err(OpenError::ShardCount { found, .. }) if config.shards.is_none() => {
-            open_log_with(config, clock, found)?
+            open(config, clock, opening(found)?)?
         }
         opened => opened,
     };
-    let (log, recovery) = opened.map_err(|error| open_error(config, &error))?;
-    if let Some(torn) = &recovery.torn {
-        warn!(
-            ?torn,
-            "the log ended in an unfinished record, which was cut"
-        );
-    }
-    info!(
-        records = recovery.records,
-        bytes = recovery.bytes,
-        clean = recovery.clean,
-        "log opened"
-    );
-    Ok(log)
+    opened.map_err(|error| open_error(config, &error))
 }
 
-type Opened = Result<(Log, flux_log::Recovery), OpenError>;
+/// The folder of a node of a cluster is not that of a node alone.
+fn refuse_member(config: &Config) -> Result<(), StartError> {
+    let member = Member::read(&RealDisk, &config.data_dir).ok().flatten();
+    let Some(member) = member else { return Ok(()) };
+    let number = member.node.physical();
+    Err(StartError::DataDir {
+        path: config.data_dir.clone(),
+        problem: format!(
+            "data directory {} belongs to node {number} of a cluster: start it with --node-id \
+             {number}",
+            config.data_dir.display()
+        ),
+    })
+}
 
-fn open_log_with(
+/// Opens a log.
+pub(super) fn open(
     config: &Config,
     clock: Arc<dyn Clock>,
-    shards: u32,
-) -> Result<Opened, StartError> {
+    opening: Opening,
+) -> Result<Result<Log, OpenError>, StartError> {
     let system = |what| move |source| StartError::System { what, source };
     let mut random =
         SeededRng::new(flux_env::entropy_u64().map_err(system("failed to draw random bits"))?);
     let seeds = Seeds {
-        cluster: ClusterId::new(random.next_u64()),
-        node: NodeId::new(random.next_u64()),
+        cluster: opening.cluster,
+        node: opening.node,
         boot_id: flux_env::boot_id().map_err(system("failed to ask for the boot id"))?,
         draw: Box::new(move || random.next_u64()),
     };
@@ -73,19 +99,37 @@ fn open_log_with(
             pinned_bytes_max: config.cdc.pinned_bytes_max,
             settle_ms: HISTORY_SETTLES_MS,
         },
-        ..LogConfig::new(config.data_dir.clone(), shards)
+        refuse_power_loss: opening.refuse_power_loss,
+        ..LogConfig::new(config.data_dir.clone(), opening.shards)
     };
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    Ok(Log::open(disk, clock, log_config, seeds))
+    let (log, recovery) = match Log::open(disk, clock, log_config, seeds) {
+        Ok(opened) => opened,
+        Err(error) => return Ok(Err(error)),
+    };
+    if let Some(torn) = &recovery.torn {
+        warn!(
+            ?torn,
+            "the log ended in an unfinished record, which was cut"
+        );
+    }
+    info!(
+        records = recovery.records,
+        bytes = recovery.bytes,
+        clean = recovery.clean,
+        "log opened"
+    );
+    Ok(Ok(log))
 }
 
-fn open_error(config: &Config, error: &OpenError) -> StartError {
+pub(super) fn open_error(config: &Config, error: &OpenError) -> StartError {
     match error {
         OpenError::Damaged { .. } => StartError::Damaged {
             problem: error.to_string(),
         },
         OpenError::ForeignFiles { .. }
         | OpenError::InUse { .. }
+        | OpenError::PowerLoss { .. }
         | OpenError::ShardCount { .. }
         | OpenError::Version { .. }
         | OpenError::Io { .. } => StartError::DataDir {
@@ -95,12 +139,31 @@ fn open_error(config: &Config, error: &OpenError) -> StartError {
     }
 }
 
+/// What the shards of a node have to do with other nodes.
+pub(super) struct Wiring<F> {
+    pub(super) network: Arc<dyn Network>,
+    pub(super) forward: Option<Arc<dyn Forward>>,
+    pub(super) formation: F,
+}
+
+impl Wiring<fn(ShardId) -> Formation> {
+    /// Nothing.
+    pub(super) fn alone() -> Self {
+        Self {
+            network: Arc::new(NoNetwork),
+            forward: None,
+            formation: |_| Formation::Found,
+        }
+    }
+}
+
 /// Starts every shard on its core, all at once.
-pub(super) async fn start_shards(
+pub(super) async fn start_shards<F: Fn(ShardId) -> Formation>(
     config: &Config,
     log: &Log,
     clock: &Arc<dyn Clock>,
     places: &Places,
+    wiring: Wiring<F>,
 ) -> Result<Vec<Shard>, StartError> {
     let identity = log.identity();
     let hash_seed = flux_env::entropy_u64().map_err(|source| StartError::System {
@@ -126,10 +189,12 @@ pub(super) async fn start_shards(
                 store: Arc::new(store),
                 log: log.clone(),
                 clock: Arc::clone(clock),
-                network: Arc::new(NoNetwork),
-                formation: Formation::Found,
+                network: Arc::clone(&wiring.network),
+                forward: wiring.forward.clone(),
+                formation: (wiring.formation)(ShardId::new(id)),
                 config: ShardConfig {
                     snapshot_log_bytes: config.snapshot_log_size,
+                    lease_reads: config.reads == Reads::Lease,
                     ..ShardConfig::default()
                 },
             };

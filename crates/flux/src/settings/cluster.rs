@@ -1,0 +1,112 @@
+//! The rows of what makes a node one of several.
+
+use flux_server::Reads;
+
+use super::{Form, Key, Part, value};
+
+const NODE: &[Part] = &[Part::Node];
+
+pub(super) const NODE_ID: Key = Key {
+    name: "node.node-id",
+    flag: "node-id",
+    variable: "FLUX_NODE_ID",
+    placeholder: "NUMBER",
+    form: Form::Number,
+    parts: NODE,
+    help: "Number of this node in its cluster, 1 to 65535; 0: it is alone",
+    set: |settings, text| {
+        settings.node.node_id = match text.parse::<u32>() {
+            Ok(number) if number <= 65_535 => number,
+            Ok(_) | Err(_) => return Err(format!("{text:?} is not a number from 0 to 65535")),
+        };
+        Ok(())
+    },
+    show: |settings| settings.node.node_id.to_string(),
+};
+
+pub(super) const PEER_PORT: Key = Key {
+    name: "node.peer-port",
+    flag: "peer-port",
+    variable: "FLUX_PEER_PORT",
+    placeholder: "PORT",
+    form: Form::Number,
+    parts: NODE,
+    help: "Port for the other nodes of the cluster",
+    set: |settings, text| {
+        settings.node.peer_port = value::port(text)?;
+        Ok(())
+    },
+    show: |settings| settings.node.peer_port.to_string(),
+};
+
+pub(super) const JOIN: Key = Key {
+    name: "node.join",
+    flag: "join",
+    variable: "FLUX_JOIN",
+    placeholder: "HOST:PORT,…",
+    form: Form::Text,
+    parts: NODE,
+    help: "Peer addresses of all nodes of a new cluster, this one included; later: where to look",
+    set: |settings, text| {
+        let addresses = text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty());
+        settings.node.join = addresses
+            .map(value::host_and_port)
+            .collect::<Result<_, _>>()?;
+        Ok(())
+    },
+    show: |settings| settings.node.join.join(","),
+};
+
+pub(super) const REPLICAS: Key = Key {
+    name: "node.replicas",
+    flag: "replicas",
+    variable: "FLUX_REPLICAS",
+    placeholder: "COUNT",
+    form: Form::Number,
+    parts: NODE,
+    help: "On how many nodes each shard of a new cluster is: 1, 3, 5 or 7",
+    set: |settings, text| {
+        settings.node.replicas = text
+            .parse::<u32>()
+            .map_err(|_| format!("{text:?} is not a count"))?;
+        Ok(())
+    },
+    show: |settings| settings.node.replicas.to_string(),
+};
+
+pub(super) const READS: Key = Key {
+    name: "node.reads",
+    flag: "reads",
+    variable: "FLUX_READS",
+    placeholder: "MODE",
+    form: Form::Text,
+    parts: NODE,
+    help: "lease (from memory while no other node can lead) or read-index (ask a majority)",
+    set: |settings, text| {
+        settings.node.reads = match text {
+            "lease" => Reads::Lease,
+            "read-index" => Reads::ReadIndex,
+            _ => return Err(format!("{text:?} is neither lease nor read-index")),
+        };
+        Ok(())
+    },
+    show: |settings| settings.node.reads.as_str().to_owned(),
+};
+
+pub(super) const ACCEPT_LOSS: Key = Key {
+    name: "node.accept-loss",
+    flag: "accept-loss",
+    variable: "FLUX_ACCEPT_LOSS",
+    placeholder: "",
+    form: Form::Switch,
+    parts: NODE,
+    help: "Go on with what is on the disk after a power cut that a majority had without fsync",
+    set: |settings, text| {
+        settings.node.accept_loss = value::boolean(text)?;
+        Ok(())
+    },
+    show: |settings| settings.node.accept_loss.to_string(),
+};

@@ -1,0 +1,234 @@
+//! Several real nodes of one cluster, each a process with a folder of its own.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::harness::resp::{Connection, Value, encode};
+use crate::harness::{PATIENCE, Process, Start, free_port, wait_until};
+
+/// A cluster. A node that is down has only its folder.
+pub(super) struct Nodes {
+    list: String,
+    args: Vec<String>,
+    ports: Vec<Ports>,
+    nodes: Vec<Node>,
+}
+
+#[derive(Clone, Copy)]
+struct Ports {
+    resp: u16,
+    peer: u16,
+}
+
+enum Node {
+    Up(Box<Process>),
+    Down(TempDir),
+    /// Never started.
+    New,
+}
+
+impl Nodes {
+    /// Ports for so many nodes; none is started.
+    pub(super) fn new(count: usize, args: &[&str]) -> Self {
+        let ports: Vec<Ports> = (0..count)
+            .map(|_| Ports {
+                resp: free_port(),
+                peer: free_port(),
+            })
+            .collect();
+        let list: Vec<String> = ports
+            .iter()
+            .map(|ports| format!("127.0.0.1:{}", ports.peer))
+            .collect();
+        Self {
+            list: list.join(","),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            nodes: (0..count).map(|_| Node::New).collect(),
+            ports,
+        }
+    }
+
+    /// A cluster that serves.
+    pub(super) fn started(count: usize, args: &[&str]) -> Self {
+        let mut nodes = Self::new(count, args);
+        for index in 0..count {
+            nodes.spawn(index);
+        }
+        nodes.wait_ready();
+        nodes
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// How a node is started.
+    pub(super) fn start(&self, index: usize) -> Start {
+        self.start_as(index, index + 1)
+    }
+
+    /// How a node is started under another number.
+    pub(super) fn start_as(&self, index: usize, number: usize) -> Start {
+        let ports = self.ports[index];
+        let number = number.to_string();
+        let peer = ports.peer.to_string();
+        let words = [
+            "--node-id",
+            &number,
+            "--peer-port",
+            &peer,
+            "--join",
+            &self.list,
+        ];
+        let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
+        Start::node()
+            .port("--port", ports.resp)
+            .args(&words)
+            .args(&args)
+    }
+
+    /// Starts a node, over what it left if it was there before, without waiting for it.
+    pub(super) fn spawn(&mut self, index: usize) {
+        let start = self.start(index);
+        let before = std::mem::replace(&mut self.nodes[index], Node::New);
+        let start = match before {
+            Node::Down(folder) => start.over(folder),
+            Node::New => start,
+            Node::Up(_) => panic!("node {} runs", index + 1),
+        };
+        self.nodes[index] = Node::Up(Box::new(start.spawn()));
+    }
+
+    /// Waits until every node that runs can serve.
+    pub(super) fn wait_ready(&mut self) {
+        for node in &mut self.nodes {
+            if let Node::Up(process) = node {
+                process.wait_ready();
+            }
+        }
+    }
+
+    /// Waits until one node can serve.
+    pub(super) fn wait_node(&mut self, index: usize) {
+        match &mut self.nodes[index] {
+            Node::Up(process) => process.wait_ready(),
+            Node::Down(_) | Node::New => panic!("node {} does not run", index + 1),
+        }
+    }
+
+    pub(super) fn process(&self, index: usize) -> &Process {
+        match &self.nodes[index] {
+            Node::Up(process) => process,
+            Node::Down(_) | Node::New => panic!("node {} does not run", index + 1),
+        }
+    }
+
+    /// SIGKILL.
+    pub(super) fn kill(&mut self, index: usize) {
+        if let Node::Up(process) = std::mem::replace(&mut self.nodes[index], Node::New) {
+            self.nodes[index] = Node::Down(process.kill());
+        }
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub(super) fn stop(&mut self, index: usize) {
+        if let Node::Up(process) = std::mem::replace(&mut self.nodes[index], Node::New) {
+            self.nodes[index] = Node::Down(process.stop());
+        }
+    }
+
+    /// Loses the disk of a node that is down.
+    pub(super) fn wipe(&mut self, index: usize) {
+        self.nodes[index] = Node::New;
+    }
+
+    pub(super) fn address(&self, index: usize) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.ports[index].resp))
+    }
+
+    pub(super) fn peer_port(&self, index: usize) -> u16 {
+        self.ports[index].peer
+    }
+
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        (0..self.nodes.len())
+            .map(|index| self.address(index))
+            .collect()
+    }
+
+    pub(super) fn connect(&self, index: usize) -> Connection {
+        Connection::open(self.address(index))
+    }
+
+    /// What a node says of its shards: role and whether it can be served from there.
+    fn shards(&self, index: usize) -> Option<Vec<serde_json::Value>> {
+        let Node::Up(process) = &self.nodes[index] else {
+            return None;
+        };
+        let admin = process.addresses().admin?;
+        let body = get(admin, "/readyz")?;
+        let json: serde_json::Value = serde_json::from_str(&body).ok()?;
+        json["shards"].as_array().cloned()
+    }
+
+    /// The node that leads a shard, once there is one among those that run.
+    pub(super) fn leader(&self, shard: usize) -> usize {
+        let mut found = None;
+        wait_until("a leader", || {
+            found = (0..self.count()).find(|index| {
+                let shards = self.shards(*index).unwrap_or_default();
+                shards
+                    .get(shard)
+                    .is_some_and(|shard| shard["writable"] == true)
+            });
+            found.is_some()
+        });
+        found.expect("it was waited for")
+    }
+
+    /// Waits until all nodes have applied the same, and compares what they hold.
+    pub(super) fn assert_equal(&self) {
+        wait_until("all replicas have applied the same", || {
+            let applied: Vec<Vec<u64>> = (0..self.count())
+                .filter_map(|index| self.shards(index))
+                .map(|shards| {
+                    let applied = shards.iter();
+                    applied
+                        .map(|shard| shard["applied_index"].as_u64().unwrap_or(0))
+                        .collect()
+                })
+                .collect();
+            applied.len() == self.count() && applied.windows(2).all(|pair| pair[0] == pair[1])
+        });
+    }
+}
+
+/// The body of a page.
+pub(super) fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: n\r\nAccept: application/json\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (_, body) = answer.split_once("\r\n\r\n")?;
+    Some(body.to_owned())
+}
+
+/// Asks again while the answer is an error that says that nothing was done.
+pub(super) fn insist(connection: &mut Connection, words: &[&str]) -> Value {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        connection.send(&encode(words)).expect("the node is up");
+        let reply = connection.reply().expect("the node is up");
+        let is_refused = matches!(&reply, Value::Error(text) if !text.starts_with("UNCERTAIN"));
+        if !is_refused || deadline < Instant::now() {
+            return reply;
+        }
+    }
+}

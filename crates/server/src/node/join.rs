@@ -1,0 +1,599 @@
+//! How a node becomes, or is again, one of a cluster: what its folder says of it, what the others
+//! say, and then its log. The decisions are [`crate::peer::formation`]'s and the functions' here
+//! that take only values; the rest is carrying them out, each step durable before the next.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flux_env::{Clock, Disk, RealDisk};
+use flux_log::{IDENTITY_NAME, Identity, LOCK_NAME, Log, OpenError};
+use flux_raft::Formation;
+use flux_types::{ClusterId, NodeId, ShardId};
+use tokio::net::TcpListener;
+use tracing::{info, warn};
+
+use super::blocking;
+use super::open::{Opening, open};
+use crate::config::{Config, Fsync};
+use crate::cores::Places;
+use crate::error::StartError;
+use crate::peer::book::Book;
+use crate::peer::formation::{Step, decide};
+use crate::peer::member::{Member, Stage, read_cards};
+use crate::peer::news::{Card, Decision, News, Standing};
+use crate::peer::{self, Peers, ask_news, exchange};
+use crate::ports::Addresses;
+use crate::registration::host;
+
+/// Pause between two rounds of asking.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long a reason to refuse must stand: a node that has just been restarted may still be taken
+/// for its former self, and the other one of two that contradict each other wants to know as well.
+const REFUSAL_STANDS: Duration = Duration::from_secs(3);
+/// How often those who wait are told for whom.
+const TELL: Duration = Duration::from_secs(5);
+
+/// What a node of a cluster has once it has joined.
+pub(super) struct Joined {
+    pub(super) peers: Arc<Peers>,
+    pub(super) log: Log,
+    member: Member,
+    disk: Arc<dyn Disk>,
+}
+
+/// What is needed for it.
+pub(super) struct Parts<'a> {
+    pub(super) config: &'a Config,
+    pub(super) listener: std::net::TcpListener,
+    pub(super) addresses: Addresses,
+    pub(super) clock: &'a Arc<dyn Clock>,
+    pub(super) places: &'a Arc<Places>,
+}
+
+impl Joined {
+    /// What a shard's replica does at its very first start.
+    pub(super) fn formation(&self, shard: ShardId) -> Formation {
+        let voters = self.member.decision.as_ref().and_then(|decision| {
+            let voters = decision.voters.get(shard.get() as usize)?;
+            voters.contains(&self.member.node).then_some(voters)
+        });
+        voters.map_or(Formation::Join, |voters| {
+            Formation::Members(voters.iter().copied().collect())
+        })
+    }
+
+    /// Notes that the log of this life is there: from now on an empty one is a lost one.
+    pub(super) async fn settled(&mut self, config: &Config) -> Result<(), StartError> {
+        self.member.stage = Stage::Joined;
+        keep(&self.disk, config, &self.member).await
+    }
+}
+
+/// See the module.
+///
+/// # Errors
+/// A mistake in what the nodes were told, a folder of something else, or a majority that may have
+/// forgotten what it acknowledged.
+pub(super) async fn join(parts: Parts<'_>) -> Result<Joined, StartError> {
+    let config = parts.config;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let (mut member, cards, lock) = {
+        let (disk, config) = (Arc::clone(&disk), config.clone());
+        blocking(move || prepare(&*disk, &config)).await??
+    };
+    let standing = match member.stage {
+        Stage::Drawn if member.decision.is_none() => Standing::Fresh,
+        Stage::Suspect => Standing::Suspect,
+        Stage::Drawn | Stage::Joined => Standing::Member,
+    };
+    let peers = start_peers(&parts, &member, standing, cards)?;
+    let stopping = StopOnDrop(Some(Arc::clone(&peers)));
+    if member.decision.is_none() {
+        member.decision = Some(form(&peers, config).await?);
+        keep(&disk, config, &member).await?;
+        peers.book.tell(|own| {
+            own.decision.clone_from(&member.decision);
+            own.standing = Standing::Member;
+        });
+    }
+    // Owned by the node: ends when the peers are stopped.
+    parts.places.handle(0).spawn(exchange(
+        Arc::clone(&peers),
+        config.join.clone(),
+        Arc::clone(&disk),
+        config.data_dir.clone(),
+    ));
+    drop(lock);
+    let log = match open_as(config, parts.clock, &member).await {
+        Ok(log) if is_empty_but_should_not_be(&log, &member) => {
+            log.close();
+            let problem = "the log of this node is empty, though it had one".to_owned();
+            reborn(&parts, &peers, &disk, &mut member, problem).await?
+        }
+        Ok(log) => log,
+        Err(Problem::Rebuild(problem)) => {
+            reborn(&parts, &peers, &disk, &mut member, problem).await?
+        }
+        Err(Problem::Other(error)) => return Err(error),
+    };
+    stopping.disarm();
+    Ok(Joined {
+        peers,
+        log,
+        member,
+        disk,
+    })
+}
+
+/// Stops the peers unless the start has succeeded.
+struct StopOnDrop(Option<Arc<Peers>>);
+
+impl StopOnDrop {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        if let Some(peers) = self.0.take() {
+            peers.stop();
+        }
+    }
+}
+
+type Prepared = (Member, Vec<Card>, Box<dyn flux_env::LockGuard>);
+
+fn folder_error(config: &Config, problem: String) -> StartError {
+    StartError::DataDir {
+        path: config.data_dir.clone(),
+        problem,
+    }
+}
+
+/// Takes the folder and finds out which node it is; a new one gets its id, durably.
+fn prepare(disk: &dyn Disk, config: &Config) -> Result<Prepared, StartError> {
+    let dir = &config.data_dir;
+    let shown = dir.display();
+    let failed = |error: std::io::Error| {
+        folder_error(
+            config,
+            format!("cannot use data directory {shown}: {error}"),
+        )
+    };
+    disk.create_dir_all(dir).map_err(failed)?;
+    let lock = disk.lock(&dir.join(LOCK_NAME)).map_err(failed)?;
+    let lock = lock.ok_or_else(|| {
+        let problem = format!("data directory {shown} is in use by another process");
+        folder_error(config, problem)
+    })?;
+    let member = Member::read(disk, dir).map_err(failed)?;
+    let identity =
+        Identity::read(disk, dir).map_err(|error| folder_error(config, error.to_string()))?;
+    let mut member = match (member, identity) {
+        (None, Some(_)) => {
+            let problem = format!(
+                "data directory {shown} belongs to a node that is alone: start it without \
+                 --node-id, or choose another folder"
+            );
+            return Err(folder_error(config, problem));
+        }
+        (None, None) => {
+            refuse_strangers(disk, config)?;
+            Member::draw(config.node_id, None).map_err(failed)?
+        }
+        (Some(member), _) if member.node.physical() != config.node_id => {
+            let problem = format!(
+                "data directory {shown} belongs to node {}, not {}: check --node-id and --data-dir",
+                member.node.physical(),
+                config.node_id
+            );
+            return Err(folder_error(config, problem));
+        }
+        (Some(member), None) if member.stage == Stage::Joined => {
+            warn!("the data of this node is gone: it joins again as a new one");
+            Member::draw(config.node_id, member.decision).map_err(failed)?
+        }
+        (Some(member), Some(identity))
+            if identity.node != member.node && member.stage == Stage::Drawn =>
+        {
+            // A former life, of which this node had begun to part.
+            remove_data(disk, dir).map_err(failed)?;
+            member
+        }
+        (Some(member), _) => member,
+    };
+    if config.accept_loss && member.stage == Stage::Suspect {
+        warn!("going on with what is on the disk, as told; what was acknowledged last may be lost");
+        member.stage = Stage::Joined;
+    }
+    member.write(disk, dir).map_err(failed)?;
+    Ok((member, read_cards(disk, dir), lock))
+}
+
+/// A folder with files and without ours belongs to somebody else.
+fn refuse_strangers(disk: &dyn Disk, config: &Config) -> Result<(), StartError> {
+    let dir = &config.data_dir;
+    let names = disk.read_dir(dir).unwrap_or_default();
+    let ours = [LOCK_NAME, "MEMBER.tmp", "IDENTITY.tmp"];
+    let foreign = names.iter().find(|name| !ours.contains(&name.as_str()));
+    match foreign {
+        None => Ok(()),
+        Some(found) => Err(folder_error(
+            config,
+            format!(
+                "data directory {} holds `{found}`, which flux did not write; choose an empty \
+                 directory",
+                dir.display()
+            ),
+        )),
+    }
+}
+
+/// Removes log and snapshots of a former life.
+fn remove_data(disk: &dyn Disk, dir: &Path) -> std::io::Result<()> {
+    for folder in ["log", "snap"].map(|name| dir.join(name)) {
+        if !disk.exists(&folder) {
+            continue;
+        }
+        for name in disk.read_dir(&folder)? {
+            disk.remove(&folder.join(name))?;
+        }
+        disk.sync_dir(&folder)?;
+    }
+    let identity = dir.join(IDENTITY_NAME);
+    if disk.exists(&identity) {
+        disk.remove(&identity)?;
+    }
+    disk.sync_dir(dir)
+}
+
+/// Makes what this node knows of itself durable.
+async fn keep(disk: &Arc<dyn Disk>, config: &Config, member: &Member) -> Result<(), StartError> {
+    let (disk, dir, member) = (Arc::clone(disk), config.data_dir.clone(), member.clone());
+    let written = blocking(move || member.write(&*disk, &dir)).await?;
+    written.map_err(|source| StartError::System {
+        what: "failed to note which node this is",
+        source,
+    })
+}
+
+fn start_peers(
+    parts: &Parts<'_>,
+    member: &Member,
+    standing: Standing,
+    cards: Vec<Card>,
+) -> Result<Arc<Peers>, StartError> {
+    let (config, addresses) = (parts.config, parts.addresses);
+    let peer = addresses.peer.map_or(0, |address| address.port());
+    let own = News {
+        card: Card {
+            node: member.node,
+            stamp: parts.clock.unix_millis(),
+            host: host(config, addresses.resp.ip()),
+            peer,
+            resp: addresses.resp.port(),
+            grpc: addresses.grpc.port(),
+            admin: addresses.admin.port(),
+        },
+        standing,
+        list: config.join.clone(),
+        replicas: u16::try_from(config.replicas).unwrap_or(u16::MAX),
+        shards: u16::try_from(config.shards.unwrap_or(config.shards_initial)).unwrap_or(u16::MAX),
+        decision: member.decision.clone(),
+        ..News::default()
+    };
+    let peers = Peers::new(peer::Parts {
+        book: Book::new(Arc::clone(parts.clock), own, cards),
+        clock: Arc::clone(parts.clock),
+        password: Arc::from(config.password.as_str()),
+        places: Arc::clone(parts.places),
+        // A listener on every address does not say where it is reached; the list does.
+        takes_host_from_list: config.advertise.is_empty() && config.bind.is_unspecified(),
+    });
+    let system = |source| StartError::System {
+        what: "failed to listen for other nodes",
+        source,
+    };
+    let listener = parts.listener.try_clone().map_err(system)?;
+    let handle = parts.places.handle(0);
+    let _entered = handle.enter();
+    let listener = TcpListener::from_std(listener).map_err(system)?;
+    handle.spawn(peer::accept(Arc::clone(&peers), listener));
+    Ok(peers)
+}
+
+/// Asks until there is a cluster to belong to.
+async fn form(peers: &Arc<Peers>, config: &Config) -> Result<Decision, StartError> {
+    let drawn = loop {
+        let drawn = flux_env::entropy_u64().map_err(|source| StartError::System {
+            what: "failed to draw random bits",
+            source,
+        })?;
+        if drawn != 0 {
+            break ClusterId::new(drawn);
+        }
+    };
+    let clock = peers.clock();
+    let (mut refused_since, mut told_at) = (None, None);
+    loop {
+        let asking = config
+            .join
+            .iter()
+            .map(|address| async move { (address.clone(), ask_news(peers, address).await) });
+        let heard: BTreeMap<String, Option<News>> = futures_util::future::join_all(asking)
+            .await
+            .into_iter()
+            .collect();
+        let now = clock.now();
+        let step = decide(&peers.book.news(Vec::new()), &heard, drawn);
+        if !matches!(step, Step::Refuse(_)) {
+            refused_since = None;
+        }
+        match step {
+            Step::Adopt(decision) => {
+                info!(
+                    cluster = format!("{:016x}", decision.cluster.get()),
+                    "joining a cluster"
+                );
+                return Ok(decision);
+            }
+            Step::Found(decision) => {
+                info!(
+                    cluster = format!("{:016x}", decision.cluster.get()),
+                    "founding a cluster"
+                );
+                return Ok(decision);
+            }
+            Step::Refuse(problem) => {
+                let since = *refused_since.get_or_insert(now);
+                if REFUSAL_STANDS <= now.saturating_since(since) {
+                    // Who has seen it later must be able to see it as long.
+                    tokio::time::sleep(REFUSAL_STANDS).await;
+                    return Err(StartError::Cluster { problem });
+                }
+            }
+            Step::Wait(missing) => {
+                if told_at.is_none_or(|told| TELL <= now.saturating_since(told)) {
+                    told_at = Some(now);
+                    info!(
+                        waiting_for = missing.join(","),
+                        "waiting for the other nodes"
+                    );
+                }
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+enum Problem {
+    /// This replica cannot be trusted; others may have its data.
+    Rebuild(String),
+    Other(StartError),
+}
+
+/// Opens the log of this life of the node.
+async fn open_as(config: &Config, clock: &Arc<dyn Clock>, member: &Member) -> Result<Log, Problem> {
+    let Some(decision) = &member.decision else {
+        let problem = "a node without a cluster has no log".to_owned();
+        return Err(Problem::Other(StartError::Cluster { problem }));
+    };
+    if member.stage == Stage::Suspect {
+        return Err(Problem::Rebuild(
+            "power failed before all that this node had acknowledged was on its disk".to_owned(),
+        ));
+    }
+    let opening = Opening {
+        shards: decision.shard_count(),
+        cluster: decision.cluster,
+        node: member.node,
+        refuse_power_loss: member.is_relaxed
+            && !config.accept_loss
+            && decision.voters.iter().any(|voters| 1 < voters.len()),
+    };
+    let opened = {
+        let (config, clock) = (config.clone(), Arc::clone(clock));
+        blocking(move || open(&config, clock, opening)).await
+    };
+    match opened.map_err(Problem::Other)?.map_err(Problem::Other)? {
+        Ok(log) => {
+            let found = log.identity();
+            if found.node == member.node && found.cluster == decision.cluster {
+                return Ok(log);
+            }
+            log.close();
+            let problem = format!(
+                "data directory {} belongs to node {:016x} of cluster {:016x}",
+                config.data_dir.display(),
+                found.node.get(),
+                found.cluster.get()
+            );
+            Err(Problem::Other(folder_error(config, problem)))
+        }
+        Err(error @ (OpenError::PowerLoss { .. } | OpenError::Damaged { .. })) => {
+            Err(Problem::Rebuild(error.to_string()))
+        }
+        Err(error) => Err(Problem::Other(super::open::open_error(config, &error))),
+    }
+}
+
+/// A voter of this life that had a log has one.
+fn is_empty_but_should_not_be(log: &Log, member: &Member) -> bool {
+    let Some(decision) = member
+        .decision
+        .as_ref()
+        .filter(|_| member.stage == Stage::Joined)
+    else {
+        return false;
+    };
+    (0..).zip(&decision.voters).any(|(shard, voters)| {
+        let state = log.shard(ShardId::new(shard)).state();
+        voters.contains(&member.node) && state.vote.is_none() && state.last.is_none()
+    })
+}
+
+/// What the voters of a cluster are like, for one that cannot trust itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Quorum {
+    /// Everything that was acknowledged is safe with the others.
+    Safe,
+    /// So many of a shard's voters cannot be trusted that it may be lost.
+    Lost,
+    /// Not enough have been heard of.
+    Unknown,
+}
+
+/// Judges for a node that cannot trust itself, by what is known of the others.
+fn judge(own: u32, decision: &Decision, others: &BTreeMap<u32, Standing>) -> Quorum {
+    let mut is_safe = true;
+    for voters in &decision.voters {
+        let numbers: BTreeSet<u32> = voters.iter().map(|voter| voter.physical()).collect();
+        let majority = numbers.len() / 2 + 1;
+        let count = |standing| {
+            let is_so = |number: &&u32| others.get(*number) == Some(&standing);
+            numbers.iter().filter(is_so).count()
+        };
+        let lost = count(Standing::Suspect) + usize::from(numbers.contains(&own));
+        if numbers.len() - lost < majority {
+            return Quorum::Lost;
+        }
+        is_safe &= majority <= count(Standing::Member);
+    }
+    if is_safe {
+        Quorum::Safe
+    } else {
+        Quorum::Unknown
+    }
+}
+
+/// Begins another life: what this node held is rebuilt from the others, if a majority of every
+/// shard has it (rules 12 and 13).
+async fn reborn(
+    parts: &Parts<'_>,
+    peers: &Arc<Peers>,
+    disk: &Arc<dyn Disk>,
+    member: &mut Member,
+    problem: String,
+) -> Result<Log, StartError> {
+    let config = parts.config;
+    warn!(%problem, "this node cannot trust its data; it asks the others");
+    member.stage = Stage::Suspect;
+    keep(disk, config, member).await?;
+    peers.book.tell(|own| own.standing = Standing::Suspect);
+    let decision = member.decision.clone().unwrap_or_else(|| Decision {
+        cluster: ClusterId::new(0),
+        voters: Vec::new(),
+    });
+    wait_for_quorum(peers, member.node, &decision, &problem).await?;
+    *member = Member::draw(config.node_id, Some(decision)).map_err(|source| {
+        let what = "failed to draw random bits";
+        StartError::System { what, source }
+    })?;
+    keep(disk, config, member).await?;
+    {
+        let (disk, dir) = (Arc::clone(disk), config.data_dir.clone());
+        let removed = blocking(move || remove_data(&*disk, &dir)).await?;
+        removed.map_err(|source| StartError::System {
+            what: "failed to remove data that cannot be trusted",
+            source,
+        })?;
+    }
+    let stamp = parts.clock.unix_millis();
+    peers.book.tell(|own| {
+        own.card.node = member.node;
+        own.card.stamp = stamp;
+        own.standing = Standing::Member;
+    });
+    info!("this node joins again as a new one and gets its data from the others");
+    match open_as(config, parts.clock, member).await {
+        Ok(log) => Ok(log),
+        Err(Problem::Rebuild(problem)) => Err(StartError::Damaged { problem }),
+        Err(Problem::Other(error)) => Err(error),
+    }
+}
+
+async fn wait_for_quorum(
+    peers: &Arc<Peers>,
+    own: NodeId,
+    decision: &Decision,
+    problem: &str,
+) -> Result<(), StartError> {
+    let mut told_at = None;
+    loop {
+        let others: BTreeMap<u32, Standing> = peers
+            .book
+            .others()
+            .into_iter()
+            .filter(|(.., is_alive)| *is_alive)
+            .map(|(card, standing, _)| (card.node.physical(), standing))
+            .collect();
+        match judge(own.physical(), decision, &others) {
+            Quorum::Safe => return Ok(()),
+            Quorum::Lost => {
+                let problem = format!(
+                    "{problem}; of a majority of the nodes the same is true, so that what was \
+                     acknowledged last may be lost. Nothing was changed. To go on with what is on \
+                     the disks, start every node with --accept-loss; to keep looking, leave them \
+                     stopped"
+                );
+                // The others must hear of it too.
+                tokio::time::sleep(REFUSAL_STANDS).await;
+                return Err(StartError::Damaged { problem });
+            }
+            Quorum::Unknown => {}
+        }
+        let now = peers.clock().now();
+        if told_at.is_none_or(|told| TELL <= now.saturating_since(told)) {
+            told_at = Some(now);
+            info!("waiting for a majority of the nodes that has all data");
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Whether a policy acknowledges what is not on the disk.
+pub(super) const fn is_relaxed(fsync: Fsync) -> bool {
+    match fsync {
+        Fsync::Always => false,
+        Fsync::EverySec | Fsync::Never => true,
+    }
+}
+
+impl Joined {
+    /// Notes under which policy this node acknowledges from now on. Before a single voter of it
+    /// answers: after a power cut only this tells what may be missing.
+    pub(super) async fn note_fsync(&mut self, config: &Config) -> Result<(), StartError> {
+        self.member.is_relaxed = is_relaxed(config.fsync);
+        keep(&self.disk, config, &self.member).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decision() -> Decision {
+        let voters = (1..=3).map(|number| NodeId::of_incarnation(number, 1));
+        Decision {
+            cluster: ClusterId::new(1),
+            voters: vec![voters.collect()],
+        }
+    }
+
+    #[test]
+    fn rule_12_only_a_majority_that_is_well_makes_up_for_one_that_is_not() {
+        let with = |standings: &[(u32, Standing)]| {
+            judge(1, &decision(), &standings.iter().copied().collect())
+        };
+        assert_eq!(with(&[]), Quorum::Unknown);
+        assert_eq!(with(&[(2, Standing::Member)]), Quorum::Unknown);
+        let both = [(2, Standing::Member), (3, Standing::Member)];
+        assert_eq!(with(&both), Quorum::Safe);
+        assert_eq!(with(&[(2, Standing::Suspect)]), Quorum::Lost);
+        let mixed = [(2, Standing::Suspect), (3, Standing::Member)];
+        assert_eq!(with(&mixed), Quorum::Lost);
+    }
+}

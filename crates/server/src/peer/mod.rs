@@ -1,0 +1,329 @@
+//! Other nodes: how they find, know and talk to each other (`docs/replication.md`).
+//!
+//! To each other node this one keeps, for each of its own threads, a connection for small messages
+//! that must not wait and one for data, on which it asks and the other answers; snapshots have one
+//! each. All shards of a thread share them. What replication says is [`flux_raft::network`]'s;
+//! here are the carrier ([`link`], [`serve`]), who may talk ([`handshake`]), what nodes tell each
+//! other of the cluster ([`news`], [`book`]), how one comes to be ([`formation`], [`member`]), and
+//! how a command reaches the leader of its shard ([`forward`]).
+
+pub(crate) mod book;
+mod exchange;
+mod field;
+pub(crate) mod formation;
+mod forward;
+mod handshake;
+mod keeper;
+mod link;
+pub(crate) mod member;
+mod network;
+pub(crate) mod news;
+mod serve;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use flux_env::Clock;
+use flux_raft::{Role, Shard};
+use flux_types::{NodeId, ShardId, Term};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::cores::Places;
+
+use self::book::Book;
+pub(crate) use self::exchange::{ask_news, exchange};
+pub(crate) use self::forward::Forwarder;
+use self::handshake::{Greeting, Lane, Welcome};
+pub(crate) use self::keeper::keep;
+use self::link::{Link, Target};
+pub(crate) use self::network::PeerNetwork;
+use self::news::{Card, Hint};
+pub(crate) use self::serve::accept;
+use crate::topology::{self, NodePlace, Topology};
+
+/// What all parts of this room share.
+pub(crate) struct Peers {
+    pub(crate) book: Book,
+    clock: Arc<dyn Clock>,
+    password: Arc<str>,
+    places: Arc<Places>,
+    /// Whether this node learns the host it is reached under from the list.
+    takes_host_from_list: bool,
+    /// Ends every connection.
+    stop: CancellationToken,
+    /// Tells the others that this node is about to go.
+    leaving: CancellationToken,
+    links: Mutex<BTreeMap<(Address, usize, u8), Link>>,
+    /// Set once the shards run; until then nothing but news is answered.
+    shards: OnceLock<Vec<Shard>>,
+}
+
+/// Whom a link leads to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Address {
+    /// One life of a node, wherever it is.
+    Node(NodeId),
+    /// Whoever answers there.
+    Place(String),
+}
+
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peers").finish_non_exhaustive()
+    }
+}
+
+/// What [`Peers`] are made of.
+pub(crate) struct Parts {
+    pub(crate) book: Book,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) password: Arc<str>,
+    pub(crate) places: Arc<Places>,
+    pub(crate) takes_host_from_list: bool,
+}
+
+impl Peers {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            book: parts.book,
+            clock: parts.clock,
+            password: parts.password,
+            places: parts.places,
+            takes_host_from_list: parts.takes_host_from_list,
+            stop: CancellationToken::new(),
+            leaving: CancellationToken::new(),
+            links: Mutex::new(BTreeMap::new()),
+            shards: OnceLock::new(),
+        })
+    }
+
+    /// From now on replication is answered.
+    pub(crate) fn serve_shards(&self, shards: Vec<Shard>) {
+        // Called once, when they have started.
+        let _is_first = self.shards.set(shards).is_ok();
+    }
+
+    fn shards(&self) -> &[Shard] {
+        self.shards.get().map_or(&[], Vec::as_slice)
+    }
+
+    fn shard(&self, shard: u32) -> Option<&Shard> {
+        self.shards().get(shard as usize)
+    }
+
+    /// Asks the others not to send anything more, and answers what they have sent.
+    pub(crate) fn leave(&self) {
+        self.leaving.cancel();
+    }
+
+    /// Ends every connection.
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// Who leads each shard, as this node's replicas know.
+    fn leaders(&self) -> Vec<Hint> {
+        let hint = |shard: &Shard| {
+            let members = shard.members();
+            let (shard, term) = (shard.id(), members.term);
+            let known = members.leader.map(|leader| Hint {
+                shard,
+                term,
+                leader,
+            });
+            // A replica that belongs to no shard passes on what it has heard.
+            known.or_else(|| self.book.leader(shard, term))
+        };
+        self.shards().iter().filter_map(hint).collect()
+    }
+
+    /// The link of a lane to another node, for a shard of this one.
+    fn link(self: &Arc<Self>, node: NodeId, shard: ShardId, lane: Lane) -> Link {
+        self.link_to(Address::Node(node), shard.get(), lane)
+    }
+
+    fn link_to(self: &Arc<Self>, address: Address, shard: u32, lane: Lane) -> Link {
+        let core = self.places.of_shard(shard);
+        let number = match lane {
+            Lane::Control => 0,
+            Lane::Data => 1,
+            Lane::Snapshot => 2,
+        };
+        let mut links = self.links.lock();
+        let link = links
+            .entry((address.clone(), core, number))
+            .or_insert_with(|| {
+                let target = Arc::new(PeerTarget {
+                    peers: Arc::downgrade(self),
+                    password: Arc::clone(&self.password),
+                    address,
+                    shard,
+                    lane,
+                    complaint: Mutex::new(String::new()),
+                });
+                let runtime = self.places.handle(core);
+                Link::start(target, Arc::clone(&self.clock), runtime, self.stop.clone())
+            });
+        link.clone()
+    }
+
+    fn greeting(&self, wanted: NodeId, shard: u32, lane: Lane) -> Greeting {
+        Greeting {
+            lane,
+            shard,
+            cluster: self.book.cluster(),
+            node: self.book.node(),
+            wanted,
+            nonce: [0; 32],
+        }
+    }
+
+    /// Who could lead a shard that this node leads: voters that are there, the furthest first.
+    pub(crate) fn heirs(&self, shard: &Shard) -> Vec<NodeId> {
+        let status = shard.status();
+        if status.role != Role::Leader {
+            return Vec::new();
+        }
+        let reached = |node: &NodeId| {
+            let found = status.replication.iter().find(|(known, _)| known == node);
+            found.map(|(_, index)| *index)
+        };
+        let mut heirs: Vec<NodeId> = status
+            .voters
+            .iter()
+            .copied()
+            .filter(|voter| *voter != status.node)
+            .filter(|voter| self.book.living(voter.physical()) == Some(*voter))
+            .collect();
+        heirs.sort_by_key(|heir| std::cmp::Reverse(reached(heir)));
+        heirs
+    }
+
+    /// What this node knows of who leads, who votes and where everybody is.
+    pub(crate) fn topology(&self, shards: &[Shard]) -> Topology {
+        let own = self.book.own();
+        let decision = self.book.decision();
+        let mut places = topology::of_shards(shards);
+        for place in &mut places {
+            if place.leader.is_none()
+                && let Some(hint) = self.book.leader(place.shard, place.term)
+            {
+                (place.leader, place.term) = (Some(hint.leader), hint.term);
+            }
+            // A replica that nobody has told anything knows only how it all began.
+            if place.voters.is_empty()
+                && let Some(decision) = &decision
+                && let Some(voters) = decision.voters.get(place.shard.get() as usize)
+            {
+                place.voters.clone_from(voters);
+            }
+        }
+        let place = |card: &Card, is_reachable| NodePlace {
+            node: card.node,
+            host: card.host.clone(),
+            resp: card.resp,
+            grpc: card.grpc,
+            admin: card.admin,
+            peer: card.peer,
+            is_reachable,
+        };
+        let mut nodes: Vec<NodePlace> = self
+            .book
+            .others()
+            .iter()
+            .map(|(card, _, is_alive)| place(card, *is_alive))
+            .collect();
+        nodes.push(place(&own, true));
+        nodes.sort_by_key(|place| place.node);
+        Topology {
+            own: own.node,
+            shards: places,
+            nodes,
+        }
+    }
+
+    /// Whether this replica leads, or belongs to the shard and follows a leader that it knows.
+    pub(crate) fn knows_leader(&self, shard: &Shard) -> bool {
+        shard.members().leader.is_some() || self.book.leader(shard.id(), Term::new(0)).is_some()
+    }
+
+    /// Whether a shard can be served from here: it leads and has applied what it must, or it knows
+    /// who does and is itself as far as it was told.
+    pub(crate) fn is_served(&self, shard: &Shard) -> bool {
+        let status = shard.status();
+        match status.role {
+            Role::Leader => status.is_writable && status.has_quorum,
+            Role::Follower | Role::Candidate | Role::Learner => {
+                self.knows_leader(shard) && shard.is_whole() && status.committed <= status.applied
+            }
+        }
+    }
+}
+
+/// A link's other end.
+#[derive(Debug)]
+struct PeerTarget {
+    peers: std::sync::Weak<Peers>,
+    password: Arc<str>,
+    address: Address,
+    shard: u32,
+    lane: Lane,
+    /// The last problem that was told, so that it is told once.
+    complaint: Mutex<String>,
+}
+
+impl Target for PeerTarget {
+    fn address(&self) -> Option<String> {
+        match &self.address {
+            Address::Node(node) => self.peers.upgrade()?.book.address(*node),
+            Address::Place(address) => Some(address.clone()),
+        }
+    }
+
+    fn greeting(&self) -> Greeting {
+        let wanted = match self.address {
+            Address::Node(node) => node,
+            Address::Place(_) => NodeId::new(0),
+        };
+        match self.peers.upgrade() {
+            Some(peers) => peers.greeting(wanted, self.shard, self.lane),
+            // The node is gone, and the link with it.
+            None => Greeting {
+                lane: self.lane,
+                shard: self.shard,
+                cluster: flux_types::ClusterId::new(0),
+                node: NodeId::new(0),
+                wanted,
+                nonce: [0; 32],
+            },
+        }
+    }
+
+    fn password(&self) -> &str {
+        &self.password
+    }
+
+    fn judge(&self, welcome: Welcome) -> Result<(), String> {
+        self.complaint.lock().clear();
+        match self.address {
+            Address::Node(node) if node != welcome.node => {
+                Err("another node answers there".to_owned())
+            }
+            Address::Node(_) | Address::Place(_) => Ok(()),
+        }
+    }
+
+    fn failed(&self, reason: &str) {
+        let mut complaint = self.complaint.lock();
+        if *complaint != reason {
+            reason.clone_into(&mut complaint);
+            tracing::info!(%reason, "another node cannot be reached");
+        }
+    }
+}

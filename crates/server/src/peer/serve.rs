@@ -1,0 +1,397 @@
+//! The answering side: connections of other nodes.
+//!
+//! Bounds: few may be in their handshake at once; a connection's requests under way are bounded by
+//! count and bytes, and beyond that it is not read. A snapshot's blocks wait for the disk one by
+//! one, so that the sender is slowed down and not this node's memory filled.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use flux_raft::network::SnapshotTransfer;
+use flux_raft::network::frame::{FrameKind, PeerDecoder, PeerFrame, write_peer_frame};
+use flux_raft::network::message::{Message, SnapshotBegin};
+use flux_raft::{PeerError, Shard, Submission};
+use flux_types::{Answer, Error, ErrorCode, limits};
+use flux_wire::forward::{Forwarded, write_answers};
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::Peers;
+use super::handshake::{self, Greeting, HandshakeError, Lane};
+use super::news::News;
+use crate::exec::busy;
+
+/// Connections that may be in their handshake at once.
+const STRANGERS_MAX: usize = 64;
+/// Requests of one connection under way.
+const UNDER_WAY_MAX: usize = 4096;
+/// Bytes of requests of one connection under way, beyond which it is not read.
+const UNDER_WAY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Pause after a failed accept: it fails when descriptors have run out, and would again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Blocks of a snapshot that wait for the disk.
+const BLOCKS_AHEAD: usize = 2;
+/// Longest deadline that is believed.
+const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+
+/// Accepts other nodes until the node ends.
+///
+/// # Cancellation
+/// Safe to drop.
+pub(crate) async fn accept(peers: Arc<Peers>, listener: TcpListener) {
+    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            () = peers.stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, from)) => {
+                let Ok(permit) = Arc::clone(&strangers).try_acquire_owned() else {
+                    tracing::debug!(%from, "too many nodes are in their handshake");
+                    continue;
+                };
+                let peers = Arc::clone(&peers);
+                // Owned by itself: it ends with the connection or the node.
+                drop(tokio::spawn(async move {
+                    let let_in = let_in(&peers, stream).await;
+                    drop(permit);
+                    match let_in {
+                        Ok(()) => {}
+                        Err(error @ HandshakeError::Refused(_)) => {
+                            tracing::info!(%from, reason = %error, "a node was refused");
+                        }
+                        Err(error) => tracing::debug!(%from, %error, "no handshake"),
+                    }
+                }));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Makes sure who calls, and gives the connection to the thread of its shards.
+async fn let_in(peers: &Arc<Peers>, mut stream: TcpStream) -> Result<(), HandshakeError> {
+    stream.set_nodelay(true)?;
+    let mut arrived = BytesMut::new();
+    let judge = |greeting: &Greeting| peers.book.judge(greeting);
+    let greeting = handshake::answer(&mut stream, &mut arrived, &peers.password, judge).await?;
+    let stream = stream.into_std()?;
+    let runtime = peers.places.handle(peers.places.of_shard(greeting.shard));
+    let peers = Arc::clone(peers);
+    // Owned by its runtime; ends with the connection or the node.
+    runtime.spawn(async move {
+        let stop = peers.stop.clone();
+        let serving = async {
+            match TcpStream::from_std(stream) {
+                Ok(stream) if greeting.lane == Lane::Snapshot => {
+                    receive_snapshot(&peers, stream, arrived).await
+                }
+                Ok(stream) => serve(&peers, &greeting, stream, arrived).await,
+                Err(error) => Err(error),
+            }
+        };
+        tokio::select! {
+            ended = serving => if let Err(error) = ended {
+                tracing::debug!(node = greeting.node.physical(), %error, "connection of a node broke");
+            },
+            () = stop.cancelled() => {}
+        }
+    });
+    Ok(())
+}
+
+/// What became of a request.
+struct Done {
+    call: u64,
+    bytes: usize,
+    result: Result<Bytes, PeerError>,
+}
+
+/// Answers requests until the connection ends.
+async fn serve(
+    peers: &Arc<Peers>,
+    greeting: &Greeting,
+    stream: TcpStream,
+    mut arrived: BytesMut,
+) -> io::Result<()> {
+    let (mut reader, mut writer) = stream.into_split();
+    let decoder = PeerDecoder::new(limits::PEER_FRAME_BYTES_MAX);
+    let mut out = BytesMut::new();
+    let mut under_way = FuturesUnordered::new();
+    let mut bytes_under_way = 0_usize;
+    let (mut is_over, mut has_said_goodbye) = (false, false);
+    loop {
+        while under_way.len() < UNDER_WAY_MAX && bytes_under_way < UNDER_WAY_BYTES_MAX {
+            let frame = decoder.next(&mut arrived).map_err(io::Error::other)?;
+            let Some(frame) = frame else { break };
+            let (call, bytes) = (frame.call, frame.payload.len());
+            bytes_under_way += bytes;
+            let answering = answer(Arc::clone(peers), greeting.clone(), frame);
+            under_way.push(async move {
+                let result = answering.await;
+                Done {
+                    call,
+                    bytes,
+                    result,
+                }
+            });
+        }
+        if is_over && under_way.is_empty() && out.is_empty() {
+            return Ok(());
+        }
+        let has_room = under_way.len() < UNDER_WAY_MAX && bytes_under_way < UNDER_WAY_BYTES_MAX;
+        let wanted = decoder.wanted(&arrived);
+        flux_wire::reserve_for_read(&mut arrived, wanted);
+        tokio::select! {
+            Some(done) = under_way.next(), if !under_way.is_empty() => {
+                bytes_under_way -= done.bytes;
+                write_done(&mut out, done);
+                // What else is ready goes out in the same write.
+                while let Some(Some(done)) = under_way.next().now_or_never() {
+                    bytes_under_way -= done.bytes;
+                    write_done(&mut out, done);
+                }
+            }
+            written = writer.write_buf(&mut out), if !out.is_empty() => {
+                if written? == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+            }
+            read = reader.read_buf(&mut arrived), if has_room && !is_over => {
+                is_over = read? == 0;
+            }
+            () = peers.leaving.cancelled(), if !has_said_goodbye => {
+                has_said_goodbye = true;
+                write_peer_frame(&mut out, FrameKind::Goodbye, 0, 0, |_| {});
+            }
+        }
+    }
+}
+
+fn write_done(out: &mut BytesMut, done: Done) {
+    match done.result {
+        Ok(payload) => write_peer_frame(out, FrameKind::Reply, 0, done.call, |out| {
+            out.extend_from_slice(&payload);
+        }),
+        Err(error) => write_peer_frame(out, FrameKind::Failed, 0, done.call, |out| {
+            out.extend_from_slice(error.to_string().as_bytes());
+        }),
+    }
+}
+
+fn broken(error: impl ToString) -> PeerError {
+    PeerError::Broken(error.to_string())
+}
+
+fn encoded(message: &impl Message) -> Bytes {
+    let mut out = BytesMut::new();
+    message.write(&mut out);
+    out.freeze()
+}
+
+/// Answers one request.
+fn answer(
+    peers: Arc<Peers>,
+    greeting: Greeting,
+    frame: PeerFrame,
+) -> BoxFuture<'static, Result<Bytes, PeerError>> {
+    async move {
+        if frame.kind == FrameKind::Ping {
+            return Ok(Bytes::new());
+        }
+        if frame.kind == FrameKind::News {
+            let news = News::read(frame.payload).map_err(broken)?;
+            peers.book.hear(&news);
+            let mut out = BytesMut::new();
+            peers.book.news(peers.leaders()).write(&mut out);
+            return Ok(out.freeze());
+        }
+        if greeting.cluster != peers.book.cluster() || greeting.cluster.get() == 0 {
+            return Err(broken("the two nodes do not belong to one cluster"));
+        }
+        let shard = peers.shard(frame.shard).cloned();
+        let shard = shard.ok_or_else(|| broken("this node does not serve the shard yet"))?;
+        answer_for_shard(&peers, &shard, frame).await
+    }
+    .boxed()
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "every other kind is no request, whatever is added"
+)]
+async fn answer_for_shard(
+    peers: &Peers,
+    shard: &Shard,
+    frame: PeerFrame,
+) -> Result<Bytes, PeerError> {
+    let handler = shard.peer_handler();
+    let payload = frame.payload;
+    Ok(match frame.kind {
+        FrameKind::Append => encoded(
+            &handler
+                .append(Message::read(payload).map_err(broken)?)
+                .await?,
+        ),
+        FrameKind::Vote => encoded(
+            &handler
+                .vote(Message::read(payload).map_err(broken)?)
+                .await?,
+        ),
+        FrameKind::PreVote => encoded(
+            &handler
+                .pre_vote(Message::read(payload).map_err(broken)?)
+                .await?,
+        ),
+        FrameKind::Transfer => encoded(
+            &handler
+                .transfer(Message::read(payload).map_err(broken)?)
+                .await?,
+        ),
+        FrameKind::Forward => {
+            let forwarded = Forwarded::read(payload).map_err(broken)?;
+            let answers = execute(peers, shard, forwarded).await;
+            let mut out = BytesMut::new();
+            write_answers(&mut out, &answers);
+            out.freeze()
+        }
+        other => return Err(broken(format!("{other:?} is not a request"))),
+    })
+}
+
+/// Runs what another node has forwarded; it goes no further from here.
+async fn execute(peers: &Peers, shard: &Shard, forwarded: Forwarded) -> Vec<Answer> {
+    let Forwarded {
+        timeout_ms,
+        commands,
+        traces,
+    } = forwarded;
+    let count = commands.len();
+    let timeout = Duration::from_millis(u64::from(timeout_ms)).min(TIMEOUT_MAX);
+    let deadline = peers.clock.now() + timeout;
+    let (reply, answers) = oneshot::channel();
+    let submission = Submission {
+        traces,
+        is_forwarded: true,
+        ..Submission::new(commands, deadline, reply)
+    };
+    if shard.submit(submission).is_err() {
+        return vec![busy(); count];
+    }
+    answers.await.unwrap_or_else(|_| {
+        let lost = Error::unknown(
+            ErrorCode::Unavailable,
+            "the shard ended before it answered; the outcome is unknown",
+        );
+        vec![Answer::error(lost); count]
+    })
+}
+
+/// Receives one snapshot and answers with this replica's vote.
+async fn receive_snapshot(
+    peers: &Arc<Peers>,
+    mut stream: TcpStream,
+    mut arrived: BytesMut,
+) -> io::Result<()> {
+    let begin = next_frame(&mut stream, &mut arrived).await?;
+    let malformed = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+    if begin.kind != FrameKind::SnapshotBegin {
+        return Err(malformed("a snapshot was expected"));
+    }
+    let SnapshotBegin { vote, info } =
+        SnapshotBegin::read(begin.payload).map_err(io::Error::other)?;
+    let shard = peers.shard(begin.shard);
+    let shard = shard.ok_or_else(|| malformed("this node does not serve the shard yet"))?;
+    let (tell, waiting) = mpsc::channel(BLOCKS_AHEAD);
+    let transfer = SnapshotTransfer {
+        vote,
+        info,
+        blocks: Box::new(Blocks(Some(waiting))),
+    };
+    let handler = shard.peer_handler();
+    let receiving = async {
+        // Dropped with this block, whatever happens: the installer must not wait for more.
+        let tell = tell;
+        let mut count = 0;
+        loop {
+            let frame = next_frame(&mut stream, &mut arrived).await?;
+            if frame.kind == FrameKind::SnapshotBlock && frame.call == count + 1 {
+                count += 1;
+                if tell.send(Block::Some(frame.payload)).await.is_err() {
+                    // Nobody installs it any more; the answer says why.
+                    return Ok(());
+                }
+            } else if frame.kind == FrameKind::SnapshotEnd && frame.call == count {
+                let _is_heard = tell.send(Block::End).await.is_ok();
+                return Ok(());
+            } else {
+                return Err(malformed("a snapshot's blocks came out of order"));
+            }
+        }
+    };
+    // The installer ends with an error when the blocks end without their end.
+    let (received, result) = tokio::join!(receiving, handler.snapshot(transfer));
+    received?;
+    let mut out = BytesMut::new();
+    let result = result.map(|vote| encoded(&vote));
+    write_done(
+        &mut out,
+        Done {
+            call: 0,
+            bytes: 0,
+            result,
+        },
+    );
+    stream.write_all(&out).await?;
+    stream.shutdown().await
+}
+
+async fn next_frame(stream: &mut TcpStream, arrived: &mut BytesMut) -> io::Result<PeerFrame> {
+    let decoder = PeerDecoder::new(limits::PEER_FRAME_BYTES_MAX);
+    loop {
+        if let Some(frame) = decoder.next(arrived).map_err(io::Error::other)? {
+            return Ok(frame);
+        }
+        flux_wire::reserve_for_read(arrived, decoder.wanted(arrived));
+        if stream.read_buf(arrived).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+enum Block {
+    Some(Bytes),
+    End,
+}
+
+/// Blocks as they arrive; read on a thread that may block.
+struct Blocks(Option<mpsc::Receiver<Block>>);
+
+impl Iterator for Blocks {
+    type Item = io::Result<Bytes>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let waiting = self.0.as_mut()?;
+        match waiting.blocking_recv() {
+            Some(Block::Some(block)) => Some(Ok(block)),
+            Some(Block::End) => {
+                self.0 = None;
+                None
+            }
+            None => {
+                self.0 = None;
+                Some(Err(io::ErrorKind::UnexpectedEof.into()))
+            }
+        }
+    }
+}
