@@ -8,7 +8,7 @@ use flux_types::UnixMillis;
 
 use super::time::write_time;
 use super::write::{decimal, id, json_text, text};
-use super::{Envelope, op, reason, to_json, traceparent};
+use super::{Envelope, op, reason, to_json, traceparent, write_event_type};
 use crate::event::{Change, Event};
 
 /// What stands in front of the sequence of most events.
@@ -29,9 +29,9 @@ impl Envelope {
         out.extend_from_slice(self.cluster.as_bytes());
         out.extend_from_slice(b"/shards/");
         decimal(out, position.shard.get().into(), 0);
-        out.extend_from_slice(b"\",\"type\":\"io.fluxkv.kv.");
-        out.extend_from_slice(event.change.word().as_bytes());
-        out.extend_from_slice(b".v1\"");
+        out.extend_from_slice(b"\",\"type\":\"");
+        write_event_type(&event.change, out);
+        out.push(b'"');
         let key = event.change.key();
         let key_text = key.map(|key| text(key, STANDARD));
         if let (Some(key), Some((text_of_key, is_base64))) = (key, &key_text)

@@ -194,8 +194,19 @@ pub fn cluster_name(cluster: ClusterId) -> String {
 /// The `type` of an event.
 #[must_use]
 pub fn event_type(change: &Change) -> String {
-    let family = if change.is_control() { "cdc" } else { "kv" };
-    format!("{TYPE_PREFIX}{family}.{}.v1", change.word())
+    let mut out = Vec::new();
+    write_event_type(change, &mut out);
+    // Letters and signs.
+    String::from_utf8(out).unwrap_or_default()
+}
+
+/// Appends the `type` of an event.
+pub(crate) fn write_event_type(change: &Change, out: &mut Vec<u8>) {
+    let family: &[u8] = if change.is_control() { b"cdc." } else { b"kv." };
+    out.extend_from_slice(TYPE_PREFIX.as_bytes());
+    out.extend_from_slice(family);
+    out.extend_from_slice(change.word().as_bytes());
+    out.extend_from_slice(b".v1");
 }
 
 /// The event's word in its `type`, such as `set`; `None` if the type is not one of ours.

@@ -1,10 +1,10 @@
 //! An event as an AMQP message: body, properties, headers and routing key.
 
 use flux_cluster::slot_of_key;
-use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldTable, ShortString};
 
+use super::frames::{counted, short, text_member};
 use super::{Shape, routing};
+use crate::envelope::write::decimal;
 use crate::envelope::{self, CONTENT_TYPE, Envelope};
 use crate::event::Event;
 use flux_types::TraceParent;
@@ -15,82 +15,109 @@ const HEADER_KEY_BYTES_MAX: usize = 4096;
 const PREFIX: &str = "cloudEvents:";
 /// Messages survive a restart of the broker.
 const PERSISTENT: u8 = 2;
+/// Which properties there are, in this order: content type, headers, delivery mode, message id,
+/// timestamp, type, app id.
+const FLAGS: u16 = 1 << 15 | 1 << 13 | 1 << 12 | 1 << 7 | 1 << 6 | 1 << 5 | 1 << 3;
 
-/// A message, ready to be published.
-#[derive(Debug)]
+/// A message, ready to be published; its memory serves the next one too.
+#[derive(Debug, Default)]
 pub(super) struct Message {
-    pub(super) routing_key: ShortString,
+    pub(super) routing_key: Vec<u8>,
     pub(super) body: Vec<u8>,
-    pub(super) properties: BasicProperties,
+    /// As the protocol has them.
+    pub(super) properties: Vec<u8>,
 }
 
 impl Message {
     /// Gives an event this form. `sender` is the span that sends it, if it is recorded; otherwise
     /// the message names the one that caused the change.
-    pub(super) fn of(
+    pub(super) fn set(
+        &mut self,
         event: &Event,
         sender: Option<TraceParent>,
         envelope: &Envelope,
         shape: Shape,
-    ) -> Self {
+    ) {
+        self.routing_key.clear();
+        self.body.clear();
+        self.properties.clear();
         let key = event.change.key();
         let word = event.change.word();
-        let routing_key = if event.change.is_control() {
-            routing::of_control(word)
+        if event.change.is_control() {
+            self.routing_key
+                .extend_from_slice(routing::of_control(word).as_bytes());
         } else {
-            routing::of_data(word, key.map_or(b"", |key| key))
-        };
+            routing::write_of_data(word, key.map_or(b"", |key| key), &mut self.routing_key);
+        }
         let fits = key.is_none_or(|key| key.len() <= HEADER_KEY_BYTES_MAX);
-        let mut headers = FieldTable::default();
-        headers.insert(
-            "x-flux-shard".into(),
-            text(&event.position.shard.to_string()),
-        );
-        if let Some(key) = key {
-            headers.insert("x-flux-slot".into(), text(&slot_of_key(key).to_string()));
-        }
-        if let Some(trace) = sender.or(event.trace) {
-            headers.insert("traceparent".into(), text(&envelope::traceparent(trace)));
-        }
-        let (body, content_type) = if shape == Shape::Binary && fits {
-            envelope.body(event)
+        let content_type = if shape == Shape::Binary && fits {
+            let (body, content_type) = envelope.body(event);
+            self.body = body;
+            content_type
         } else {
-            (envelope::to_json(&envelope.wrap(event)), CONTENT_TYPE)
+            envelope.write_json(event, &mut self.body);
+            CONTENT_TYPE
         };
-        if content_type != CONTENT_TYPE {
-            for (name, value) in envelope.attributes(event) {
-                headers.insert(short(&format!("{PREFIX}{name}")), text(&value));
+        let out = &mut self.properties;
+        out.extend_from_slice(&FLAGS.to_be_bytes());
+        short(out, content_type.as_bytes());
+        counted(out, |out| {
+            headers(event, sender, out);
+            if content_type != CONTENT_TYPE {
+                for (name, value) in envelope.attributes(event) {
+                    text_member(out, format!("{PREFIX}{name}").as_bytes(), value.as_bytes());
+                }
             }
-        }
-        let properties = BasicProperties::default()
-            .with_delivery_mode(PERSISTENT)
-            .with_message_id(short(&event.id()))
-            .with_timestamp(event.at.get() / 1000)
-            .with_type(short(&envelope::event_type(&event.change)))
-            .with_app_id(short(&format!("flux/{}", envelope.cluster())))
-            .with_content_type(content_type.into())
-            .with_headers(headers);
-        Self {
-            routing_key: short(&routing_key),
-            body,
-            properties,
-        }
+        });
+        out.push(PERSISTENT);
+        measured(out, |out| event.write_id(out));
+        out.extend_from_slice(&(event.at.get() / 1000).to_be_bytes());
+        measured(out, |out| envelope::write_event_type(&event.change, out));
+        measured(out, |out| {
+            out.extend_from_slice(b"flux/");
+            out.extend_from_slice(envelope.cluster().as_bytes());
+        });
     }
 }
 
-fn text(value: &str) -> AMQPValue {
-    AMQPValue::LongString(value.into())
+/// What routing and tracing need without looking into the body.
+fn headers(event: &Event, sender: Option<TraceParent>, out: &mut Vec<u8>) {
+    number_member(out, b"x-flux-shard", event.position.shard.get());
+    if let Some(key) = event.change.key() {
+        number_member(out, b"x-flux-slot", slot_of_key(key).get().into());
+    }
+    if let Some(trace) = sender.or(event.trace) {
+        let trace = envelope::traceparent(trace);
+        text_member(out, b"traceparent", trace.as_bytes());
+    }
 }
 
-/// A short string; everything that comes here is far below the 255 bytes it may have.
-fn short(value: &str) -> ShortString {
-    ShortString::try_new(value).unwrap_or_default()
+/// Appends a member of a table with a number as text.
+fn number_member(out: &mut Vec<u8>, name: &[u8], number: u32) {
+    short(out, name);
+    out.push(b'S');
+    counted(out, |out| decimal(out, number.into(), 0));
+}
+
+/// Appends a short text that `fill` appends; all of them are far below the 255 bytes it may have.
+fn measured(out: &mut Vec<u8>, fill: impl FnOnce(&mut Vec<u8>)) {
+    let at = out.len();
+    out.push(0);
+    fill(out);
+    let length = out.len().saturating_sub(at + 1);
+    debug_assert!(length <= usize::from(u8::MAX));
+    if let Some(place) = out.get_mut(at) {
+        *place = u8::try_from(length).unwrap_or(u8::MAX);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
     use flux_types::{ClusterId, LogIndex, NodeId, Revision, ShardId, Term, UnixMillis};
+    use lapin::BasicProperties;
+    use lapin::protocol::basic::parse_properties;
+    use lapin::types::AMQPValue;
 
     use super::*;
     use crate::event::{Change, Control, Position};
@@ -118,12 +145,34 @@ mod tests {
         })
     }
 
-    fn message(event: &Event, shape: Shape) -> Message {
-        let envelope = Envelope::new(ClusterId::new(1), NodeId::new(2), 1024);
-        Message::of(event, None, &envelope, shape)
+    /// A message as the client library reads it.
+    struct Read {
+        routing_key: String,
+        body: Vec<u8>,
+        properties: BasicProperties,
     }
 
-    fn header(message: &Message, name: &str) -> Option<String> {
+    fn message(event: &Event, shape: Shape) -> Read {
+        let envelope = Envelope::new(ClusterId::new(1), NodeId::new(2), 1024);
+        let mut message = Message::default();
+        // What was there before does not matter.
+        message.set(
+            &set(b"before"),
+            TraceParent::new(1, 2, true),
+            &envelope,
+            shape,
+        );
+        message.set(event, None, &envelope, shape);
+        let (rest, properties) = parse_properties(message.properties.as_slice()).unwrap();
+        assert!(rest.is_empty());
+        Read {
+            routing_key: String::from_utf8(message.routing_key).unwrap(),
+            body: message.body,
+            properties,
+        }
+    }
+
+    fn header(message: &Read, name: &str) -> Option<String> {
         let headers = message.properties.headers().as_ref()?;
         let AMQPValue::LongString(text) = headers.inner().get(name)? else {
             panic!("{name} is no text");
@@ -142,6 +191,7 @@ mod tests {
         assert_eq!(properties.message_id(), &Some("3:2:7".into()));
         assert_eq!(properties.kind(), &Some("io.fluxkv.kv.set.v1".into()));
         assert_eq!(properties.content_type(), &Some(CONTENT_TYPE.into()));
+        assert_eq!(properties.app_id(), &Some("flux/0000000000000001".into()));
         assert_eq!(properties.timestamp(), &Some(1_795_397_603));
         assert_eq!(header(&message, "x-flux-shard").as_deref(), Some("3"));
         assert_eq!(

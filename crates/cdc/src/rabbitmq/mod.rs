@@ -1,16 +1,18 @@
 //! RabbitMQ: what the node publishes with and the consumer reads with.
 //!
 //! Read in this order: [`Address`] says where the broker is, [`Topology`] what is to be there,
-//! [`Link`] is a connection, [`Trouble`] what can be wrong with it, and [`Backoff`] how long to wait
-//! then. [`Window`] and [`Pace`] decide what a publisher may send, and [`Sink`] is the publisher.
+//! [`Link`] is a connection, `outlet` one that only publishes, [`Trouble`] what can be wrong with it,
+//! and [`Backoff`] how long to wait then. [`Window`] and [`Pace`] decide what a publisher may send, and [`Sink`] is the publisher.
 
 pub mod routing;
 
 mod address;
 mod backoff;
 mod config;
+mod frames;
 mod link;
 mod message;
+mod outlet;
 mod pace;
 mod session;
 mod sink;

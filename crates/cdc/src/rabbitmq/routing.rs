@@ -9,17 +9,26 @@ const NAMESPACE_BYTES_MAX: usize = 64;
 /// there is none of it.
 #[must_use]
 pub fn of_data(event: &str, key: &[u8]) -> String {
+    let mut routing = Vec::new();
+    write_of_data(event, key, &mut routing);
+    // Letters, digits and signs.
+    String::from_utf8(routing).unwrap_or_default()
+}
+
+/// Appends that routing key.
+pub(super) fn write_of_data(event: &str, key: &[u8], out: &mut Vec<u8>) {
     let end = key.iter().position(|byte| *byte == b':');
     let namespace = end.map_or(key, |end| key.get(..end).unwrap_or_default());
-    let mut routing = format!("kv.0.{event}.");
+    out.extend_from_slice(b"kv.0.");
+    out.extend_from_slice(event.as_bytes());
+    out.push(b'.');
     if namespace.is_empty() {
-        routing.push('_');
+        out.push(b'_');
     }
-    routing.extend(namespace.iter().take(NAMESPACE_BYTES_MAX).map(|byte| {
+    out.extend(namespace.iter().take(NAMESPACE_BYTES_MAX).map(|byte| {
         let is_plain = byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
-        if is_plain { char::from(*byte) } else { '_' }
+        if is_plain { *byte } else { b'_' }
     }));
-    routing
 }
 
 /// The routing key of an event about the stream itself: `ctl.gap`.

@@ -3,25 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use flux_telemetry::trace::Span;
 use flux_types::{ShardId, UnixMillis};
-use futures_util::future::{BoxFuture, select_all};
-use futures_util::{FutureExt as _, poll};
-use lapin::Confirmation;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::types::ShortString;
+use futures_util::FutureExt as _;
+use futures_util::future::select_all;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tracing::warn;
 
 use super::config::WINDOW_BYTES_MAX;
 use super::message::Message;
+use super::outlet::{Outlet, Told};
 use super::sink::{Followed, Sink, ended};
 use super::status::Count;
 use super::traced;
-use super::{Link, LinkEvent, Pace, State, Trouble, TroubleKind, Window};
+use super::{Link, Pace, State, Trouble, TroubleKind, Window};
 use crate::cursor::Place;
 use crate::error::CdcError;
 use crate::event::{Change, Control, Event};
@@ -33,8 +30,6 @@ const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 const COMMIT_EVENTS: u64 = 4096;
 /// How long the broker may confirm nothing while something is in flight.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(30);
-/// How long the broker may take to switch confirms on.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a session ended.
 #[derive(Debug)]
@@ -54,14 +49,18 @@ struct Sent {
     place: Place,
 }
 
-/// A message on its way: it is written, then confirmed.
-type Confirming = BoxFuture<'static, lapin::Result<Confirmation>>;
+/// A message on its way.
+struct Flight {
+    /// When its event was decided.
+    at: UnixMillis,
+    span: Option<Span>,
+    is_confirmed: bool,
+}
 
 /// What a session waits for.
 enum Step {
     Stop,
-    Link(LinkEvent),
-    Confirm(Box<lapin::Result<Confirmation>>),
+    Told(Result<Told, Trouble>),
     Silence,
     Tick,
     Batch(usize, Result<Batch, CdcError>),
@@ -71,18 +70,18 @@ enum Step {
 
 /// See the module.
 pub(super) struct Session {
-    link: Link,
-    exchange: ShortString,
+    outlet: Outlet,
     followed: Vec<Followed>,
     /// Which shard is asked first.
     turn: usize,
     /// The events being published, and how many of them were.
     batch: Option<(Batch, usize)>,
     window: Window<Sent>,
-    /// What becomes of each message in flight, oldest first.
-    confirms: VecDeque<Confirming>,
-    /// When each message in flight was decided, oldest first.
-    times: VecDeque<UnixMillis>,
+    /// What is in flight, oldest first, and the number of the oldest.
+    flights: VecDeque<Flight>,
+    oldest_tag: u64,
+    /// The message that is being published.
+    message: Message,
     pace: Pace,
     /// Until when the pace, or those who serve, let nothing go.
     wait_until: Option<Instant>,
@@ -99,12 +98,10 @@ pub(super) struct Session {
 impl Session {
     /// Connects, sees to exchange and queues, and finds where each shard goes on.
     pub(super) async fn open(sink: &mut Sink) -> Result<Self, End> {
-        let link = Self::connect(sink).await.map_err(End::Troubled)?;
+        let outlet = Self::connect(sink).await.map_err(End::Troubled)?;
         sink.status.add(Count::Connections);
         sink.wait_led().await;
         let followed = sink.follow().await?;
-        let exchange = ShortString::try_new(sink.config.topology.exchange.as_str());
-        let exchange = exchange.unwrap_or_default();
         let mut tick = interval(COMMIT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // A queue that refused or was missing may still: only a confirm shows that it is mended.
@@ -116,14 +113,14 @@ impl Session {
             sink.flows();
         }
         Ok(Self {
-            link,
-            exchange,
+            outlet,
             followed,
             turn: 0,
             batch: None,
             window: Window::new(sink.config.window, WINDOW_BYTES_MAX),
-            confirms: VecDeque::new(),
-            times: VecDeque::new(),
+            flights: VecDeque::new(),
+            oldest_tag: 1,
+            message: Message::default(),
             pace: Pace::new(sink.config.rate_max),
             wait_until: None,
             cpu_time: flux_env::thread_cpu_time(),
@@ -135,15 +132,15 @@ impl Session {
         })
     }
 
-    async fn connect(sink: &Sink) -> Result<Link, Trouble> {
+    /// Sees to exchange and queues on a connection for that, then opens one to publish.
+    async fn connect(sink: &Sink) -> Result<Outlet, Trouble> {
+        let config = &sink.config;
         let name = format!("flux node {}", sink.envelope.cluster());
-        let link = Link::open(&sink.config.address, &name).await?;
-        sink.config.topology.prepare(&link.channel).await?;
-        let confirms = link.channel.confirm_select(ConfirmSelectOptions::default());
-        tokio::time::timeout(PATIENCE, confirms)
-            .await
-            .map_err(|_| Trouble::silent("the request for confirms"))??;
-        Ok(link)
+        let link = Link::open(&config.address, &name).await?;
+        let prepared = config.topology.prepare(&link.channel).await;
+        link.close().await;
+        prepared?;
+        Outlet::open(&config.address, &name, &config.topology.exchange).await
     }
 
     /// Publishes until something ends it.
@@ -157,7 +154,7 @@ impl Session {
             if let Err(end) = self.take(sink, step).await {
                 return end;
             }
-            self.publish(sink).await;
+            self.publish(sink);
             sink.status.set_in_flight(self.window.in_flight());
             self.give_way(sink);
         }
@@ -181,21 +178,19 @@ impl Session {
             && self.wait_until.is_none()
             && self.window.has_room();
         let silent_at = self.heard_at + CONFIRM_PATIENCE;
-        let waits_for_confirm = !self.confirms.is_empty();
+        let waits_for_confirm = !self.flights.is_empty();
         let go_at = self.wait_until.unwrap_or(silent_at);
         let Self {
-            link,
+            outlet,
             followed,
             turn,
-            confirms,
             tick,
             ..
         } = self;
         tokio::select! {
             biased;
             () = stop => Step::Stop,
-            event = link.event() => Step::Link(event),
-            confirm = first(confirms) => Step::Confirm(Box::new(confirm)),
+            told = outlet.hear() => Step::Told(told),
             _ = tick.tick() => Step::Tick,
             () = tokio::time::sleep_until(silent_at), if waits_for_confirm && !self.is_blocked => {
                 Step::Silence
@@ -212,18 +207,14 @@ impl Session {
                 let silent = Trouble::silent("published messages");
                 return Err(End::Troubled(silent));
             }
-            Step::Link(event) => self.take_link_event(sink, event).map_err(End::Troubled)?,
-            Step::Confirm(confirm) => {
-                self.take_confirm(sink, *confirm).map_err(End::Troubled)?;
-                while let Some(confirm) = first(&mut self.confirms).now_or_never() {
-                    self.take_confirm(sink, confirm).map_err(End::Troubled)?;
-                }
-                self.settle(sink);
+            Step::Told(told) => {
+                self.take_told(sink, told).map_err(End::Troubled)?;
                 if self.settled_since_commit >= COMMIT_EVENTS {
                     self.commit(sink).await;
                 }
             }
             Step::Tick => {
+                self.outlet.beat(Instant::now()).map_err(End::Troubled)?;
                 self.commit(sink).await;
                 sink.note_lag(Some(self));
                 let followed: BTreeSet<_> = self.followed.iter().map(|one| one.shard).collect();
@@ -240,72 +231,69 @@ impl Session {
         Ok(())
     }
 
-    fn take_link_event(&mut self, sink: &Sink, event: LinkEvent) -> Result<(), Trouble> {
-        match event {
-            LinkEvent::Blocked(reason) => {
-                self.is_blocked = true;
-                warn!(
-                    reason,
-                    "RabbitMQ takes nothing for now; changes wait in the log"
-                );
-                sink.status.set(State::Blocked(reason));
-            }
-            LinkEvent::Unblocked => {
-                self.is_blocked = false;
-                self.heard_at = Instant::now();
-                sink.flows();
-            }
-            LinkEvent::Ended(trouble) => return Err(trouble),
-        }
-        Ok(())
-    }
-
-    /// Takes the confirm of the oldest message in flight. Only a plain acknowledgement is one: a
-    /// returned message is acknowledged too, and is lost all the same.
-    fn take_confirm(
-        &mut self,
-        sink: &Sink,
-        confirm: lapin::Result<Confirmation>,
-    ) -> Result<(), Trouble> {
-        self.confirms.pop_front();
-        self.heard_at = Instant::now();
-        match confirm? {
-            Confirmation::Ack(None) => {
-                self.times.pop_front();
-                self.window.confirmed();
-                sink.status.add(Count::Confirmed);
-                if !self.is_blocked {
+    /// Takes in what the broker says, all that has come.
+    fn take_told(&mut self, sink: &mut Sink, told: Result<Told, Trouble>) -> Result<(), Trouble> {
+        let mut next = told.map(Some);
+        loop {
+            let told = next.inspect_err(|trouble| {
+                if trouble.kind == TroubleKind::Unroutable {
+                    sink.status.add(Count::Returned);
+                } else if trouble.kind == TroubleKind::Rejected {
+                    sink.status.add(Count::Refused);
+                }
+            })?;
+            match told {
+                None => return Ok(()),
+                Some(Told::Confirmed { tag, is_multiple }) => {
+                    self.take_confirm(sink, tag, is_multiple);
+                }
+                Some(Told::Blocked(reason)) => {
+                    self.is_blocked = true;
+                    warn!(
+                        reason,
+                        "RabbitMQ takes nothing for now; changes wait in the log"
+                    );
+                    sink.status.set(State::Blocked(reason));
+                }
+                Some(Told::Unblocked) => {
+                    self.is_blocked = false;
+                    self.heard_at = Instant::now();
                     sink.flows();
                 }
-                Ok(())
             }
-            Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
-                sink.status.add(Count::Returned);
-                let routing_key = returned.delivery.routing_key.as_str();
-                Err(Trouble::new(
-                    TroubleKind::Unroutable,
-                    format!(
-                        "{} for {} at exchange {}",
-                        returned.reply_text,
-                        routing_key.split('.').take(3).collect::<Vec<_>>().join("."),
-                        self.exchange
-                    ),
-                ))
-            }
-            Confirmation::Nack(None) => {
-                sink.status.add(Count::Refused);
-                let detail = "the broker refused it, as a full queue does";
-                Err(Trouble::new(TroubleKind::Rejected, detail))
-            }
-            Confirmation::NotRequested => Err(Trouble::silent("the request for confirms")),
+            next = self.outlet.heard();
         }
     }
 
-    fn settle(&mut self, sink: &mut Sink) {
-        while let Some(Sent { shard, place }) = self.window.settle() {
-            sink.settled.insert(shard, place);
-            self.uncommitted.insert(shard, place);
-            self.settled_since_commit += 1;
+    /// Takes a confirm, which may come in any order. That a message was returned is told before its
+    /// confirm, and ends the session.
+    fn take_confirm(&mut self, sink: &mut Sink, tag: u64, is_multiple: bool) {
+        self.heard_at = Instant::now();
+        let Some(place) = tag.checked_sub(self.oldest_tag) else {
+            return;
+        };
+        let place = usize::try_from(place).unwrap_or(usize::MAX);
+        let first = if is_multiple { 0 } else { place };
+        let confirmed = self.flights.iter_mut().take(place.saturating_add(1));
+        for flight in confirmed.skip(first) {
+            flight.is_confirmed = true;
+        }
+        while self
+            .flights
+            .front()
+            .is_some_and(|flight| flight.is_confirmed)
+        {
+            self.flights.pop_front();
+            self.oldest_tag += 1;
+            sink.status.add(Count::Confirmed);
+            if let Some(Sent { shard, place }) = self.window.confirmed() {
+                sink.settled.insert(shard, place);
+                self.uncommitted.insert(shard, place);
+                self.settled_since_commit += 1;
+            }
+        }
+        if !self.is_blocked {
+            sink.flows();
         }
     }
 
@@ -320,7 +308,7 @@ impl Session {
     }
 
     /// Publishes as much of the batch at hand as may go now.
-    async fn publish(&mut self, sink: &mut Sink) {
+    fn publish(&mut self, sink: &Sink) {
         if self.wait_until.is_some() || self.is_blocked {
             return;
         }
@@ -341,50 +329,26 @@ impl Session {
                 return;
             }
             note_gap(sink, event);
-            let span = traced::begin(event, self.exchange.as_str());
+            let span = traced::begin(event, &sink.config.topology.exchange);
             let sender = span.as_ref().and_then(traced::parent);
-            let message = Message::of(event, sender, &sink.envelope, sink.config.shape);
+            let message = &mut self.message;
+            message.set(event, sender, &sink.envelope, sink.config.shape);
             let place = batch.place_at(event).unwrap_or(Place::BEGINNING);
             let (shard, at) = (batch.shard, event.at);
             *done += 1;
-            self.send(message, Sent { shard, place }, at, span).await;
+            self.outlet
+                .publish(&message.routing_key, &message.properties, &message.body);
+            if self.flights.is_empty() {
+                self.heard_at = Instant::now();
+            }
+            self.window.sent(message.body.len(), Sent { shard, place });
+            self.flights.push_back(Flight {
+                at,
+                span,
+                is_confirmed: false,
+            });
             sink.status.add(Count::Published);
         }
-    }
-
-    async fn send(&mut self, message: Message, sent: Sent, at: UnixMillis, span: Option<Span>) {
-        let options = BasicPublishOptions {
-            mandatory: true,
-            ..BasicPublishOptions::default()
-        };
-        if self.confirms.is_empty() {
-            self.heard_at = Instant::now();
-        }
-        let bytes = message.body.len();
-        let (channel, exchange) = (self.link.channel.clone(), self.exchange.clone());
-        let mut confirming: Confirming = async move {
-            let Message {
-                routing_key,
-                body,
-                properties,
-            } = message;
-            let published =
-                channel.basic_publish(exchange, routing_key, options, &body, properties);
-            let confirmed = async { published.await?.await }.await;
-            if let (Some(span), Err(_)) = (&span, &confirmed) {
-                span.fail("UNCONFIRMED");
-            }
-            confirmed
-        }
-        .boxed();
-        // The first poll hands the message to the library, in this order. It is not waited for: a
-        // broker that blocks us lets nothing be written, and must not keep us from hearing so.
-        if let Poll::Ready(confirm) = poll!(&mut confirming) {
-            confirming = std::future::ready(confirm).boxed();
-        }
-        self.confirms.push_back(confirming);
-        self.times.push_back(at);
-        self.window.sent(bytes, sent);
     }
 
     /// The revision up to which there is nothing left to publish, if that is more than has settled:
@@ -406,21 +370,18 @@ impl Session {
             let (batch, done) = self.batch.as_ref()?;
             batch.events.get(*done).map(|event| event.at)
         };
-        self.times.front().copied().or_else(next)
+        let oldest = self.flights.front().map(|flight| flight.at);
+        oldest.or_else(next)
     }
 
     /// Says farewell.
     pub(super) async fn close(self) {
-        self.link.close().await;
-    }
-}
-
-/// The confirm of the oldest message in flight; waits for ever if there is none. It stays in its
-/// place until it is taken.
-async fn first(confirms: &mut VecDeque<Confirming>) -> lapin::Result<Confirmation> {
-    match confirms.front_mut() {
-        Some(confirm) => confirm.await,
-        None => std::future::pending().await,
+        for flight in &self.flights {
+            if let Some(span) = &flight.span {
+                span.fail("UNCONFIRMED");
+            }
+        }
+        self.outlet.close().await;
     }
 }
 

@@ -89,6 +89,12 @@ impl Trouble {
         }
     }
 
+    /// What is behind a reply code and text of the broker.
+    #[must_use]
+    pub fn of_reply(code: u16, text: String) -> Self {
+        Self::new(of_reply(code, &text), text)
+    }
+
     /// The broker did not answer in time.
     #[must_use]
     pub fn silent(what: &str) -> Self {
@@ -101,7 +107,7 @@ impl From<lapin::Error> for Trouble {
         let kind = error.kind();
         if let ErrorKind::ProtocolError(protocol) = kind {
             let text = protocol.get_message().to_string();
-            return Self::new(of_reply(protocol.get_id(), &text), text);
+            return Self::of_reply(protocol.get_id(), text);
         }
         let detail = if let ErrorKind::IOError(io) = kind {
             without_code(&io.to_string())
