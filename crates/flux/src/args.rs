@@ -42,6 +42,10 @@ pub(crate) struct Run {
     pub(crate) config: Option<OsString>,
     /// Flags that name settings.
     pub(crate) flags: BTreeMap<&'static str, OsString>,
+    /// `--nodes`: how many nodes this process runs, for trying.
+    pub(crate) nodes: u32,
+    /// `--chaos`: their leaders are killed while clients work on them.
+    pub(crate) has_chaos: bool,
 }
 
 /// What `flux config` prints.
@@ -165,10 +169,15 @@ fn run(matches: &ArgMatches, parts: &'static [Part]) -> Run {
         .ok()
         .flatten()
         .cloned();
+    let nodes = matches.try_get_one::<u32>("nodes").ok().flatten().copied();
+    let has_chaos = matches.try_get_one::<bool>("chaos").ok().flatten() == Some(&true);
     Run {
         parts,
         config,
         flags,
+        // Chaos wants somebody who is left.
+        nodes: nodes.unwrap_or(if has_chaos { 3 } else { 1 }),
+        has_chaos,
     }
 }
 
@@ -222,12 +231,14 @@ pub(crate) fn command() -> Command {
         .about("Flux-KV: a key-value store and an HTTP to gRPC gateway in one binary")
         .after_help("Without a subcommand: start. Every flag has a FLUX_* variable and a key in the file of --config.")
         .args(settings_args(NODE_AND_GATEWAY))
+        .args(trial_args())
         .args_conflicts_with_subcommands(true)
         .disable_help_subcommand(true)
         .subcommand(
             Command::new("start")
                 .about("Run a node and a gateway in one process (the default)")
-                .args(settings_args(NODE_AND_GATEWAY)),
+                .args(settings_args(NODE_AND_GATEWAY))
+                .args(trial_args()),
         )
         .subcommand(
             Command::new("server").about("Run a node alone").args(settings_args(&[Part::Node])),
@@ -286,6 +297,21 @@ fn settings_args(parts: &[Part]) -> Vec<Arg> {
         });
     }
     args
+}
+
+/// What only a whole cluster in one process has.
+fn trial_args() -> [Arg; 2] {
+    [
+        Arg::new("nodes")
+            .long("nodes")
+            .value_name("COUNT")
+            .value_parser(value_parser!(u32))
+            .help("Run so many replicating nodes in this process, for trying: 1, 3, 5 or 7 [default: 1]"),
+        switch(
+            "chaos",
+            "With --nodes: kill a leader every ten seconds and judge what clients see [nodes: 3]",
+        ),
+    ]
 }
 
 fn switch(name: &'static str, help: &'static str) -> Arg {

@@ -267,6 +267,30 @@ impl Log {
     }
 }
 
+impl Log {
+    /// Ends the log as the death of its process would: nothing more is written or synced, no orderly
+    /// end is noted, and the directory is released. Whoever waits for a flush hears nothing more.
+    /// After [`Log::close`] it does nothing.
+    pub fn abandon(&self) {
+        if self.shared.closing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.shared.wake.notify_all();
+        self.shared.want_files();
+        self.shared.close_wake.notify_all();
+        for thread in std::mem::take(&mut *self.shared.threads.lock()) {
+            let _ = thread.join().is_ok();
+        }
+        let unheard = self
+            .shared
+            .stream
+            .lock()
+            .poison_with("the log was abandoned");
+        drop(unheard);
+        *self.shared.lock.lock() = None;
+    }
+}
+
 /// Takes the directory: checks what is in it, locks it, and gives it an identity if it is new.
 fn claim(
     disk: &dyn Disk,

@@ -138,6 +138,9 @@ pub struct Config {
     pub node_id: u32,
     /// Port for other nodes of the cluster; 0: any free one. Default 7390.
     pub peer_port: u16,
+    /// Port under which other nodes reach the peer port, where ports are mapped; 0: the same.
+    /// Default 0.
+    pub advertise_peer_port: u16,
     /// The peer addresses, `host:port`, of all nodes with which a cluster begins, this one
     /// included. After the first start: where to look for the others. Default none.
     pub join: Vec<String>,
@@ -212,6 +215,7 @@ impl Default for Config {
             standby: false,
             node_id: 0,
             peer_port: 7390,
+            advertise_peer_port: 0,
             join: Vec::new(),
             replicas: 3,
             reads: Reads::Lease,

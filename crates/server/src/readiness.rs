@@ -32,6 +32,8 @@ pub(crate) struct ShardReadiness {
     pub(crate) is_writable: bool,
     /// Whether another node is known to lead it, and commands go there.
     pub(crate) is_led_elsewhere: bool,
+    /// How many vote and how many follow without a vote, as far as this replica knows.
+    pub(crate) members: (usize, usize),
     /// What the replica does: `leader`, `follower` and so on.
     pub(crate) role: String,
     /// Its term.
@@ -50,6 +52,8 @@ struct Shown<'a> {
     shard: u32,
     writable: bool,
     served: bool,
+    voters: usize,
+    learners: usize,
     role: &'a str,
     term: u64,
     committed_index: u64,
@@ -70,6 +74,8 @@ impl ShardReadiness {
             shard: self.shard.get(),
             writable: self.is_writable,
             served: self.is_served(),
+            voters: self.members.0,
+            learners: self.members.1,
             role: &self.role,
             term: self.term.get(),
             committed_index: self.committed.get(),

@@ -12,6 +12,7 @@ pub(crate) mod log;
 pub(crate) mod register;
 mod reload;
 pub(crate) mod run;
+pub(crate) mod trial;
 
 use tokio::runtime::{Builder, Runtime};
 

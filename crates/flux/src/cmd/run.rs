@@ -19,6 +19,7 @@ use crate::admin::Admin;
 use crate::args::Run;
 use crate::banner::{Facts, banner};
 use crate::cmd::reload::Reload;
+use crate::cmd::trial::{Chaos, Trial};
 use crate::panics;
 use crate::ready::{Addresses, ReadyFile};
 use crate::settings::{Part, Settings, Upstream, read_layers, resolve};
@@ -78,6 +79,8 @@ struct Running {
     /// Looks for endpoints for as long as it is held.
     services: Option<Services>,
     node: Option<Node>,
+    /// Further nodes of a cluster in this process.
+    trial: Option<Trial>,
     gateway: Option<Gateway>,
     /// What is behind the gateway by these settings.
     upstream: Option<Upstream>,
@@ -94,10 +97,11 @@ async fn serve(
     let mut signals = Signals::listen()
         .map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))?;
     let mut running = tokio::select! {
-        running = start(settings, parts) => running?,
+        running = start(settings, parts, run.nodes) => running?,
         // Nothing has been promised yet, so there is nothing to finish.
         () = signals.next() => return Ok(()),
     };
+    let has_chaos = run.has_chaos;
     let watch = Reload::watch(run, file, settings, &running.registry, &running.checks);
     let mut reload =
         watch.map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))?;
@@ -107,6 +111,10 @@ async fn serve(
             .map_err(|error| Failure::Failed(format!("the ready file: {error}")))?;
     }
     out::text(&describe(settings, parts, &addresses, &running));
+    let chaos = match (&running.node, &running.trial) {
+        (Some(first), Some(trial)) if has_chaos => Some(Chaos::start(first, trial)),
+        _ => None,
+    };
     let waited = loop {
         tokio::select! {
             waited = signals.or(running.failure()) => break waited,
@@ -121,8 +129,12 @@ async fn serve(
         Waited::Signal => {
             info!("stopping");
             signals.exit_on_the_next();
+            let found = match chaos {
+                Some(chaos) => chaos.stop().await,
+                None => None,
+            };
             running.shutdown(settings).await;
-            Ok(())
+            found.map_or(Ok(()), |found| Err(Failure::Failed(found)))
         }
         Waited::Other(problem) => {
             error!(%problem, "the node cannot go on");
@@ -134,12 +146,17 @@ async fn serve(
     }
 }
 
-async fn start(settings: &Settings, parts: &[Part]) -> Result<Running, Failure> {
+async fn start(settings: &Settings, parts: &[Part], nodes: u32) -> Result<Running, Failure> {
     let mut running = Running::default();
     describe_process(&running.registry);
     running.traces = Traces::start(&settings.telemetry, &running.registry)?;
     let services = services(settings, &running.registry, &running.checks)?;
-    if parts.contains(&Part::Node) {
+    if parts.contains(&Part::Node) && 1 < nodes {
+        let starting = Trial::start(settings, parts, nodes, &running.registry, &running.checks);
+        let (first, trial) = Box::pin(starting).await?;
+        running.node = Some(wait_ready(first).await?);
+        running.trial = Some(trial);
+    } else if parts.contains(&Part::Node) {
         running.node = Some(start_node(settings, parts, &running).await?);
     }
     if parts.contains(&Part::Gateway) {
@@ -192,14 +209,22 @@ async fn start_node(
 ) -> Result<Node, Failure> {
     let node = Node::start_with(settings.node(parts), &running.registry, &running.checks)
         .await
-        .map_err(|error| {
-            let message = error.to_string();
-            match error.exit_code() {
-                2 => Failure::Mistake(message),
-                3 => Failure::Damage(message),
-                _ => Failure::Failed(message),
-            }
-        })?;
+        .map_err(|error| start_error(&error))?;
+    wait_ready(node).await
+}
+
+/// What the process says and exits with when a node does not start.
+pub(crate) fn start_error(error: &flux_server::error::StartError) -> Failure {
+    let message = error.to_string();
+    match error.exit_code() {
+        2 => Failure::Mistake(message),
+        3 => Failure::Damage(message),
+        _ => Failure::Failed(message),
+    }
+}
+
+/// Waits until a node can serve.
+async fn wait_ready(node: Node) -> Result<Node, Failure> {
     let failed = |problem: &dyn std::fmt::Display| {
         Failure::Failed(format!("the node cannot start to write: {problem}"))
     };
@@ -299,6 +324,9 @@ impl Running {
         }
         if let Some(node) = self.node {
             node.shutdown(drain.saturating_sub(begun.elapsed())).await;
+        }
+        if let Some(trial) = &self.trial {
+            trial.shutdown(drain.saturating_sub(begun.elapsed())).await;
         }
         drop(self.services);
         // Last, so that a scraper sees the drain.

@@ -47,9 +47,11 @@ async fn the_document_of_metrics_lists_what_is_exported_and_nothing_else() {
         parts,
         config: None,
         flags: flags.clone(),
+        nodes: 1,
+        has_chaos: false,
     };
     let settings = resolve(&read_layers(None, flags).unwrap(), parts).unwrap();
-    let running = start(&settings.settings, parts).await.unwrap();
+    let running = start(&settings.settings, parts, 1).await.unwrap();
     // It registers its own when the process is up.
     let (registry, checks) = (&running.registry, &running.checks);
     let reload = Reload::watch(run, None, &settings.settings, registry, checks);

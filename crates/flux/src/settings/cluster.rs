@@ -39,6 +39,21 @@ pub(super) const PEER_PORT: Key = Key {
     show: |settings| settings.node.peer_port.to_string(),
 };
 
+pub(super) const ADVERTISE_PEER_PORT: Key = Key {
+    name: "node.advertise-peer-port",
+    flag: "advertise-peer-port",
+    variable: "FLUX_ADVERTISE_PEER_PORT",
+    placeholder: "PORT",
+    form: Form::Number,
+    parts: NODE,
+    help: "Port under which others reach the peer port, where ports are mapped; 0: the same",
+    set: |settings, text| {
+        settings.node.advertise_peer_port = value::port(text)?;
+        Ok(())
+    },
+    show: |settings| settings.node.advertise_peer_port.to_string(),
+};
+
 pub(super) const JOIN: Key = Key {
     name: "node.join",
     flag: "join",

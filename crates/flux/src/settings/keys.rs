@@ -421,6 +421,7 @@ pub(crate) const KEYS: &[Key] = &[
     },
     cluster::NODE_ID,
     cluster::PEER_PORT,
+    cluster::ADVERTISE_PEER_PORT,
     cluster::JOIN,
     cluster::REPLICAS,
     cluster::READS,

@@ -379,6 +379,7 @@ const VALUES: &[(&str, &str)] = &[
     ("node.standby", "true"),
     ("node.node-id", "7"),
     ("node.peer-port", "1"),
+    ("node.advertise-peer-port", "1"),
     ("node.join", "a:1,b:2,c:3"),
     ("node.replicas", "1"),
     ("node.reads", "read-index"),

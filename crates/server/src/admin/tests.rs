@@ -28,6 +28,7 @@ impl Readiness for TwoShards {
             shard: ShardId::new(number),
             is_writable,
             is_led_elsewhere: false,
+            members: (1, 0),
             role: if is_writable { "leader" } else { "candidate" }.to_owned(),
             term: Term::new(3),
             committed: LogIndex::new(8),

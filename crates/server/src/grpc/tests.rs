@@ -44,6 +44,7 @@ impl Readiness for Switch {
             shard: ShardId::new(0),
             is_writable: self.is_writable.load(Ordering::SeqCst),
             is_led_elsewhere: false,
+            members: (1, 0),
             role: "leader".to_owned(),
             term: Term::new(1),
             committed: LogIndex::new(1),

@@ -267,7 +267,10 @@ fn start_peers(
     cards: Vec<Card>,
 ) -> Result<Arc<Peers>, StartError> {
     let (config, addresses) = (parts.config, parts.addresses);
-    let peer = addresses.peer.map_or(0, |address| address.port());
+    let peer = match config.advertise_peer_port {
+        0 => addresses.peer.map_or(0, |address| address.port()),
+        mapped => mapped,
+    };
     let own = News {
         card: Card {
             node: member.node,

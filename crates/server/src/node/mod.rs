@@ -9,6 +9,7 @@
 //! dropped instead leaves its log as a killed process would.
 
 mod join;
+mod leaderships;
 mod open;
 
 use std::fmt;
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::join::{Joined, join};
+pub use self::leaderships::Leaderships;
 use self::open::{Wiring, open_alone, start_shards};
 use crate::changes::{self, Changes};
 use crate::clients::{Clients, Ending};
@@ -57,8 +59,6 @@ use crate::{admin, grpc};
 const KILL_GRACE: Duration = Duration::from_secs(1);
 /// How often the end of the last session is looked for.
 const DRAIN_CHECK: Duration = Duration::from_millis(5);
-/// How long a voter gets to take over a shard.
-const HAND_OVER: Duration = Duration::from_secs(2);
 /// How long other nodes get to send nothing more here, once they are told.
 const GOODBYE: Duration = Duration::from_millis(100);
 /// How long the shards get to finish their batch.
@@ -329,6 +329,27 @@ impl Node {
         }
     }
 
+    /// Which shards this node leads, and the way to give them away.
+    #[must_use]
+    pub fn leaderships(&self) -> Leaderships {
+        Leaderships::new(Arc::clone(&self.context))
+    }
+
+    /// Ends the node as the death of its process would, and releases its folder.
+    ///
+    /// # Cancellation
+    /// Safe to drop; the node then ends a little later.
+    pub async fn kill(self) {
+        let log = self.context.log.clone();
+        let killing = blocking(move || {
+            // Joins the threads.
+            drop(self);
+            log.abandon();
+        });
+        // There is nobody to tell of a task that did not end in order.
+        drop(killing.await);
+    }
+
     /// Ends the node: see the module. `drain` bounds how long requests in hand may take.
     ///
     /// # Cancellation
@@ -338,7 +359,7 @@ impl Node {
         self.withdraw().await;
         let clock = Arc::clone(&self.context.clock);
         let deadline = clock.now() + drain;
-        self.hand_over().await;
+        self.leaderships().give_away().await;
         self.context.is_draining.store(true, Ordering::SeqCst);
         self.stop_accepting.cancel();
         self.context.clients.drain();
@@ -372,28 +393,6 @@ impl Node {
             error!(%error, "the log was not closed in order");
         } else {
             info!("node ended");
-        }
-    }
-
-    /// Gives the shards that this node leads to other voters, one after the other, so that nobody
-    /// has to wait for an election (rule 14). Commands that come here meanwhile follow.
-    async fn hand_over(&self) {
-        let Some(peers) = &self.context.peers else {
-            return;
-        };
-        for shard in self.context.home.shards() {
-            for target in peers.heirs(shard) {
-                let deadline = self.context.clock.now() + HAND_OVER;
-                match shard.transfer_leadership(target, deadline).await {
-                    Ok(()) => {
-                        info!(shard = %shard.id(), to = target.physical(), "leadership handed over");
-                        break;
-                    }
-                    Err(error) => {
-                        warn!(shard = %shard.id(), to = target.physical(), %error, "leadership kept");
-                    }
-                }
-            }
         }
     }
 
@@ -470,6 +469,7 @@ impl Readiness for Context {
                     shard: status.id,
                     is_writable: status.is_writable && status.has_quorum,
                     is_led_elsewhere,
+                    members: (status.voters.len(), status.learners.len()),
                     role: status.role.to_string(),
                     term: status.term,
                     committed: status.committed,

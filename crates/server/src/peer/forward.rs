@@ -57,6 +57,10 @@ async fn carry(peers: Arc<Peers>, shard: ShardId, leader: NodeId, submission: Su
         ..
     } = submission;
     let left = deadline.saturating_since(peers.clock.now());
+    if left.is_zero() {
+        refuse_late(commands.len(), reply);
+        return;
+    }
     let forwarded = Forwarded {
         timeout_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
         commands,
@@ -164,9 +168,24 @@ async fn settle(
     drop(submission.reply.send(answers));
 }
 
-/// Gives a submission of which nothing was done back to this node's own queue.
+const NO_LEADER: &str = "no leader of the shard could be reached before the deadline passed";
+
+/// Answers what found no leader in time: none of it was done.
+fn refuse_late(count: usize, reply: oneshot::Sender<Vec<Answer>>) {
+    let answer = Answer::error(Error::not_done(ErrorCode::Unavailable, NO_LEADER));
+    // A session that is gone needs no answer.
+    drop(reply.send(vec![answer; count]));
+}
+
+/// Gives a submission of which nothing was done back to this node's own queue. A replica may
+/// believe in a leader that is gone for as long as no other is elected, so that the way leads back
+/// here until the deadline.
 async fn requeue(peers: &Arc<Peers>, shard: ShardId, submission: Submission) {
     tokio::time::sleep(PAUSE).await;
+    if submission.deadline <= peers.clock.now() {
+        refuse_late(submission.commands.len(), submission.reply);
+        return;
+    }
     let Some(handle) = peers.shard(shard.get()) else {
         return;
     };

@@ -77,7 +77,7 @@ pub(crate) async fn keep(peers: Arc<Peers>) {
             () = peers.stop.cancelled() => return,
             () = tokio::time::sleep(PAUSE) => {}
         }
-        for shard in peers.shards() {
+        for shard in peers.shards().iter() {
             if !shard.is_writable() {
                 continue;
             }

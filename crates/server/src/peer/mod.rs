@@ -22,12 +22,12 @@ mod serve;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use flux_env::Clock;
 use flux_raft::{Role, Shard};
-use flux_types::{NodeId, ShardId, Term};
-use parking_lot::Mutex;
+use flux_types::{NodeId, ShardId};
+use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 
 use crate::cores::Places;
@@ -56,8 +56,8 @@ pub(crate) struct Peers {
     /// Tells the others that this node is about to go.
     leaving: CancellationToken,
     links: Mutex<BTreeMap<(Address, usize, u8), Link>>,
-    /// Set once the shards run; until then nothing but news is answered.
-    shards: OnceLock<Vec<Shard>>,
+    /// Empty until the shards run, and after the node has ended: then nothing but news is answered.
+    shards: RwLock<Arc<[Shard]>>,
 }
 
 /// Whom a link leads to.
@@ -95,22 +95,21 @@ impl Peers {
             stop: CancellationToken::new(),
             leaving: CancellationToken::new(),
             links: Mutex::new(BTreeMap::new()),
-            shards: OnceLock::new(),
+            shards: RwLock::new(Arc::new([])),
         })
     }
 
     /// From now on replication is answered.
     pub(crate) fn serve_shards(&self, shards: Vec<Shard>) {
-        // Called once, when they have started.
-        let _is_first = self.shards.set(shards).is_ok();
+        *self.shards.write() = shards.into();
     }
 
-    fn shards(&self) -> &[Shard] {
-        self.shards.get().map_or(&[], Vec::as_slice)
+    fn shards(&self) -> Arc<[Shard]> {
+        Arc::clone(&self.shards.read())
     }
 
-    fn shard(&self, shard: u32) -> Option<&Shard> {
-        self.shards().get(shard as usize)
+    fn shard(&self, shard: u32) -> Option<Shard> {
+        self.shards.read().get(shard as usize).cloned()
     }
 
     /// Asks the others not to send anything more, and answers what they have sent.
@@ -121,6 +120,9 @@ impl Peers {
     /// Ends every connection.
     pub(crate) fn stop(&self) {
         self.stop.cancel();
+        // The shards know this room too: neither would ever be freed.
+        *self.shards.write() = Arc::new([]);
+        self.links.lock().clear();
     }
 
     pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
@@ -248,9 +250,13 @@ impl Peers {
         }
     }
 
-    /// Whether this replica leads, or belongs to the shard and follows a leader that it knows.
+    /// Whether another node leads a shard and has been heard of lately: a replica may believe in a
+    /// leader that is gone for as long as no other is elected.
     pub(crate) fn knows_leader(&self, shard: &Shard) -> bool {
-        shard.members().leader.is_some() || self.book.leader(shard.id(), Term::new(0)).is_some()
+        let members = shard.members();
+        let hint = || Some(self.book.leader(shard.id(), members.term)?.leader);
+        let leader = members.leader.or_else(hint);
+        leader.is_some_and(|leader| self.book.living(leader.physical()) == Some(leader))
     }
 
     /// Whether a shard can be served from here: it leads and has applied what it must, or it knows

@@ -219,7 +219,7 @@ fn answer(
         if greeting.cluster != peers.book.cluster() || greeting.cluster.get() == 0 {
             return Err(broken("the two nodes do not belong to one cluster"));
         }
-        let shard = peers.shard(frame.shard).cloned();
+        let shard = peers.shard(frame.shard);
         let shard = shard.ok_or_else(|| broken("this node does not serve the shard yet"))?;
         answer_for_shard(&peers, &shard, frame).await
     }

@@ -2,6 +2,7 @@
 
 mod load;
 mod nodes;
+mod trial;
 
 use std::time::Duration;
 
@@ -166,9 +167,10 @@ fn a_node_that_lost_its_disk_joins_again_as_another_and_carries_its_share() {
     nodes.wipe(2);
     nodes.spawn(2);
     nodes.wait_node(2);
-    wait_until("the new life has all votes", || {
-        let body = get(nodes.process(2).admin(), "/readyz").unwrap_or_default();
-        !body.contains("learner") && body.contains("follower")
+    // While both lives are in a shard's configuration, a majority of each of the old and the new is
+    // needed; the old life is gone once three members are left.
+    wait_until("the new life has the votes of the old", || {
+        (0..3).all(|index| nodes.members(index) == [(3, 0); 4])
     });
     // It carries its share: with the first node gone, it and the second are the majority.
     nodes.kill(0);
@@ -180,6 +182,34 @@ fn a_node_that_lost_its_disk_joins_again_as_another_and_carries_its_share() {
     }
     let count = insist(&mut connection, &["DBSIZE"]);
     assert_eq!(count, Value::Integer(120_001));
+}
+
+#[test]
+fn a_follower_left_alone_says_so_by_the_deadline() {
+    let mut nodes = Nodes::started(3, &["--shards", "1", "--request-timeout", "1s"]);
+    let leader = nodes.leader(0);
+    let (alone, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let mut connection = nodes.connect(alone);
+    assert_eq!(insist(&mut connection, &["SET", "k", "1"]), Value::ok());
+    nodes.kill(leader);
+    nodes.kill(other);
+    for line in ["GET k", "SET k 2"] {
+        let Value::Error(text) = connection.line(line) else {
+            panic!("{line} needs a majority");
+        };
+        let is_write = line.starts_with("SET");
+        let is_said = text.starts_with("CLUSTERDOWN");
+        assert!(
+            is_said || (is_write && text.starts_with("UNCERTAIN")),
+            "{text}"
+        );
+    }
+    wait_until("it shows", || {
+        get(nodes.process(alone).admin(), "/readyz").is_some_and(|body| body.contains("not ready"))
+    });
+    nodes.spawn(other);
+    nodes.wait_node(other);
+    assert_eq!(insist(&mut connection, &["GET", "k"]), Value::bulk("1"));
 }
 
 #[test]

@@ -174,6 +174,16 @@ impl Nodes {
         json["shards"].as_array().cloned()
     }
 
+    /// Voters and learners of every shard, as a node knows.
+    pub(super) fn members(&self, index: usize) -> Vec<(u64, u64)> {
+        let shards = self.shards(index).unwrap_or_default();
+        let count = |shard: &serde_json::Value, name: &str| shard[name].as_u64().unwrap_or(0);
+        shards
+            .iter()
+            .map(|shard| (count(shard, "voters"), count(shard, "learners")))
+            .collect()
+    }
+
     /// The node that leads a shard, once there is one among those that run.
     pub(super) fn leader(&self, shard: usize) -> usize {
         let mut found = None;

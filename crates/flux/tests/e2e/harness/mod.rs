@@ -297,6 +297,12 @@ impl Process {
         };
     }
 
+    /// The next line of standard output after the banner.
+    pub(crate) fn line(&mut self, limit: Duration) -> String {
+        let line = self.lines.recv_timeout(limit);
+        line.unwrap_or_else(|error| panic!("no line: {error}\n{}", self.stderr()))
+    }
+
     pub(crate) fn addresses(&self) -> Addresses {
         self.addresses
     }
