@@ -469,6 +469,11 @@ impl Config {
     }
 }
 
+/// What each of so many shards may take of a limit for all, where 0 means none.
+pub(crate) fn memory_of_shard(max_memory: u64, shards: u32) -> Option<u64> {
+    (max_memory > 0).then(|| (max_memory / u64::from(shards.max(1))).max(1))
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::Ipv6Addr;

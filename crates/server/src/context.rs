@@ -50,6 +50,7 @@ pub(crate) struct Switches {
     /// Milliseconds; 0: never.
     idle_timeout_millis: AtomicU64,
     connections_max: AtomicUsize,
+    max_memory: AtomicU64,
 }
 
 impl Switches {
@@ -59,6 +60,7 @@ impl Switches {
             password: RwLock::new(Arc::from(config.password.as_str())),
             idle_timeout_millis: AtomicU64::new(idle),
             connections_max: AtomicUsize::new(config.connections_max),
+            max_memory: AtomicU64::new(config.max_memory),
         }
     }
 
@@ -101,6 +103,15 @@ impl Switches {
 
     pub(crate) fn set_connections_max(&self, count: usize) {
         self.connections_max.store(count, Ordering::Relaxed);
+    }
+
+    /// Bytes of data of all shards after which writes are refused; 0: no limit.
+    pub(crate) fn max_memory(&self) -> u64 {
+        self.max_memory.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_max_memory(&self, bytes: u64) {
+        self.max_memory.store(bytes, Ordering::Relaxed);
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use flux_wire::resp::error;
 use parking_lot::Mutex;
 
 use crate::metrics::{COMMAND_NAMES, Metrics};
@@ -26,6 +27,8 @@ pub(crate) struct Counted {
     pub(crate) misses: u64,
     pub(crate) expired: u64,
     pub(crate) commands: [CommandTotals; COMMAND_NAMES.len()],
+    /// Errors by the index of their word.
+    pub(crate) errors: [u64; error::WORDS.len()],
 }
 
 /// What is counted of one kind of command.
@@ -53,6 +56,7 @@ impl Counted {
     pub(crate) fn of(metrics: &Metrics) -> Self {
         let mut counted = Self {
             connections: metrics.connections_opened(),
+            errors: metrics.error_totals(),
             ..Self::default()
         };
         for (row, totals) in counted.commands.iter_mut().enumerate() {
@@ -69,7 +73,11 @@ impl Counted {
             misses: self.misses.saturating_sub(base.misses),
             expired: self.expired.saturating_sub(base.expired),
             commands: self.commands,
+            errors: self.errors,
         };
+        for (now, then) in counted.errors.iter_mut().zip(&base.errors) {
+            *now = now.saturating_sub(*then);
+        }
         for (now, then) in counted.commands.iter_mut().zip(&base.commands) {
             now.ok = now.ok.saturating_sub(then.ok);
             now.failed = now.failed.saturating_sub(then.failed);
@@ -84,10 +92,9 @@ impl Counted {
         self.commands.iter().map(CommandTotals::calls).sum()
     }
 
-    /// Commands answered with an error, of all kinds.
-    pub(crate) fn errors(&self) -> u64 {
-        let totals = self.commands.iter();
-        totals.map(|totals| totals.failed + totals.rejected).sum()
+    /// Errors answered, of all kinds.
+    pub(crate) fn error_count(&self) -> u64 {
+        self.errors.iter().sum()
     }
 }
 
@@ -196,6 +203,7 @@ mod tests {
             hits: 5,
             ..Counted::default()
         };
+        counted.errors[1] = 4;
         counted.commands[2] = CommandTotals {
             ok: 3,
             failed: 1,
@@ -208,7 +216,9 @@ mod tests {
         counted.commands[2].ok += 2;
         counted.hits += 1;
         let since = statistics.since_reset(&counted);
-        assert_eq!((since.hits, since.calls(), since.errors()), (1, 2, 0));
+        assert_eq!((since.hits, since.calls(), since.error_count()), (1, 2, 0));
+        counted.errors[1] += 1;
+        assert_eq!(statistics.since_reset(&counted).error_count(), 1);
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub struct StoreConfig {
     /// differ, but a scan's cursor is only good where the seed is the same.
     pub hash_seed: u64,
     /// Bytes of entries and tables above which writes that grow are refused; `None`: no limit.
+    /// See [`Store::set_memory_bytes_max`].
     pub memory_bytes_max: Option<u64>,
     /// Longest value accepted, at most [`VALUE_BYTES_MAX`].
     pub value_bytes_max: usize,
@@ -202,6 +203,8 @@ pub struct Store {
     pub(crate) last_batch_at: AtomicU64,
     /// Counts installs; a walk that began before one must end.
     pub(crate) epoch: AtomicU64,
+    /// See [`Self::set_memory_bytes_max`]; `u64::MAX`: no limit.
+    memory_bytes_max: AtomicU64,
     /// State of the generator behind RANDOMKEY.
     random: AtomicU64,
     reclaimer: OnceLock<Reclaimer>,
@@ -244,10 +247,22 @@ impl Store {
             revision: AtomicU64::new(0),
             last_batch_at: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
+            memory_bytes_max: AtomicU64::new(config.memory_bytes_max.unwrap_or(u64::MAX)),
             random: AtomicU64::new(config.hash_seed),
             reclaimer: OnceLock::new(),
             config,
         }
+    }
+
+    /// From the next batch on, refuses writes that grow above so many bytes of entries and tables.
+    /// What is there stays. Replicas may differ: only who evaluates refuses.
+    pub fn set_memory_bytes_max(&self, limit: Option<u64>) {
+        self.memory_bytes_max
+            .store(limit.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(crate) fn memory_bytes_max(&self) -> u64 {
+        self.memory_bytes_max.load(Ordering::Relaxed)
     }
 
     /// Where tables go that were swapped out by Clear or [`Self::install`]: for example to a

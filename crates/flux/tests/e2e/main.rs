@@ -37,6 +37,7 @@ mod observability;
 mod rabbitmq;
 mod readme;
 mod redis_crate;
+mod redis_differential;
 mod redis_tools;
 mod resilience;
 mod shutdown;

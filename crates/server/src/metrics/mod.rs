@@ -15,7 +15,8 @@ mod store;
 use std::time::Duration;
 
 use flux_telemetry::{Counter, Counters, Gauges, Histograms, Labels, Registry, Scale};
-use flux_types::{Command, Outcome, Reply};
+use flux_types::{Command, Error, Outcome, Reply};
+use flux_wire::resp::error;
 
 pub(crate) use changes::{ChangesMetrics, EventKind};
 use command::command_row;
@@ -67,6 +68,7 @@ pub(crate) struct Metrics {
     connections_refused: Counters,
     commands: Counters,
     commands_rejected: Counters,
+    errors: Counters,
     command_micros: Counters,
     latency: Histograms,
     protocol_errors: Counters,
@@ -102,6 +104,11 @@ impl Metrics {
                 "flux_server_commands_rejected",
                 "Commands refused before they were looked at, by name",
                 Labels::one("command", COMMAND_NAMES),
+            ),
+            errors: registry.counters(
+                "flux_server_errors",
+                "Errors answered, by their first word in RESP",
+                Labels::one("word", error::WORDS),
             ),
             // For INFO's commandstats alone, which Redis has in microseconds: what is exported is the
             // histogram below.
@@ -159,10 +166,13 @@ impl Metrics {
     /// [`CommandCount::of`] says while it is.
     pub(crate) fn command(&self, counted: CommandCount, reply: &Reply) {
         let result = match reply {
-            Reply::Error(error) => match error.outcome {
-                Outcome::Unknown => 2,
-                Outcome::NotDone | Outcome::Done => 1,
-            },
+            Reply::Error(error) => {
+                self.error(error);
+                match error.outcome {
+                    Outcome::Unknown => 2,
+                    Outcome::NotDone | Outcome::Done => 1,
+                }
+            }
             Reply::Ok
             | Reply::Simple(_)
             | Reply::Nil
@@ -190,6 +200,22 @@ impl Metrics {
         if let Some(row) = row {
             self.commands_rejected.increment(row);
         }
+    }
+
+    /// Counts an error that is not the reply to a command on data, which counts itself.
+    pub(crate) fn error(&self, error: &Error) {
+        self.error_word(error::code_word(error));
+    }
+
+    /// Counts an error by its word alone.
+    pub(crate) fn error_word(&self, word: &str) {
+        let row = error::WORDS.iter().position(|known| *known == word);
+        self.errors.increment(row.unwrap_or(0));
+    }
+
+    /// Errors answered since the start, by the index of their word in [`error::WORDS`].
+    pub(crate) fn error_totals(&self) -> [u64; error::WORDS.len()] {
+        std::array::from_fn(|row| self.errors.get(row))
     }
 
     /// Adds the time of a turn's commands of one kind.

@@ -9,7 +9,7 @@ use flux_store::{Dropped, Store, StoreConfig};
 use flux_types::{ClusterId, NodeId, ShardId};
 use tracing::{info, warn};
 
-use crate::config::{Config, Fsync, Reads};
+use crate::config::{Config, Fsync, Reads, memory_of_shard};
 use crate::cores::Places;
 use crate::error::StartError;
 use crate::peer::member::Member;
@@ -178,8 +178,7 @@ pub(super) async fn start_shards<F: Fn(ShardId) -> Formation>(
             let store = Store::new(StoreConfig {
                 stripes: stripes as usize,
                 hash_seed,
-                memory_bytes_max: (config.max_memory > 0)
-                    .then(|| (config.max_memory / u64::from(count)).max(1)),
+                memory_bytes_max: memory_of_shard(config.max_memory, count),
                 value_bytes_max: usize::try_from(config.value_size_max).unwrap_or(usize::MAX),
             });
             store.set_reclaimer(reclaim);

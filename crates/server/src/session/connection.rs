@@ -15,6 +15,8 @@ use crate::clients::{Client, Ending};
 
 /// Longest name a client may give itself or its library, in bytes.
 const LABEL_BYTES_MAX: usize = 256;
+/// The kinds of clients that Redis knows; all of ours are the first.
+const CLIENT_TYPES: [&str; 5] = ["normal", "master", "replica", "slave", "pubsub"];
 /// Longest CLIENT PAUSE.
 const PAUSE_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -39,6 +41,33 @@ fn switch(word: &[u8]) -> Result<bool, Error> {
     } else {
         Err(error::syntax())
     }
+}
+
+/// A peer's words, short and printable.
+fn shown(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes.get(..LABEL_BYTES_MAX).unwrap_or(bytes));
+    text.escape_debug().to_string()
+}
+
+fn unknown(what: &str, given: &[u8]) -> Error {
+    Error::not_done(
+        ErrorCode::Invalid,
+        format!("Unknown {what} '{}'", shown(given)),
+    )
+}
+
+fn bad_hello(option: &[u8]) -> Error {
+    Error::not_done(
+        ErrorCode::Invalid,
+        format!("Syntax error in HELLO option '{}'", shown(option)),
+    )
+}
+
+/// A timeout in milliseconds, with Redis's words for those that are none.
+pub(super) fn timeout_millis(text: &[u8]) -> Result<u64, Error> {
+    let millis =
+        parse_i64(text).ok_or_else(|| invalid("timeout is not an integer or out of range"))?;
+    u64::try_from(millis).map_err(|_| invalid("timeout is negative"))
 }
 
 /// What a client may call itself: printable ASCII without spaces, so that a list of clients can be
@@ -113,6 +142,13 @@ impl Session {
             }
             C::ClientGetRedir => self.writer().integer(-1),
             C::ClientTracking => self.client_tracking(arguments)?,
+            C::ClientCaching => {
+                return Err(invalid(
+                    "CLIENT CACHING can be called only when the client is in tracking mode with \
+                     OPTIN or OPTOUT mode enabled",
+                ));
+            }
+            C::ClientUnblock => self.client_unblock(arguments)?,
             C::ClientTrackingInfo => self.client_tracking_info(),
             C::ClientHelp => introspect::help("client", &mut self.writer()),
             other => {
@@ -166,6 +202,7 @@ impl Session {
             Some(Some(3)) => Version::Resp3,
             Some(Some(_)) => {
                 // A word that no error of ours has; clients look for it to fall back.
+                self.context.node.metrics.error_word("NOPROTO");
                 let answer = b"-NOPROTO unsupported protocol version\r\n";
                 self.steps.ready().extend_from_slice(answer);
                 return Ok(());
@@ -181,14 +218,14 @@ impl Session {
         while let Some(option) = rest.next() {
             if is(option, "auth") {
                 let (Some(user), Some(password)) = (rest.next(), rest.next()) else {
-                    return Err(error::syntax());
+                    return Err(bad_hello(option));
                 };
                 self.authenticate(Some(user), password)?;
             } else if is(option, "setname") {
-                let given = rest.next().ok_or_else(error::syntax)?;
+                let given = rest.next().ok_or_else(|| bad_hello(option))?;
                 name = Some(label(given, BAD_NAME)?);
             } else {
-                return Err(error::syntax());
+                return Err(bad_hello(option));
             }
         }
         if !self.state.is_authenticated {
@@ -328,13 +365,10 @@ impl Session {
             [option, kind] if is(option, "type") => {
                 if is(kind, "normal") {
                     clients.all()
-                } else if ["master", "replica", "slave", "pubsub"]
-                    .iter()
-                    .any(|known| is(kind, known))
-                {
+                } else if CLIENT_TYPES.iter().any(|known| is(kind, known)) {
                     Vec::new()
                 } else {
-                    return Err(invalid("Unknown client type"));
+                    return Err(unknown("client type", kind));
                 }
             }
             [option, ids @ ..] if is(option, "id") && !ids.is_empty() => ids
@@ -404,13 +438,12 @@ impl Session {
     }
 
     fn client_pause(&mut self, arguments: &[Bytes]) -> Result<(), Error> {
-        let millis = parse_u64(at(arguments, 0))
-            .ok_or_else(|| invalid("timeout is not an integer or out of range"))?;
+        let millis = timeout_millis(at(arguments, 0))?;
         let holds_reads = match arguments.get(1) {
             None => true,
             Some(mode) if is(mode, "all") => true,
             Some(mode) if is(mode, "write") => false,
-            Some(_) => return Err(error::syntax()),
+            Some(_) => return Err(invalid("CLIENT PAUSE mode must be WRITE or ALL")),
         };
         let node = &self.context.node;
         let pause = Duration::from_millis(millis).min(PAUSE_MAX);
@@ -431,6 +464,18 @@ impl Session {
             }
             _ => return Err(error::syntax()),
         }
+        Ok(())
+    }
+
+    /// No command blocks here, so nobody is ever unblocked.
+    fn client_unblock(&mut self, arguments: &[Bytes]) -> Result<(), Error> {
+        parse_i64(at(arguments, 0)).ok_or_else(error::not_an_integer)?;
+        match arguments.get(1) {
+            None => {}
+            Some(reason) if is(reason, "timeout") || is(reason, "error") => {}
+            Some(_) => return Err(invalid("CLIENT UNBLOCK reason should be TIMEOUT or ERROR")),
+        }
+        self.writer().integer(0);
         Ok(())
     }
 
@@ -491,12 +536,16 @@ impl Filter {
         } else if is(option, "laddr") {
             self.local = Some(parse_address(value)?);
         } else if is(option, "type") {
-            if !is(value, "normal") {
-                self.is_nobody = true;
+            if !CLIENT_TYPES.iter().any(|known| is(value, known)) {
+                return Err(unknown("client type", value));
             }
+            self.is_nobody |= !is(value, "normal");
         } else if is(option, "user") {
             if value != b"default" {
-                self.is_nobody = true;
+                return Err(Error::not_done(
+                    ErrorCode::Invalid,
+                    format!("No such user '{}'", shown(value)),
+                ));
             }
         } else if is(option, "maxage") {
             let age = parse_u64(value).filter(|age| *age > 0);

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 use flux_telemetry::process;
+use flux_wire::resp::error;
 
 use crate::context::Context;
 use crate::metrics::REDIS_NAMES;
@@ -182,13 +183,33 @@ fn clients(node: &Context, _: &Stats, out: &mut String) {
 fn memory(node: &Context, stats: &Stats, out: &mut String) {
     lines!(out,
         "used_memory": stats.data_bytes,
+        "used_memory_human": human(stats.data_bytes),
         "used_memory_rss": stats.resident_bytes,
+        "used_memory_rss_human": human(stats.resident_bytes),
         "used_memory_dataset": stats.data_bytes,
-        "maxmemory": node.config.max_memory,
+        "maxmemory": node.switches.max_memory(),
+        "maxmemory_human": human(node.switches.max_memory()),
         "maxmemory_policy": "noeviction",
         "mem_allocator": "mimalloc",
         "active_defrag_running": 0,
     );
+}
+
+/// A size as Redis shows it to people: `1.50M`.
+fn human(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["K", "M", "G", "T", "P"];
+    if bytes < 1024 {
+        return format!("{bytes}B");
+    }
+    // Hundredths of a unit, without a float.
+    let mut hundredths = u128::from(bytes) * 100 / 1024;
+    let mut unit = 0;
+    while hundredths >= 102_400 && unit + 1 < UNITS.len() {
+        hundredths /= 1024;
+        unit += 1;
+    }
+    let name = UNITS.get(unit).copied().unwrap_or_default();
+    format!("{}.{:02}{name}", hundredths / 100, hundredths % 100)
 }
 
 fn persistence(node: &Context, stats: &Stats, out: &mut String) {
@@ -210,7 +231,7 @@ fn statistics(_: &Context, stats: &Stats, out: &mut String) {
     lines!(out,
         "total_connections_received": counted.connections,
         "total_commands_processed": counted.calls(),
-        "total_error_replies": counted.errors(),
+        "total_error_replies": counted.error_count(),
         "expired_keys": counted.expired,
         "expired_stale_perc": "0.00",
         "evicted_keys": 0,
@@ -259,9 +280,10 @@ fn command_stats(_: &Context, stats: &Stats, out: &mut String) {
 }
 
 fn error_stats(_: &Context, stats: &Stats, out: &mut String) {
-    let errors = stats.counted.errors();
-    if errors > 0 {
-        put(out, format_args!("errorstat_ERR:count={errors}"));
+    for (word, count) in error::WORDS.iter().zip(stats.counted.errors) {
+        if count > 0 {
+            put(out, format_args!("errorstat_{word}:count={count}"));
+        }
     }
 }
 
@@ -299,5 +321,24 @@ fn flux(node: &Context, _: &Stats, out: &mut String) {
                 u8::from(shard.is_writable)
             ),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::human;
+
+    #[test]
+    fn sizes_are_shown_to_people_as_redis_shows_them() {
+        for (bytes, shown) in [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1024, "1.00K"),
+            (1536, "1.50K"),
+            (104_857_600, "100.00M"),
+            (1 << 60, "1024.00P"),
+        ] {
+            assert_eq!(human(bytes), shown);
+        }
     }
 }

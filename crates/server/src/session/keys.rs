@@ -107,10 +107,13 @@ pub(super) fn entry_of(answer: Answer) -> Result<Option<Box<Entry>>, Error> {
 fn check_samples(arguments: &[Bytes]) -> Result<(), Error> {
     match arguments {
         [_] => Ok(()),
-        [_, option, count] if option.eq_ignore_ascii_case(b"samples") => parse_i64(count)
-            .filter(|count| *count >= 0)
-            .map(drop)
-            .ok_or_else(error::syntax),
+        [_, option, count] if option.eq_ignore_ascii_case(b"samples") => {
+            let count = parse_i64(count).ok_or_else(error::not_an_integer)?;
+            if count < 0 {
+                return Err(error::syntax());
+            }
+            Ok(())
+        }
         _ => Err(error::syntax()),
     }
 }

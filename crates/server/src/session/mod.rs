@@ -199,8 +199,10 @@ impl Session {
                     Ok(true) => continue,
                     Ok(false) => break Next::Continue,
                     Err(error) => {
+                        let error = error.into();
                         self.context.node.metrics.protocol_error(Protocol::Resp);
-                        self.write(|writer| writer.error(&error.into()));
+                        self.context.node.metrics.error(&error);
+                        self.write(|writer| writer.error(&error));
                         break Next::Close;
                     }
                 }
@@ -497,8 +499,7 @@ impl Session {
         let mute = self.state.take_mute();
         let result = self.session_command(command, arguments);
         if let Err(error) = result {
-            self.steps.discard();
-            Writer::new(self.steps.ready(), self.state.version).error(&error);
+            self.fail(&error);
         }
         // CLIENT REPLY decides by itself whether it is answered.
         if mute == Mute::Yes && command != SessionCommand::ClientReply {
@@ -512,6 +513,7 @@ impl Session {
         if let Some(transaction) = &mut self.state.transaction {
             transaction.is_doomed = true;
         }
+        self.context.node.metrics.error(error);
         if self.state.take_mute() == Mute::No {
             self.write(|writer| writer.error(error));
         }
@@ -569,9 +571,15 @@ impl Session {
             other => self.session_command(other, arguments),
         };
         if let Err(error) = result {
-            self.steps.discard();
-            Writer::new(self.steps.ready(), self.state.version).error(&error);
+            self.fail(&error);
         }
+    }
+
+    /// An error in place of what a command has begun to answer.
+    fn fail(&mut self, error: &Error) {
+        self.context.node.metrics.error(error);
+        self.steps.discard();
+        self.writer().error(error);
     }
 
     /// Executes one command outside of any turn.
@@ -604,9 +612,12 @@ fn is_open_to_all(spec: Option<&Spec>) -> bool {
 const fn waits_for_turn(command: SessionCommand) -> bool {
     matches!(
         command,
-        // The first two change how the replies before them would be written.
+        // The first two change how the replies before them would be written, the next two what
+        // becomes of the requests before them.
         SessionCommand::Hello
             | SessionCommand::Reset
+            | SessionCommand::ConfigSet
+            | SessionCommand::ConfigResetStat
             | SessionCommand::Watch
             | SessionCommand::Info
             | SessionCommand::Wait

@@ -12,13 +12,17 @@ use flux_types::{Error, ErrorCode};
 use flux_wire::number::parse_u64;
 use flux_wire::resp::{Writer, error};
 
+use crate::config::memory_of_shard;
 use crate::context::Context;
 use crate::statistics::SLOW_LOG_LEN_MAX;
+
+/// Changes the node, or says why the text is refused.
+type Change = fn(&Context, &str) -> Result<(), &'static str>;
 
 /// What CONFIG SET does with a parameter.
 enum Setter {
     /// It changes the node.
-    Changes(fn(&Context, &str) -> Result<(), &'static str>),
+    Changes(Change),
     /// It can only be what it is; setting it to that is fine.
     Fixed,
 }
@@ -65,11 +69,16 @@ static PARAMETERS: &[Parameter] = &[
     fixed("cluster-require-full-coverage", no),
     fixed("databases", |_| "1".to_owned()),
     fixed("dir", |node| node.config.data_dir.display().to_string()),
+    // Limits on the encodings of types that do not exist here; tools ask for them all the same.
+    fixed("hash-max-listpack-entries", |_| "512".to_owned()),
+    fixed("hash-max-listpack-value", |_| "64".to_owned()),
     fixed("hz", |_| "10".to_owned()),
     fixed("io-threads", |node| node.config.thread_count().to_string()),
     fixed("latency-monitor-threshold", zero),
     fixed("lfu-decay-time", |_| "1".to_owned()),
     fixed("lfu-log-factor", |_| "10".to_owned()),
+    fixed("list-compress-depth", zero),
+    fixed("list-max-listpack-size", |_| "-2".to_owned()),
     Parameter {
         name: "loglevel",
         get: |_| shown_log_level(&logs::level().unwrap_or_else(|| "info".to_owned())).to_owned(),
@@ -96,7 +105,21 @@ static PARAMETERS: &[Parameter] = &[
             Ok(())
         }),
     },
-    fixed("maxmemory", |node| node.config.max_memory.to_string()),
+    Parameter {
+        name: "maxmemory",
+        get: |node| node.switches.max_memory().to_string(),
+        set: Setter::Changes(|node, text| {
+            let bytes = memory(text).ok_or("argument must be a memory value")?;
+            node.switches.set_max_memory(bytes);
+            let shards = node.home.shards();
+            let count = u32::try_from(shards.len()).unwrap_or(u32::MAX);
+            for shard in shards {
+                let store = shard.store();
+                store.set_memory_bytes_max(memory_of_shard(bytes, count));
+            }
+            Ok(())
+        }),
+    },
     fixed("maxmemory-policy", |_| "noeviction".to_owned()),
     fixed("notify-keyspace-events", empty),
     fixed("port", |node| node.addresses.resp.port().to_string()),
@@ -117,6 +140,8 @@ static PARAMETERS: &[Parameter] = &[
     },
     // Snapshots are taken by log size.
     fixed("save", empty),
+    fixed("set-max-intset-entries", |_| "512".to_owned()),
+    fixed("set-max-listpack-entries", |_| "128".to_owned()),
     Parameter {
         name: "slowlog-log-slower-than",
         get: |node| node.statistics.slow_micros().to_string(),
@@ -157,7 +182,27 @@ static PARAMETERS: &[Parameter] = &[
             Ok(())
         }),
     },
+    fixed("zset-max-listpack-entries", |_| "128".to_owned()),
+    fixed("zset-max-listpack-value", |_| "64".to_owned()),
 ];
+
+/// A size as Redis writes it: `100mb` is 1024² bytes a hundred times, `100m` is 1000².
+fn memory(text: &str) -> Option<u64> {
+    let lower = text.to_ascii_lowercase();
+    let digits = lower.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = lower.split_at_checked(digits)?;
+    let factor: u64 = match unit {
+        "" | "b" => 1,
+        "k" => 1000,
+        "kb" => 1 << 10,
+        "m" => 1_000_000,
+        "mb" => 1 << 20,
+        "g" => 1_000_000_000,
+        "gb" => 1 << 30,
+        _ => return None,
+    };
+    parse_u64(number.as_bytes())?.checked_mul(factor)
+}
 
 /// Redis's name of a level, where there is one.
 fn shown_log_level(level: &str) -> &str {
@@ -222,7 +267,8 @@ pub(super) fn get(node: &Context, patterns: &[Bytes], writer: &mut Writer<'_>) {
     }
 }
 
-/// CONFIG SET. All parameters are found before the first is changed.
+/// CONFIG SET: all of them, or none. All parameters are found before the first is changed, and a
+/// value that is refused puts those before it back.
 pub(super) fn set(
     node: &Context,
     arguments: &[Bytes],
@@ -250,8 +296,17 @@ pub(super) fn set(
             }
         }
     }
+    let mut undo: Vec<(Change, String)> = Vec::new();
     for (parameter, change, value) in changes {
-        change(node, value).map_err(|why| failed(parameter, why))?;
+        let before = (parameter.get)(node);
+        if let Err(why) = change(node, value) {
+            for (change, value) in undo.into_iter().rev() {
+                // It held a moment ago, so it is not refused.
+                let _ = change(node, &value).is_ok();
+            }
+            return Err(failed(parameter, why));
+        }
+        undo.push((change, before));
     }
     writer.ok();
     Ok(())
@@ -315,6 +370,25 @@ mod tests {
             (asked_log_level(parts), shown_log_level(parts)),
             (parts, parts)
         );
+    }
+
+    #[test]
+    fn sizes_are_read_as_redis_writes_them() {
+        for (text, bytes) in [
+            ("0", Some(0)),
+            ("100mb", Some(104_857_600)),
+            ("1K", Some(1000)),
+            ("2GB", Some(2 << 30)),
+            ("5b", Some(5)),
+            ("", None),
+            ("mb", None),
+            ("1tb", None),
+            ("-1", None),
+            ("1 mb", None),
+            ("99999999999gb", None),
+        ] {
+            assert_eq!(memory(text), bytes, "{text:?}");
+        }
     }
 
     #[test]

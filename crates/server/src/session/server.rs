@@ -3,9 +3,10 @@
 
 use bytes::Bytes;
 use flux_types::{Error, ErrorCode};
-use flux_wire::number::parse_u64;
+use flux_wire::number::{parse_i64, parse_u64};
 use flux_wire::resp::{SessionCommand, Writer, error, introspect};
 
+use super::connection::timeout_millis;
 use super::{info, parameters};
 use crate::context::Context;
 
@@ -51,6 +52,11 @@ pub(crate) fn answer(
         }
         C::Wait => wait(arguments, writer)?,
         C::Lolwut => {
+            if let [option, version, ..] = arguments
+                && option.eq_ignore_ascii_case(b"version")
+            {
+                parse_i64(version).ok_or_else(error::not_an_integer)?;
+            }
             let text = format!("Flux-KV ver. {}\n", env!("CARGO_PKG_VERSION"));
             writer.verbatim(&text);
         }
@@ -127,9 +133,11 @@ fn time(node: &Context, writer: &mut Writer<'_>) {
 /// A write is answered when it is on a quorum already, so there is nothing to wait for: the number
 /// of further replicas is the answer.
 fn wait(arguments: &[Bytes], writer: &mut Writer<'_>) -> Result<(), Error> {
-    for argument in arguments {
-        parse_u64(argument).ok_or_else(error::not_an_integer)?;
-    }
+    let [replicas, timeout] = arguments else {
+        return Err(error::wrong_arity("wait"));
+    };
+    parse_i64(replicas).ok_or_else(error::not_an_integer)?;
+    timeout_millis(timeout)?;
     writer.integer(0);
     Ok(())
 }

@@ -247,9 +247,10 @@ impl<'a> Evaluation<'a> {
 
     /// Whether entries, tables and this batch are beyond the limit.
     fn is_full(&self) -> bool {
-        let Some(limit) = self.store.config.memory_bytes_max else {
+        let limit = self.store.memory_bytes_max();
+        if limit == u64::MAX {
             return false;
-        };
+        }
         let stored = if self.overlay.cleared {
             0
         } else {

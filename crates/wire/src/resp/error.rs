@@ -12,6 +12,26 @@ pub const fn code_word(error: &Error) -> &'static str {
     word_of_code(error.code)
 }
 
+/// All that [`code_word`] answers, the plainest first.
+pub const WORDS: [&str; 16] = [
+    "ERR",
+    "CROSSSLOT",
+    "EXECABORT",
+    "NOAUTH",
+    "WRONGPASS",
+    "NOPERM",
+    "BUSY",
+    "TIMEOUT",
+    "OOM",
+    "NOSPACE",
+    "TRYAGAIN",
+    "CLUSTERDOWN",
+    "LOADING",
+    "UNCERTAIN",
+    "NOTKEPT",
+    "NOPROTO",
+];
+
 /// The word of a code whose outcome is known.
 #[must_use]
 pub const fn word_of_code(code: ErrorCode) -> &'static str {

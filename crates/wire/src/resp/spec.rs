@@ -240,6 +240,8 @@ pub enum SessionCommand {
     ClientGetRedir,
     ClientTracking,
     ClientTrackingInfo,
+    ClientCaching,
+    ClientUnblock,
     ClientHelp,
     // The node.
     Command,

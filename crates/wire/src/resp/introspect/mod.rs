@@ -3,10 +3,14 @@
 use bytes::Bytes;
 use flux_types::{Error, ErrorCode};
 
+mod arguments;
+mod key_use;
+
 use super::encode::Writer;
 use super::error;
 use super::spec::{Flags, Group, SessionCommand, Spec};
 use super::table;
+use key_use::KeyUse;
 
 /// Writes the answer to one of `Command…`, given its arguments. Answers `false`, and writes
 /// nothing, for any other command.
@@ -84,58 +88,66 @@ fn describe(spec: &Spec, writer: &mut Writer<'_>) {
     for category in categories {
         writer.simple(&format!("@{category}"));
     }
-    writer.array(0);
+    let tips = tips(spec);
+    writer.set(tips.len());
+    tips.iter().for_each(|tip| writer.bulk(tip.as_bytes()));
     describe_keys(spec, writer);
-    writer.array(spec.subcommands.len());
+    writer.set(spec.subcommands.len());
     for subcommand in spec.subcommands {
         describe(subcommand, writer);
     }
 }
 
-/// The key specification: it begins at an index, and ranges to the last key by steps.
+/// The key specifications: each begins at an index, and ranges to its last key by steps.
 fn describe_keys(spec: &Spec, writer: &mut Writer<'_>) {
-    if spec.keys.first == 0 {
-        return writer.array(0);
+    let uses = key_use::key_uses(spec);
+    writer.set(uses.len());
+    for KeyUse { keys, flags } in uses {
+        writer.map(3);
+        writer.bulk(b"flags");
+        writer.set(flags.len());
+        flags.iter().for_each(|flag| writer.simple(flag));
+        writer.bulk(b"begin_search");
+        writer.map(2);
+        writer.bulk(b"type");
+        writer.bulk(b"index");
+        writer.bulk(b"spec");
+        writer.map(1);
+        writer.bulk(b"index");
+        writer.integer(keys.first);
+        writer.bulk(b"find_keys");
+        writer.map(2);
+        writer.bulk(b"type");
+        writer.bulk(b"range");
+        writer.bulk(b"spec");
+        writer.map(3);
+        writer.bulk(b"lastkey");
+        // Counted from the first key, except where it counts from the end.
+        writer.integer(if keys.last < 0 {
+            keys.last
+        } else {
+            keys.last - keys.first
+        });
+        writer.bulk(b"keystep");
+        writer.integer(keys.step);
+        writer.bulk(b"limit");
+        writer.integer(0);
     }
-    writer.array(1);
-    writer.map(3);
-    writer.bulk(b"flags");
-    let flags = key_flags(spec);
-    writer.set(flags.len());
-    flags.iter().for_each(|flag| writer.simple(flag));
-    writer.bulk(b"begin_search");
-    writer.map(2);
-    writer.bulk(b"type");
-    writer.bulk(b"index");
-    writer.bulk(b"spec");
-    writer.map(1);
-    writer.bulk(b"index");
-    writer.integer(spec.keys.first);
-    writer.bulk(b"find_keys");
-    writer.map(2);
-    writer.bulk(b"type");
-    writer.bulk(b"range");
-    writer.bulk(b"spec");
-    writer.map(3);
-    writer.bulk(b"lastkey");
-    // Counted from the first key, except where it counts from the end.
-    writer.integer(if spec.keys.last < 0 {
-        spec.keys.last
-    } else {
-        spec.keys.last - spec.keys.first
-    });
-    writer.bulk(b"keystep");
-    writer.integer(spec.keys.step);
-    writer.bulk(b"limit");
-    writer.integer(0);
 }
 
-/// How a command uses its keys, in Redis's words.
-fn key_flags(spec: &Spec) -> &'static [&'static str] {
-    if spec.flags.contains(Flags::WRITE) {
-        &["RW", "ACCESS", "UPDATE"]
-    } else {
-        &["RO", "ACCESS"]
+/// What a proxy may do with a command, and what it may expect of its reply.
+fn tips(spec: &Spec) -> &'static [&'static str] {
+    match (spec.container, spec.name) {
+        (None, "mget") => &["request_policy:multi_shard"],
+        (None, "mset") => &[
+            "request_policy:multi_shard",
+            "response_policy:all_succeeded",
+        ],
+        (None, "del" | "unlink" | "exists" | "touch") => {
+            &["request_policy:multi_shard", "response_policy:agg_sum"]
+        }
+        (None, "ttl" | "pttl" | "time") => &["nondeterministic_output"],
+        _ => &[],
     }
 }
 
@@ -155,10 +167,13 @@ fn categories(spec: &Spec) -> Vec<&'static str> {
         Group::Connection => names.push("connection"),
         Group::Server => {}
     }
+    if matches!(spec.name, "dbsize" | "flushall" | "flushdb") {
+        names.push("keyspace");
+    }
     if spec.flags.contains(Flags::ADMIN) {
         names.push("admin");
         names.push("dangerous");
-    } else if matches!(spec.name, "keys" | "flushall" | "flushdb") {
+    } else if matches!(spec.name, "keys" | "flushall" | "flushdb" | "info") {
         names.push("dangerous");
     }
     names.push(if spec.flags.contains(Flags::FAST) {
@@ -190,7 +205,7 @@ fn info(names: &[Bytes], writer: &mut Writer<'_>) {
     for name in names {
         match find_full(name) {
             Some(spec) => describe(spec, writer),
-            None => writer.nil_array(),
+            None => writer.nil(),
         }
     }
 }
@@ -211,7 +226,13 @@ fn docs(names: &[Bytes], writer: &mut Writer<'_>) {
 fn document(spec: &Spec, writer: &mut Writer<'_>) {
     writer.bulk(spec.full_name().to_string().as_bytes());
     let has_subcommands = !spec.subcommands.is_empty();
-    writer.map(if has_subcommands { 5 } else { 4 });
+    // A container has no arguments but those of its subcommands.
+    let arguments = if has_subcommands {
+        Vec::new()
+    } else {
+        arguments::parse(spec.usage)
+    };
+    writer.map(4 + usize::from(has_subcommands) + usize::from(!arguments.is_empty()));
     for (name, text) in [
         ("summary", spec.summary),
         ("since", spec.since),
@@ -220,6 +241,10 @@ fn document(spec: &Spec, writer: &mut Writer<'_>) {
     ] {
         writer.bulk(name.as_bytes());
         writer.bulk(text.as_bytes());
+    }
+    if !arguments.is_empty() {
+        writer.bulk(b"arguments");
+        arguments::write(&arguments, writer);
     }
     if has_subcommands {
         writer.bulk(b"subcommands");
@@ -302,20 +327,21 @@ fn get_keys(argv: &[Bytes], with_flags: bool, writer: &mut Writer<'_>) {
     if !spec.accepts(argv.len()) {
         return refuse(writer, "Invalid number of arguments specified for command");
     }
-    let keys: Vec<&Bytes> = spec
-        .keys
-        .positions(argv.len())
-        .filter_map(|at| argv.get(at))
+    let keys: Vec<(&Bytes, KeyUse)> = key_use::key_uses_of(spec, argv)
+        .into_iter()
+        .flat_map(|each| {
+            let positions = each.keys.positions(argv.len());
+            positions.filter_map(move |at| Some((argv.get(at)?, each)))
+        })
         .collect();
     if keys.is_empty() {
         return refuse(writer, "The command has no key arguments");
     }
     writer.array(keys.len());
-    for key in keys {
+    for (key, KeyUse { flags, .. }) in keys {
         if with_flags {
             writer.array(2);
             writer.bulk(key);
-            let flags = key_flags(spec);
             writer.set(flags.len());
             flags.iter().for_each(|flag| writer.simple(flag));
         } else {

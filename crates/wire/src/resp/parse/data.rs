@@ -45,9 +45,7 @@ pub(in super::super) fn set(arguments: &mut Arguments) -> Parsed {
         } else {
             ExpiryChoice::read(&option, arguments)?
         };
-        if expiry.replace(choice).is_some() {
-            return Err(error::syntax());
-        }
+        choice.replace_in(&mut expiry)?;
     }
     if let Some(choice) = expiry {
         set.expiry = choice.resolve(arguments.name())?;
@@ -99,6 +97,32 @@ impl ExpiryChoice {
             unit_millis,
             is_absolute,
         })
+    }
+
+    /// Takes the place of the one before. The same option may come again, and the last counts;
+    /// another does not go with it.
+    fn replace_in(self, before: &mut Option<Self>) -> Result<(), Error> {
+        let is_same = match (&*before, &self) {
+            (None, _) | (Some(Self::Keep), Self::Keep) | (Some(Self::Clear), Self::Clear) => true,
+            (
+                Some(Self::Written {
+                    unit_millis,
+                    is_absolute,
+                    ..
+                }),
+                Self::Written {
+                    unit_millis: unit,
+                    is_absolute: absolute,
+                    ..
+                },
+            ) => unit_millis == unit && is_absolute == absolute,
+            (Some(_), _) => false,
+        };
+        if !is_same {
+            return Err(error::syntax());
+        }
+        *before = Some(self);
+        Ok(())
     }
 
     /// The expiry of a command that refuses times which are not positive.
@@ -188,9 +212,7 @@ pub(in super::super) fn get_expire(arguments: &mut Arguments) -> Parsed {
         } else {
             ExpiryChoice::read(&option, arguments)?
         };
-        if expiry.replace(choice).is_some() {
-            return Err(error::syntax());
-        }
+        choice.replace_in(&mut expiry)?;
     }
     let Some(choice) = expiry else {
         return Ok(Command::Read(ReadCommand::Get { key }));

@@ -53,7 +53,7 @@ pub(super) const ROWS: &[Spec] = &[
         "Returns all keys that match a pattern.", Data(parse::keys)),
     row!("object" "subcommand", -2, [NONE], (0 0 0), "2.2.3", "Depends on the subcommand.",
         "Tells about how a key is kept.", Container, object::ROWS),
-    row!("wait" "numreplicas timeout", 3, [NONE], (0 0 0), "3.0.0", "O(1)",
+    row!("wait" "numreplicas timeout", 3, [NOSCRIPT], (0 0 0), "3.0.0", "O(1)",
         "Returns how many replicas have the writes of this connection: a reply comes after a majority has them.", Session(Command::Wait)),
 ];
 

@@ -13,6 +13,7 @@ pub fn markdown() -> String {
         chapter(&mut text, group);
     }
     errors(&mut text);
+    text.push_str(DIFFERENCES);
     text
 }
 
@@ -103,6 +104,20 @@ const WORDS: [(ErrorCode, &str); 13] = [
         "the node is shutting down; connect again or elsewhere",
     ),
 ];
+
+/// What a test that asks a real redis-server the same finds different, each on purpose.
+const DIFFERENCES: &str = "\n## Where replies differ from Redis's\n\n\
+A test asks this node and a real redis-server 7.0 the same several hundred commands, over RESP2 and RESP3, \
+and compares the bytes. What differs, differs on purpose:\n\n\
+* With several shards, commands that must be atomic over several keys answer `CROSSSLOT` unless all are in one shard, \
+and `SCAN` comes by more and emptier pages.\n\
+* Floats have 64 bits, where Redis has 80: `INCRBYFLOAT` keeps 17 digits, and refuses what is beyond 1.8e308.\n\
+* A mistake in an argument is said whether or not the key exists (`GETEX missing EX 0`), and a negative cursor is one.\n\
+* `EXEC` with arguments is refused, and the transaction goes on.\n\
+* There is one database, the log is always on, and client-side caching is not offered (`CLIENT TRACKING ON`).\n\
+* `CONFIG SET` changes `loglevel`, `maxclients`, `maxmemory`, `requirepass`, `slowlog-*` and `timeout`; \
+the rest is set at the start, and setting it to what it is succeeds.\n\
+* `DEBUG SLEEP` and `DEBUG OBJECT` are allowed; `DEBUG SLEEP` holds up its own connection only.\n";
 
 fn errors(text: &mut String) {
     text.push_str("\n## Errors\n\nAn error reply begins with one of these words.\n\n");

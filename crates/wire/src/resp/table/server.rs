@@ -53,7 +53,7 @@ mod command {
             "Documents commands.", Session(Command::CommandDocs)),
         row!("info" "[command-name [command-name ...]]", -2, [LOADING STALE], (0 0 0), "2.8.13", "O(N) in the commands described",
             "Describes commands.", Session(Command::CommandInfo)),
-        row!("list" "[FILTERBY MODULE module-name | ACLCAT category | PATTERN pattern]", -2, [LOADING STALE], (0 0 0), "7.0.0", "O(N) in the number of commands",
+        row!("list" "[FILTERBY <MODULE module-name | ACLCAT category | PATTERN pattern>]", -2, [LOADING STALE], (0 0 0), "7.0.0", "O(N) in the number of commands",
             "Returns the names of commands.", Session(Command::CommandList)),
         row!("getkeys" "command [arg ...]", -3, [LOADING STALE], (0 0 0), "2.8.13", "O(N) in the arguments",
             "Returns the keys of a command.", Session(Command::CommandGetKeys)),
