@@ -6,7 +6,6 @@ use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use flux_cluster::registry::Registry as Services;
 use flux_env::{Clock, RealClock};
 use flux_telemetry::{Kind, Registry};
 use tokio::runtime::{Builder, Runtime};
@@ -23,6 +22,7 @@ use crate::policy::breaker::Standing;
 use crate::serve::listen;
 use crate::serve::pipeline::Shared;
 use crate::serve::worker::{Phase, Worker};
+use crate::surroundings::Surroundings;
 
 /// Where a gateway listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,32 +68,24 @@ impl Gateway {
     /// # Panics
     /// If `registry` has a gateway's metrics already.
     pub fn start_with(config: Config, registry: &Registry) -> Result<Self, StartError> {
-        Self::start_in(config, registry, None)
+        Self::start_in(config, registry, Surroundings::default())
     }
 
-    /// As [`Self::start_with`], and upstreams that name a `service` are looked for in `services`.
+    /// As [`Self::start_with`], with what the process around it offers.
     ///
     /// # Errors
     /// As [`Self::start_with`].
     ///
     /// # Panics
     /// As [`Self::start_with`].
-    pub fn start_discovering(
+    pub fn start_in(
         config: Config,
         registry: &Registry,
-        services: &Services,
-    ) -> Result<Self, StartError> {
-        Self::start_in(config, registry, Some(services.clone()))
-    }
-
-    fn start_in(
-        config: Config,
-        registry: &Registry,
-        services: Option<Services>,
+        surroundings: Surroundings,
     ) -> Result<Self, StartError> {
         let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
         let metrics = Arc::new(Metrics::new(registry));
-        let live = Live::new(config, &metrics, &clock, services.as_ref(), None)?;
+        let live = Live::new(config, &metrics, &clock, &surroundings, None)?;
         let config = &live.config;
         let workers = match config.workers {
             0 => thread::available_parallelism().map_or(1, usize::from),
@@ -115,7 +107,7 @@ impl Gateway {
             live: Arc::new(ArcSwap::from_pointee(live)),
             metrics,
             clock,
-            services,
+            surroundings,
         };
         register_policies(registry, &shared.live);
         let phase = watch::Sender::new(Phase::Run);
@@ -163,10 +155,10 @@ impl Gateway {
         let Shared {
             metrics,
             clock,
-            services,
+            surroundings,
             ..
         } = &self.shared;
-        let live = Live::new(config, metrics, clock, services.as_ref(), Some(&old))?;
+        let live = Live::new(config, metrics, clock, surroundings, Some(&old))?;
         self.shared.live.store(Arc::new(live));
         self.changed.send_replace(());
         Ok(waiting)

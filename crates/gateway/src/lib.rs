@@ -17,6 +17,8 @@ mod gateway;
 pub mod fuzzing;
 mod live;
 
+mod surroundings;
+
 mod serve;
 
 mod route;
@@ -41,3 +43,4 @@ pub use config::{
 };
 pub use error::StartError;
 pub use gateway::{Addresses, Gateway};
+pub use surroundings::{Activity, Surroundings};

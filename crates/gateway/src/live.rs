@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use flux_cluster::registry::Registry;
 use flux_env::Clock;
 
 use crate::config::{Config, DescriptorSource, UpstreamConfig};
@@ -15,6 +14,7 @@ use crate::descriptor::source;
 use crate::error::StartError;
 use crate::metrics::Metrics;
 use crate::policy::route::Policies;
+use crate::surroundings::Surroundings;
 use crate::upstream::Upstream;
 
 /// One configuration in effect.
@@ -34,12 +34,13 @@ impl Live {
         config: Config,
         metrics: &Arc<Metrics>,
         clock: &Arc<dyn Clock>,
-        services: Option<&Registry>,
+        surroundings: &Surroundings,
         previous: Option<&Self>,
     ) -> Result<Self, StartError> {
         config
             .validate()
             .map_err(|mistakes| StartError::Config { mistakes })?;
+        let services = surroundings.services.as_ref();
         if services.is_none()
             && let Some(upstream) = config.upstreams.iter().find(|u| !u.service.is_empty())
         {
@@ -69,7 +70,7 @@ impl Live {
         let before = previous.map(|previous| (&previous.config, &previous.policies));
         Ok(Self {
             upstreams,
-            policies: Policies::new(&config, clock, before),
+            policies: Policies::new(&config, clock, &surroundings.activities, before),
             catalog: Arc::new(catalog),
             config,
         })

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flux_cluster::registry::Registry as Services;
-use flux_gateway::Gateway;
+use flux_gateway::{Gateway, Surroundings};
 use flux_server::Node;
 use flux_telemetry::{Checks, Registry, process};
 use tracing::{error, info};
@@ -22,7 +22,7 @@ use crate::cmd::reload::Reload;
 use crate::cmd::trial::{Chaos, Trial};
 use crate::panics;
 use crate::ready::{Addresses, ReadyFile};
-use crate::settings::{Part, Settings, Upstream, read_layers, resolve};
+use crate::settings::{Part, Settings, UPSTREAM, Upstream, read_layers, resolve};
 use crate::signals::{Signals, Waited};
 use crate::traces::Traces;
 use crate::{Failure, out, ports};
@@ -257,7 +257,16 @@ impl Running {
         let config = settings
             .gateway(listen, &upstream)
             .map_err(|error| failed(&error))?;
-        let gateway = Gateway::start_discovering(config, &self.registry, services)
+        let own = self.node.as_ref();
+        let own = own.filter(|_| matches!(upstream, Upstream::Node(..)));
+        let surroundings = Surroundings {
+            services: Some(services.clone()),
+            activities: own
+                .map(|node| (UPSTREAM.to_owned(), activity(node)))
+                .into_iter()
+                .collect(),
+        };
+        let gateway = Gateway::start_in(config, &self.registry, surroundings)
             .map_err(|error| failed(&error))?;
         self.gateway = Some(gateway);
         self.upstream = Some(upstream);
@@ -334,6 +343,24 @@ impl Running {
         info!("stopped");
         self.traces.shutdown().await;
     }
+}
+
+/// What changes in the node behind the gateway, of whichever protocol a write comes by.
+#[derive(Debug)]
+struct OwnNode(flux_server::Activity);
+
+impl flux_gateway::Activity for OwnNode {
+    fn begun(&self) -> u64 {
+        self.0.begun()
+    }
+
+    fn ended(&self) -> u64 {
+        self.0.ended()
+    }
+}
+
+fn activity(node: &Node) -> Arc<dyn flux_gateway::Activity> {
+    Arc::new(OwnNode(node.activity()))
 }
 
 /// An address under which a listener of this process can be reached by itself.

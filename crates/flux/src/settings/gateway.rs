@@ -18,7 +18,7 @@ use super::{KEYS, Resolved, Settings};
 /// The shipped file.
 const SHIPPED: &str = include_str!("../../../../etc/flux.toml");
 /// The upstream that the settings name: this process's node, or `--upstream`.
-const UPSTREAM: &str = "kv";
+pub(crate) const UPSTREAM: &str = "kv";
 /// What other settings decide.
 const DECIDED_ELSEWHERE: &[&str] = &["listen", "request-timeout"];
 

@@ -21,7 +21,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub(crate) use gateway::Upstream;
+pub(crate) use gateway::{UPSTREAM, Upstream};
 pub(crate) use keys::{Form, KEYS, Key};
 pub(crate) use registry::Registry;
 pub(crate) use telemetry::{Telemetry, of_environment};

@@ -1,12 +1,15 @@
 //! The gateway's resilience as its guide shows it: limits, breaker, fallback, reload, with curl.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::process::Signal;
 
+use crate::harness::resp::Value;
 use crate::harness::{Process, Start, command, have, repository, run, shell, stdout, wait_until};
 
 /// What curl got.
@@ -220,6 +223,72 @@ fn a_changed_file_takes_effect_without_a_failed_request_and_a_wrong_one_does_not
     let statuses = load.join().expect("the load ends");
     assert_eq!(statuses.len(), 1, "{statuses:?}");
     assert!(statuses.contains_key("200"), "{statuses:?}");
+    process.stop();
+}
+
+/// Reads one answer of a connection that stays open.
+fn answer(stream: &mut BufReader<TcpStream>) -> serde_json::Value {
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).expect("an answer arrives");
+        assert!(!line.is_empty(), "the gateway closed");
+        let line = line.trim_end().to_ascii_lowercase();
+        if let Some(text) = line.strip_prefix("content-length:") {
+            length = text.trim().parse().expect("a length");
+        }
+        if line.is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).expect("the body arrives");
+    serde_json::from_slice(&body).expect("JSON")
+}
+
+/// The shipped route shares calls. A write over RESP goes past the gateway, and yet no read that
+/// begins after its acknowledgement may be handed what was read before it.
+#[test]
+fn shared_reads_miss_no_write_that_went_past_the_gateway_of_the_same_process() {
+    if !have("curl", "shared reads and writes past the gateway") {
+        return;
+    }
+    let process = Start::all().args(&["--fsync", "never"]).ready();
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..12)
+        .map(|_| {
+            let (acknowledged, is_over) = (Arc::clone(&acknowledged), Arc::clone(&is_over));
+            let stream = TcpStream::connect(process.http()).expect("the gateway accepts");
+            std::thread::spawn(move || {
+                let mut stream = BufReader::new(stream);
+                let request = b"GET /api/v1/kv?key=n HTTP/1.1\r\nhost: a\r\n\r\n";
+                while !is_over.load(Ordering::SeqCst) {
+                    let least = acknowledged.load(Ordering::SeqCst);
+                    stream.get_mut().write_all(request).expect("it is taken");
+                    let value = answer(&mut stream)["value"].clone();
+                    let value = value.as_str().and_then(|text| text.parse().ok());
+                    let value: u64 = value.unwrap_or(0);
+                    assert!(least <= value, "{value} after {least}");
+                }
+            })
+        })
+        .collect();
+    let mut writer = process.connect();
+    for number in 1..=4_000 {
+        assert_eq!(writer.line("INCR n"), Value::Integer(number));
+        acknowledged.store(number.unsigned_abs(), Ordering::SeqCst);
+    }
+    is_over.store(true, Ordering::SeqCst);
+    for reader in readers {
+        reader.join().expect("no read was too old");
+    }
+    let metrics = admin(&process, "/metrics");
+    let joined = metrics.lines().find_map(|line| {
+        let count = line.strip_prefix(r#"flux_gateway_singleflight_total{role="follower"} "#);
+        count?.parse::<u64>().ok()
+    });
+    assert!(joined > Some(0), "no read joined another's call");
     process.stop();
 }
 

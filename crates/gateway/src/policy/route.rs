@@ -1,6 +1,7 @@
 //! The policies of the configuration, put together: the gateway's, those of each upstream and of
 //! each configured route.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use super::stale::LastGood;
 use crate::config::{CoalesceConfig, Config, RouteConfig, UpstreamConfig};
 use crate::descriptor::route::RpcRoute;
 use crate::status::Failure;
+use crate::surroundings::Activity;
 use crate::upstream::client::Answer;
 
 /// What two calls have in common that have the same answer.
@@ -60,12 +62,20 @@ pub(crate) struct RoutePolicy {
     pub(crate) fixed: Option<(StatusCode, Bytes)>,
 }
 
+/// What changes behind upstreams, by their names.
+type Activities = BTreeMap<String, Arc<dyn Activity>>;
+
 /// The policies before a change, with what they were made of.
 type Before<'a> = Option<(&'a Config, &'a Policies)>;
 
 impl Policies {
     /// What a change of the configuration leaves as it was goes over from `before` with its state.
-    pub(crate) fn new(config: &Config, clock: &Arc<dyn Clock>, before: Before<'_>) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        clock: &Arc<dyn Clock>,
+        activities: &Activities,
+        before: Before<'_>,
+    ) -> Self {
         let limits = before.filter(|(old, _)| {
             (&old.limit, &old.client_limit) == (&config.limit, &config.client_limit)
         });
@@ -83,7 +93,10 @@ impl Policies {
             upstreams: config
                 .upstreams
                 .iter()
-                .map(|upstream| UpstreamPolicy::new(upstream, config, clock, before))
+                .map(|upstream| {
+                    let activity = activities.get(&upstream.name);
+                    UpstreamPolicy::new(upstream, config, (clock, activity), before)
+                })
                 .collect(),
             routes: config
                 .routes
@@ -103,7 +116,7 @@ impl UpstreamPolicy {
     fn new(
         upstream: &UpstreamConfig,
         config: &Config,
-        clock: &Arc<dyn Clock>,
+        (clock, activity): (&Arc<dyn Clock>, Option<&Arc<dyn Activity>>),
         before: Before<'_>,
     ) -> Self {
         let breaker = upstream.breaker.as_ref().unwrap_or(&config.breaker);
@@ -129,7 +142,7 @@ impl UpstreamPolicy {
             flights: old.map_or_else(Arc::default, |(_, _, policy)| Arc::clone(&policy.flights)),
             // A write that began under the old configuration must count under the new one.
             writes: old.map_or_else(
-                || Arc::new(Writes::new(clock)),
+                || Arc::new(Writes::new(clock, activity)),
                 |(_, _, policy)| Arc::clone(&policy.writes),
             ),
         }

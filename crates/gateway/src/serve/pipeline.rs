@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use flux_cluster::registry::Registry as Services;
 use flux_env::Clock;
 use flux_telemetry::trace;
 use http::header::{ALLOW, HeaderMap, HeaderName};
@@ -39,6 +38,7 @@ use crate::policy::gcra::Quota;
 use crate::route::path;
 use crate::route::trie::Match;
 use crate::status::{Code, Failure};
+use crate::surroundings::Surroundings;
 use crate::transcode::bind::Parameters;
 use crate::transcode::json_in::{JsonIn, Positions, UnknownFields};
 use crate::transcode::json_out::Names;
@@ -84,8 +84,7 @@ pub(crate) struct Shared {
     pub(crate) live: Arc<ArcSwap<Live>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Arc<dyn Clock>,
-    /// Where upstreams are looked for that are not written down.
-    pub(crate) services: Option<Services>,
+    pub(crate) surroundings: Surroundings,
 }
 
 /// A request without its body.

@@ -87,6 +87,27 @@ impl fmt::Debug for Node {
     }
 }
 
+/// Counts what changes in a node's data, for who shares answers that were read from it. Entries
+/// count, of whatever kind: more than there are changes, never less.
+#[derive(Clone, Debug)]
+pub struct Activity(Vec<Shard>);
+
+impl Activity {
+    /// Entries applied or being applied, of all shards: an entry counts before anybody sees it.
+    #[must_use]
+    pub fn begun(&self) -> u64 {
+        let applying = self.0.iter().filter_map(Shard::applying);
+        applying.map(|id| id.index.get()).sum()
+    }
+
+    /// Entries applied, of all shards.
+    #[must_use]
+    pub fn ended(&self) -> u64 {
+        let applied = self.0.iter().filter_map(Shard::applied);
+        applied.map(|id| id.index.get()).sum()
+    }
+}
+
 impl Node {
     /// Starts a node. It listens when this returns, and can write when [`Node::wait_ready`] does.
     ///
@@ -256,6 +277,12 @@ impl Node {
     #[must_use]
     pub fn topology(&self) -> &TopologyHandle {
         &self.context.topology
+    }
+
+    /// What changes in this node's data, whoever changes it.
+    #[must_use]
+    pub fn activity(&self) -> Activity {
+        Activity(self.context.home.shards().to_vec())
     }
 
     /// Runs commands on this node's shards, from any runtime.

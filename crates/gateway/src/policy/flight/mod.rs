@@ -20,6 +20,8 @@ use flux_env::Clock;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::surroundings::Activity;
+
 /// How long a boarding flight waits for the one before it.
 pub(crate) const BOARDING_MAX: Duration = Duration::from_millis(100);
 /// How long a write of unknown outcome may still take effect.
@@ -194,7 +196,8 @@ impl<T: Clone> Passenger<T> {
     }
 }
 
-/// Writes to an upstream that went through this gateway.
+/// Writes to an upstream that went through this gateway, and those that went past it if somebody
+/// tells of them.
 #[derive(Debug)]
 pub(crate) struct Writes {
     begun: AtomicU64,
@@ -202,15 +205,17 @@ pub(crate) struct Writes {
     /// Until when a write of unknown outcome may still take effect.
     unknown_until_nanos: AtomicU64,
     clock: Arc<dyn Clock>,
+    activity: Option<Arc<dyn Activity>>,
 }
 
 impl Writes {
-    pub(crate) fn new(clock: &Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(clock: &Arc<dyn Clock>, activity: Option<&Arc<dyn Activity>>) -> Self {
         Self {
             begun: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             unknown_until_nanos: AtomicU64::new(0),
             clock: Arc::clone(clock),
+            activity: activity.map(Arc::clone),
         }
     }
 
@@ -223,16 +228,24 @@ impl Writes {
         }
     }
 
-    /// The number of writes begun so far.
+    /// The number of writes begun so far. Of two that only grow the sum grows with each.
     pub(crate) fn begun(&self) -> u64 {
-        self.begun.load(Ordering::SeqCst)
+        let told = self
+            .activity
+            .as_ref()
+            .map_or(0, |activity| activity.begun());
+        self.begun.load(Ordering::SeqCst).wrapping_add(told)
     }
 
     /// The number of writes begun, if all of them have ended and none can take effect later.
     fn settled(&self) -> Option<u64> {
         // In this order: as `ended` never passes `begun`, equal numbers mean that at the first
         // reading nothing was under way, and that nothing has begun up to the second.
-        let ended = self.ended.load(Ordering::SeqCst);
+        let told = self
+            .activity
+            .as_ref()
+            .map_or(0, |activity| activity.ended());
+        let ended = self.ended.load(Ordering::SeqCst).wrapping_add(told);
         let unknown_until = self.unknown_until_nanos.load(Ordering::SeqCst);
         let begun = self.begun();
         let is_quiet = self.clock.now().as_nanos() >= unknown_until;

@@ -11,7 +11,7 @@ type Lab = Arc<Flights<&'static str, u32>>;
 fn writes() -> (Arc<SimClock>, Arc<Writes>) {
     let sim = Arc::new(SimClock::new(0));
     let clock: Arc<dyn Clock> = Arc::<SimClock>::clone(&sim);
-    (sim, Arc::new(Writes::new(&clock)))
+    (sim, Arc::new(Writes::new(&clock, None)))
 }
 
 fn shared(writes: &Writes) -> Rule {
@@ -70,6 +70,46 @@ async fn a_flight_that_departed_during_a_write_is_joined_by_nobody() {
     let mut next = pilot(&flights, shared(&writes));
     next.depart(&writes).await;
     drop(passenger(&flights, shared(&writes)));
+}
+
+/// Somebody who sees what changes behind the gateway's back.
+#[derive(Debug, Default)]
+struct Seen {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+impl Activity for Seen {
+    fn begun(&self) -> u64 {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    fn ended(&self) -> u64 {
+        self.ended.load(Ordering::SeqCst)
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_went_past_the_gateway_counts_if_somebody_tells_of_it() {
+    let clock: Arc<dyn Clock> = Arc::new(SimClock::new(0));
+    let seen = Arc::new(Seen::default());
+    let activity: Arc<dyn Activity> = Arc::<Seen>::clone(&seen);
+    let writes = Arc::new(Writes::new(&clock, Some(&activity)));
+    let flights = Lab::default();
+    let mut first = pilot(&flights, shared(&writes));
+    first.depart(&writes).await;
+    drop(passenger(&flights, shared(&writes)));
+    // It begins: some may see it already.
+    seen.begun.fetch_add(1, Ordering::SeqCst);
+    let mut second = pilot(&flights, shared(&writes));
+    second.depart(&writes).await;
+    // It was under way when that departed, so that nobody joins it even when it has ended.
+    seen.ended.fetch_add(1, Ordering::SeqCst);
+    let mut third = pilot(&flights, shared(&writes));
+    third.depart(&writes).await;
+    drop(passenger(&flights, shared(&writes)));
+    writes.begin().end_known();
+    drop(pilot(&flights, shared(&writes)));
 }
 
 #[tokio::test]
