@@ -4,8 +4,10 @@
 //! nothing but the log that is kept for it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use flux_store::Store;
 use flux_types::{ClusterId, ShardId};
 use futures_util::future::{FutureExt as _, select_all};
 use tokio::time::Instant;
@@ -58,12 +60,48 @@ impl Request {
 #[derive(Debug)]
 pub struct Feed {
     tails: Vec<Tail>,
+    reach: Arc<Reach>,
     cluster: ClusterId,
     request: Request,
     /// Which tail is asked first.
     turn: usize,
     /// When something was handed out last; `None`: nothing yet.
     told_at: Option<Instant>,
+}
+
+/// How far a feed has read, as others may see it: who watches the feed from elsewhere holds this,
+/// and what it costs is one store for each read.
+#[derive(Debug)]
+pub struct Reach {
+    shards: Vec<(Arc<Store>, AtomicU64)>,
+}
+
+impl Reach {
+    fn of(tails: &[Tail]) -> Self {
+        let shard = |tail: &Tail| {
+            let revision = tail.position().revision.get();
+            (Arc::clone(tail.store()), AtomicU64::new(revision))
+        };
+        Self {
+            shards: tails.iter().map(shard).collect(),
+        }
+    }
+
+    fn note(&self, at: usize, tail: &Tail) {
+        if let Some((_, read)) = self.shards.get(at) {
+            read.store(tail.position().revision.get(), Ordering::Relaxed);
+        }
+    }
+
+    /// Changes that are applied here and that the feed has not read, of all keys.
+    #[must_use]
+    pub fn lag_events(&self) -> u64 {
+        let behind = |(store, read): &(Arc<Store>, AtomicU64)| {
+            let read = read.load(Ordering::Relaxed);
+            store.revision().get().saturating_sub(read)
+        };
+        self.shards.iter().map(behind).sum()
+    }
 }
 
 /// Some events of one shard, in order.
@@ -140,6 +178,7 @@ impl Feed {
             tails.push(open_tail(cluster, origins, origin, &request).await?);
         }
         Ok(Self {
+            reach: Arc::new(Reach::of(&tails)),
             tails,
             cluster,
             request,
@@ -156,6 +195,12 @@ impl Feed {
             cluster: self.cluster,
             places: places.collect(),
         }
+    }
+
+    /// How far it has read, to be looked at from elsewhere.
+    #[must_use]
+    pub const fn reach(&self) -> &Arc<Reach> {
+        &self.reach
     }
 
     /// The next events. The first is a progress event with the cursor of the beginning; another
@@ -201,6 +246,7 @@ impl Feed {
                 continue;
             };
             let read = tail.read(&self.request.prefix).await?;
+            self.reach.note(at, tail);
             if read.events.is_empty() {
                 continue;
             }

@@ -26,6 +26,6 @@ pub use cursor::{Cursor, CursorError, Place, Start};
 pub use envelope::Envelope;
 pub use error::CdcError;
 pub use event::{Change, Control, Event, Group, Position};
-pub use feed::{Batch, Feed, OnGap, Request};
+pub use feed::{Batch, Feed, OnGap, Reach, Request};
 pub use origin::Origin;
 pub use share::Share;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flux_log::{LogEntry, LogError, LogId};
-use flux_store::batch;
+use flux_store::{Store, batch};
 use flux_types::{LogIndex, Revision, ShardId};
 use tokio::sync::oneshot;
 
@@ -168,6 +168,10 @@ impl Tail {
         if self.origin.log().oldest() <= place.id.index {
             self.next = place.id.index;
         }
+    }
+
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        self.origin.store()
     }
 
     pub(crate) const fn shard(&self) -> ShardId {

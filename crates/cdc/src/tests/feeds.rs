@@ -33,6 +33,32 @@ async fn changes_come_in_order_with_their_groups_and_a_cursor_goes_on_after_each
 }
 
 #[tokio::test]
+async fn lag_is_what_a_feed_has_not_read_whatever_its_prefix() {
+    let shard = TestShard::new();
+    let mut feed = shard.feed(Start::Now).await;
+    let reach = Arc::clone(feed.reach());
+    assert_eq!(reach.lag_events(), 0);
+    shard.set("a", "1");
+    shard.commit(&[set("b", "1"), delete("a")]);
+    assert_eq!(reach.lag_events(), 3);
+    assert_eq!(shard.told(&mut feed, 3).await.len(), 3);
+    assert_eq!(reach.lag_events(), 0);
+    let mut request = Request::from(Start::Earliest);
+    request.prefix = b"nothing begins so".to_vec();
+    let origin: Arc<dyn Origin> = Arc::<TestShard>::clone(&shard);
+    let mut feed = Feed::open(CLUSTER, &[origin], request)
+        .await
+        .expect("it begins");
+    let reach = Arc::clone(feed.reach());
+    assert_eq!(reach.lag_events(), 3);
+    // It begins by saying where, and then finds nothing to tell.
+    feed.next().await.expect("a progress event");
+    let silent = tokio::time::timeout(SILENCE, feed.next()).await;
+    assert!(silent.is_err());
+    assert_eq!(reach.lag_events(), 0);
+}
+
+#[tokio::test]
 async fn facts_of_one_group_say_which_of_how_many_they_are_wherever_one_resumes() {
     let shard = TestShard::new();
     let mut writer = BatchWriter::new(Term::new(1), UnixMillis::new(1), Revision::new(1));

@@ -56,7 +56,10 @@ async fn the_document_of_metrics_lists_what_is_exported_and_nothing_else() {
     let (registry, checks) = (&running.registry, &running.checks);
     let reload = Reload::watch(run, None, &settings.settings, registry, checks);
     assert!(reload.is_ok());
-    let exported: BTreeSet<String> = running.registry.families().iter().map(row).collect();
+    // The consumer is a process of its own.
+    let consumer = crate::cmd::cdc_consumer::families();
+    let families = running.registry.families();
+    let exported: BTreeSet<String> = families.iter().chain(&consumer).map(row).collect();
     running.shutdown(&settings.settings).await;
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
     let document = std::fs::read_to_string(path).unwrap();

@@ -1,12 +1,13 @@
 //! Metrics as a real Prometheus reads them, and the page that shows a newcomer how.
 
 use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Stdio};
 
 use crate::harness::otlp::Collector;
 use crate::harness::{
-    FLUX, Process, Start, command, have, repository, run, shell, stdout, wait_until,
+    FLUX, Start, command, free_port, have, repository, run, shell, stdout, wait_until,
 };
 
 /// A running Prometheus; killed when dropped.
@@ -18,11 +19,10 @@ struct Prometheus {
 
 impl Prometheus {
     /// Starts one that scrapes these jobs every second.
-    fn start(targets: &[(&str, &Process)]) -> Self {
+    fn start(targets: &[(&str, SocketAddr)]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut config = "global: { scrape_interval: 1s }\nscrape_configs:\n".to_owned();
-        for (job, process) in targets {
-            let admin = process.admin();
+        for (job, admin) in targets {
             let target = format!("static_configs: [{{ targets: [\"{admin}\"] }}]");
             config.push_str(&format!("  - {{ job_name: {job}, {target} }}\n"));
         }
@@ -109,30 +109,64 @@ fn listed() -> Vec<(String, String)> {
     .collect()
 }
 
-/// Families of parts that are not configured here; the tests of those parts read them.
-const WITHOUT_SAMPLES: &[&str] = &[
-    "flux_discovery_connected",
-    "flux_discovery_endpoints",
-    "flux_discovery_lease_renewals_total",
-    "flux_discovery_lease_lost_total",
-    "flux_discovery_resnapshots_total",
-    "flux_gateway_reloads_total",
-];
+/// A consumer of changes whose broker is away; killed when dropped.
+struct Consumer {
+    child: Child,
+    admin: SocketAddr,
+}
+
+impl Consumer {
+    fn start() -> Self {
+        let port = free_port();
+        let child = command(FLUX)
+            .args(["cdc-consumer", "--amqp", "amqp://127.0.0.1:9/"])
+            .args(["--admin-port", &port.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary starts");
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        wait_until("the consumer's admin port", || {
+            TcpStream::connect(admin).is_ok()
+        });
+        Self { child, admin }
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
 
 #[test]
-fn a_real_prometheus_reads_every_family_of_node_and_gateway() {
+fn a_real_prometheus_reads_every_family_of_node_gateway_and_consumer() {
     if !have("prometheus", "metrics") || !have("curl", "metrics") {
         return;
     }
     // A collector that is away is counted, not waited for.
     let traced = ["--otlp", "http://127.0.0.1:9", "--trace-sample", "100%"];
     // A broker that is away too: what it keeps from flowing is told all the same.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let registry = path("registry");
+    let found = ["--registry-file", registry.as_str()];
     let node = Start::node()
         .args(&traced)
+        .args(&found)
         .args(&["--amqp", "amqp://127.0.0.1:9/"])
         .ready();
-    let grpc = node.addresses().grpc.expect("a node speaks gRPC");
-    let gateway = Start::gateway(grpc).args(&traced).ready();
+    // With a file, so that there is something to read again.
+    let config = path("flux.toml");
+    std::fs::write(&config, "[gateway]\n").expect("it is writable");
+    let gateway = Start::discovering(&found)
+        .args(&traced)
+        .args(&["--config", &config])
+        .ready();
+    let consumer = Consumer::start();
     let url = format!("http://{}/api/v1/kv", gateway.http());
     wait_until("the gateway knows its upstream's services", || {
         shell(&format!("curl -sS '{url}?key=a'")).contains("found")
@@ -142,10 +176,12 @@ fn a_real_prometheus_reads_every_family_of_node_and_gateway() {
         .lines()
         .find_map(|line| line.strip_prefix("x-trace-id: "));
     let trace = trace.expect("it is recorded").trim();
-    let prometheus = Prometheus::start(&[("flux-node", &node), ("flux-gateway", &gateway)]);
-    wait_until("both are scraped", || {
-        prometheus.query("up == 1").len() == 2
-    });
+    let prometheus = Prometheus::start(&[
+        ("flux-node", node.admin()),
+        ("flux-gateway", gateway.admin()),
+        ("flux-cdc-consumer", consumer.admin),
+    ]);
+    wait_until("all are scraped", || prometheus.query("up == 1").len() == 3);
     let mut missing = Vec::new();
     for (name, kind) in listed() {
         let series = if kind == "histogram" {
@@ -153,7 +189,7 @@ fn a_real_prometheus_reads_every_family_of_node_and_gateway() {
         } else {
             name.clone()
         };
-        if prometheus.query(&series).is_empty() && !WITHOUT_SAMPLES.contains(&name.as_str()) {
+        if prometheus.query(&series).is_empty() {
             missing.push(name);
         }
     }
@@ -261,7 +297,7 @@ fn every_command_of_the_page_on_observability_does_what_it_says() {
     assert!(commands.len() > 5, "{commands:?}");
     let traced = ["--otlp", &collector.url(), "--trace-sample", "100%"];
     let process = Start::all().args(&traced).ready();
-    let port = |address: std::net::SocketAddr| format!("localhost:{}", address.port());
+    let port = |address: SocketAddr| format!("localhost:{}", address.port());
     for (command, promise) in &commands {
         let line = command
             .replace("localhost:8080", &port(process.http()))

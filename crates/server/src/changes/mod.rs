@@ -187,6 +187,7 @@ impl Changes {
             ..Request::from(start)
         };
         let feed = Feed::open(inner.cluster, &inner.origins, request).await?;
+        inner.metrics.follow(feed.reach());
         Ok(Watcher {
             feed,
             place,

@@ -29,6 +29,12 @@ use crate::{Failure, out};
 /// How often an outage that goes on is told.
 const REMINDER: Duration = Duration::from_secs(30);
 
+/// What the consumer registers, for the document that lists it.
+#[cfg(test)]
+pub(super) fn families() -> Vec<flux_telemetry::Family> {
+    Watched::new().families()
+}
+
 /// Runs until a signal, or until there is nothing more to do.
 ///
 /// # Errors

@@ -79,6 +79,11 @@ impl Watched {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn families(&self) -> Vec<flux_telemetry::Family> {
+        self.registry.families()
+    }
+
     /// Begins to answer, if a port is wanted; it ends when dropped.
     ///
     /// # Errors
