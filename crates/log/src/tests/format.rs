@@ -1,6 +1,10 @@
 //! Looking at a directory offline, and the golden bytes.
 
+#[path = "../../../../fuzz/replay.rs"]
+mod replay;
+
 use super::*;
+use replay::replay;
 
 #[test]
 fn inspection_finds_the_damage_that_an_open_refuses() {
@@ -74,20 +78,7 @@ fn golden(name: &str, bytes: &[u8]) {
     expect_test::expect_file![path].assert_eq(&text);
 }
 
-/// Where the corpus of the fuzz target is kept.
-fn corpus() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/log_record")
-}
-
 #[test]
 fn the_corpus_of_the_fuzz_target_holds() {
-    let disk = flux_env::RealDisk;
-    let names = disk.read_dir(&corpus()).unwrap();
-    assert!(names.len() >= 6, "{names:?}");
-    for name in names {
-        let file = disk.open(&corpus().join(name), OpenMode::Read).unwrap();
-        let mut bytes = vec![0; file.size_bytes().unwrap() as usize];
-        file.read_at(&mut bytes, 0).unwrap();
-        fuzzing::log_record(&bytes);
-    }
+    replay("log_record", 6, fuzzing::log_record);
 }
