@@ -200,6 +200,27 @@ class Stack:
             raise Failed(f"{command}\nexpected: {TRACE}\nreceived: {seen}") from None
         for span, parent in seen[0].items():
             self.say(f"  {span} <- {parent}")
+        self.consumer_is_linked(trace_id)
+
+    def consumer_is_linked(self, trace_id):
+        """The consumer's span of the change, in a trace of its own, points to the trace of the curl."""
+        seen = []
+
+        def is_linked():
+            status, body = self.curl("/api/traces?service=flux-cdc-consumer&limit=50", port=16686)
+            if status != 200:
+                return False
+            seen[:] = [(described(span, trace), reference["traceID"])
+                       for trace in json.loads(body)["data"] for span in trace["spans"]
+                       for reference in span["references"] if reference["refType"] == "FOLLOWS_FROM"]
+            return any(linked == trace_id and span.startswith("flux-cdc-consumer process ")
+                       for span, linked in seen)
+
+        try:
+            wait_for("the consumer's span with a link to the write", is_linked)
+        except Failed:
+            raise Failed(f"no span of the consumer is linked to {trace_id}\nreceived: {seen}") from None
+        self.say("  the consumer's span is linked to it")
 
     def everything_is_up(self, command):
         """Every target that Prometheus knows answers its scrapes."""
