@@ -160,9 +160,13 @@ fn describe_record(dumped: &DumpedRecord<'_>) -> String {
         record,
     } = dumped;
     let header = &record.header;
+    let whose = if header.shard == NODE_WIDE {
+        "node".to_owned()
+    } else {
+        format!("shard={}", header.shard)
+    };
     let mut text = format!(
-        "{segment}:{offset} shard={} {:?} term={} index={} bytes={}",
-        header.shard,
+        "{segment}:{offset} {whose} {:?} term={} index={} bytes={}",
         header.kind,
         header.term,
         header.index,

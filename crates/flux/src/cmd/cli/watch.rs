@@ -125,7 +125,12 @@ async fn follow(host: &str, password: Option<String>, watch: Watch) -> Result<()
         {
             Ok(()) => {}
             Err(status) if is_first && request.cursor.is_empty() => {
-                return Err(failed(status.message().to_owned()));
+                let hint = if status.code() == Code::Unavailable {
+                    "; changes come from the node's gRPC port: --grpc-port"
+                } else {
+                    ""
+                };
+                return Err(failed(format!("{}{hint}", status.message())));
             }
             Err(status) if status.code() == Code::Unavailable || status.code() == Code::Unknown => {
                 out::problem(&format!("{address}: {}; asking again", status.message()));
