@@ -27,8 +27,11 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const CHUNK_BYTES: usize = 64 * 1024;
 /// From here on a chunk is taken for one that will be full.
 const CHUNK_BEGUN_BYTES: usize = 4 * 1024;
-/// What sending costs beside writing, in tenths of both.
+/// How often the cost of writing, in tenths, it costs to write and send.
 const COST_FACTOR_TENTHS: u32 = 15;
+/// What sending a chunk costs however small it is, wakes included: it makes a watcher that has to give
+/// way take fewer and larger ones.
+const SEND_COST: Duration = Duration::from_micros(20);
 const EVENT_STREAM: &str = "text/event-stream";
 const LINES: &str = "application/x-ndjson";
 
@@ -94,7 +97,7 @@ fn respond(watcher: Watcher, form: Form) -> Response {
     let chunks = stream::unfold(Some(watcher), move |watcher| async move {
         let (mut chunk, cost) = metered(chunk(watcher?, form)).await;
         if let (_, Some(watcher)) = &mut chunk {
-            watcher.spent(cost * COST_FACTOR_TENTHS / 10);
+            watcher.spent(cost * COST_FACTOR_TENTHS / 10 + SEND_COST);
         }
         Some(chunk)
     });

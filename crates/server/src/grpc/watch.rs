@@ -4,6 +4,7 @@
 //! messages that are made together.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use flux_cdc::CdcError;
 use flux_proto::cdc::watch_server::Watch;
@@ -20,6 +21,8 @@ use crate::changes::{Asked, Changes, Ready, WatchError, Watcher, cursor_failure,
 const TURN_BYTES: usize = 16 * 1024;
 /// How often what it costs to make a message, it costs to make and send it.
 const COST_FACTOR: u32 = 2;
+/// What sending them costs however few they are, wakes included.
+const SEND_COST: Duration = Duration::from_micros(20);
 
 type Messages = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send + 'static>>;
 
@@ -65,7 +68,7 @@ fn messages(watcher: Watcher) -> impl Stream<Item = Sent> + Send {
         match state {
             State::Watching(mut watcher) => {
                 let (turn, cost) = metered(turn(&mut watcher)).await;
-                watcher.spent(cost * COST_FACTOR);
+                watcher.spent(cost * COST_FACTOR + SEND_COST);
                 Some(match turn {
                     Ok((messages, Ready::Events)) => (messages, State::Watching(watcher)),
                     Ok((messages, Ready::Last)) => {
