@@ -538,6 +538,32 @@ fn directories_that_are_not_ours_are_refused_and_left_alone() {
 }
 
 #[test]
+fn rule_12_a_log_that_a_power_cut_may_have_shortened_is_told_from_one_that_is_whole() {
+    let asking = || LogConfig {
+        refuse_power_loss: true,
+        ..config(1, FsyncPolicy::Never)
+    };
+    let disk = SimDisk::new();
+    let (log, _) = open_with(&disk, asking(), 1).expect("a new folder lacks nothing");
+    append(&log, &shard(&log), vec![entry(1, b"a")]);
+    log.abandon();
+    // The process died, the machine lives: nothing is missing.
+    let (log, _) = open_with(&disk, asking(), 1).expect("the same boot");
+    assert_eq!(all(&shard(&log)).len(), 1);
+    log.close();
+    let (log, _) = open_with(&disk, asking(), 2).expect("it had ended in order");
+    append(&log, &shard(&log), vec![entry(2, b"b")]);
+    log.abandon();
+    let refused = open_with(&disk, asking(), 3).expect_err("power may have failed");
+    assert!(matches!(refused, OpenError::PowerLoss { .. }), "{refused}");
+    // Nothing was changed by asking: it is refused again, and opens for whoever does not ask.
+    assert!(open_with(&disk, asking(), 3).is_err());
+    let (log, recovery) = open_with(&disk, config(1, FsyncPolicy::Never), 3).expect("not asked");
+    assert!(recovery.rebooted && !recovery.clean);
+    log.close();
+}
+
+#[test]
 fn a_directory_has_one_owner_and_one_shard_count() {
     let disk = SimDisk::new();
     let (log, _) = open(&disk);

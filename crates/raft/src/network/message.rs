@@ -530,6 +530,24 @@ mod tests {
         assert!(VoteRequest::read(bytes_of(&request)).is_err());
     }
 
+    #[test]
+    fn the_corpus_of_the_fuzz_target_holds() {
+        let corpus =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/peer_message");
+        let disk = flux_env::RealDisk;
+        let names = flux_env::Disk::read_dir(&disk, &corpus).expect("it is in the repository");
+        assert!(10 < names.len());
+        for name in names {
+            let path = corpus.join(name);
+            let file = flux_env::Disk::open(&disk, &path, flux_env::OpenMode::Read);
+            let file = file.expect("it can be opened");
+            let size = file.size_bytes().expect("it has a size");
+            let mut input = vec![0; usize::try_from(size).expect("small")];
+            file.read_at(&mut input, 0).expect("it can be read");
+            fuzz_peer_messages(&input);
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {

@@ -10,17 +10,23 @@ use flux_types::{ErrorCode, NodeId, Outcome, Reply};
 
 use crate::harness::*;
 
-struct Cluster {
-    network: MemoryNetwork,
-    setups: Vec<Setup>,
+pub(crate) struct Cluster {
+    pub(crate) network: MemoryNetwork,
+    pub(crate) setups: Vec<Setup>,
     nodes: Vec<Option<Arc<Node>>>,
 }
 
 impl Cluster {
     /// One voter, and learners to be.
-    async fn start(count: u64) -> Self {
+    pub(crate) async fn start(count: u64) -> Self {
+        Self::start_with(count, |_| ()).await
+    }
+
+    /// The same with settings changed for each node.
+    pub(crate) async fn start_with(count: u64, change: impl Fn(&mut Setup)) -> Self {
         let network = MemoryNetwork::default();
-        let setups: Vec<_> = (1..=count).map(|id| Setup::member(id, &network)).collect();
+        let mut setups: Vec<_> = (1..=count).map(|id| Setup::member(id, &network)).collect();
+        setups.iter_mut().for_each(change);
         let mut cluster = Self {
             nodes: vec![None; setups.len()],
             network,
@@ -33,7 +39,7 @@ impl Cluster {
         cluster
     }
 
-    async fn start_node(&mut self, id: u64) {
+    pub(crate) async fn start_node(&mut self, id: u64) {
         let at = usize::try_from(id - 1).expect("small");
         let node = self.setups[at].start().await;
         let handler = node.shard.peer_handler();
@@ -41,7 +47,7 @@ impl Cluster {
         self.nodes[at] = Some(Arc::new(node));
     }
 
-    async fn stop_node(&mut self, id: u64) {
+    pub(crate) async fn stop_node(&mut self, id: u64) {
         self.network.detach(SHARD, NodeId::new(id));
         let at = usize::try_from(id - 1).expect("small");
         let node = self.nodes[at].take().expect("it runs");
@@ -49,7 +55,7 @@ impl Cluster {
         node.log.close();
     }
 
-    fn node(&self, id: u64) -> &Arc<Node> {
+    pub(crate) fn node(&self, id: u64) -> &Arc<Node> {
         let at = usize::try_from(id - 1).expect("small");
         self.nodes[at].as_ref().expect("it runs")
     }
@@ -59,7 +65,7 @@ impl Cluster {
     }
 
     /// Makes all nodes voters.
-    async fn grow(&self) {
+    pub(crate) async fn grow(&self) {
         let leader = self.node(1);
         let ids: Vec<u64> = (1..=self.setups.len() as u64).collect();
         for id in ids.iter().skip(1) {
@@ -77,7 +83,7 @@ impl Cluster {
     }
 
     /// Waits until some node can write, and answers it.
-    async fn leader(&self) -> Arc<Node> {
+    pub(crate) async fn leader(&self) -> Arc<Node> {
         until("there is a leader", || {
             self.running().any(|node| node.shard.is_writable())
         })
@@ -87,7 +93,7 @@ impl Cluster {
     }
 
     /// Waits until all replicas have applied the same, and compares what they hold.
-    async fn assert_equal(&self, leader: &Node) {
+    pub(crate) async fn assert_equal(&self, leader: &Node) {
         let status = leader.shard.status();
         for node in self.running() {
             node.shard.wait_applied(status.last).await;
@@ -102,7 +108,7 @@ impl Cluster {
         );
     }
 
-    async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         for id in 1..=self.setups.len() as u64 {
             let at = usize::try_from(id - 1).expect("small");
             if self.nodes[at].is_some() {

@@ -33,6 +33,7 @@ pub(crate) struct Setup {
     pub(crate) network: Arc<dyn Network>,
     pub(crate) segment_bytes: u64,
     pub(crate) config: ShardConfig,
+    pub(crate) forward: Option<Arc<dyn flux_raft::Forward>>,
 }
 
 /// A running node of a test.
@@ -56,6 +57,7 @@ impl Setup {
             network: Arc::new(NoNetwork),
             segment_bytes: 1024 * 1024,
             config: quick(),
+            forward: None,
         }
     }
 
@@ -113,7 +115,7 @@ impl Setup {
             log: log.clone(),
             clock: Arc::clone(&self.clock),
             network: Arc::clone(&self.network),
-            forward: None,
+            forward: self.forward.clone(),
             formation: self.formation.clone(),
             config: self.config.clone(),
         };

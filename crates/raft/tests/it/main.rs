@@ -17,3 +17,4 @@ mod expiry;
 mod facts;
 mod model;
 mod snapshots;
+mod voters;

@@ -11,6 +11,11 @@ fn resp_corpus() {
 }
 
 #[test]
+fn forward_corpus() {
+    replay("forward", 10, flux_wire::fuzzing::forward);
+}
+
+#[test]
 fn flux_frame_corpus() {
     replay("flux_frame", 10, flux_wire::fuzzing::flux_frame);
 }

@@ -21,6 +21,8 @@ pub(super) struct Nodes {
 struct Ports {
     resp: u16,
     peer: u16,
+    /// Under which the other nodes reach it.
+    advertised: u16,
 }
 
 enum Node {
@@ -33,22 +35,41 @@ enum Node {
 impl Nodes {
     /// Ports for so many nodes; none is started.
     pub(super) fn new(count: usize, args: &[&str]) -> Self {
-        let ports: Vec<Ports> = (0..count)
-            .map(|_| Ports {
+        let ports = (0..count).map(|_| {
+            let peer = free_port();
+            Ports {
                 resp: free_port(),
-                peer: free_port(),
-            })
-            .collect();
+                peer,
+                advertised: peer,
+            }
+        });
+        Self::with(ports.collect(), args)
+    }
+
+    fn with(ports: Vec<Ports>, args: &[&str]) -> Self {
         let list: Vec<String> = ports
             .iter()
-            .map(|ports| format!("127.0.0.1:{}", ports.peer))
+            .map(|ports| format!("127.0.0.1:{}", ports.advertised))
             .collect();
         Self {
             list: list.join(","),
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-            nodes: (0..count).map(|_| Node::New).collect(),
+            nodes: ports.iter().map(|_| Node::New).collect(),
             ports,
         }
+    }
+
+    /// Nodes with these peer ports, which others reach under other ones.
+    pub(super) fn behind(peers: &[u16], advertised: &[u16], args: &[&str]) -> Self {
+        let ports = peers
+            .iter()
+            .zip(advertised)
+            .map(|(peer, advertised)| Ports {
+                resp: free_port(),
+                peer: *peer,
+                advertised: *advertised,
+            });
+        Self::with(ports.collect(), args)
     }
 
     /// A cluster that serves.
@@ -75,7 +96,10 @@ impl Nodes {
         let ports = self.ports[index];
         let number = number.to_string();
         let peer = ports.peer.to_string();
+        let advertised = ports.advertised.to_string();
         let words = [
+            "--advertise-peer-port",
+            &advertised,
             "--node-id",
             &number,
             "--peer-port",

@@ -1,0 +1,233 @@
+//! Rules that only several voters can break (`docs/design/`).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use flux_env::{Clock, Instant, RealClock};
+use flux_raft::{Formation, Forward, Submission};
+use flux_types::{Answer, ErrorCode, NodeId, Outcome, Reply, ShardId, Term};
+use tokio::sync::oneshot;
+
+use crate::cluster::Cluster;
+use crate::harness::*;
+
+/// A clock that shows another time of day.
+#[derive(Debug)]
+struct Ahead(RealClock, u64);
+
+impl Clock for Ahead {
+    fn now(&self) -> Instant {
+        self.0.now()
+    }
+
+    fn unix_millis(&self) -> u64 {
+        self.0.unix_millis() + self.1
+    }
+
+    fn step_millis(&self) -> i64 {
+        0
+    }
+}
+
+#[test]
+fn rule_2_what_a_deposed_leader_evaluated_never_happens_after_the_new_one_has_written() {
+    on_runtime(async {
+        let cluster = Cluster::start(3).await;
+        cluster.grow().await;
+        let old = cluster.leader().await;
+        assert_eq!(old.run_one(set("n", "1")).await, Reply::Ok);
+        cluster.assert_equal(&old).await;
+        for other in [2, 3] {
+            cluster.network.cut(NodeId::new(1), NodeId::new(other));
+            cluster.network.cut(NodeId::new(other), NodeId::new(1));
+        }
+        // Evaluated on n = 1, and in nobody else's log.
+        let deadline = old.clock.now() + Duration::from_millis(100);
+        let cut_off = old.submit_until(vec![increment("n")], deadline);
+        let reply = cut_off.await.expect("an answer").remove(0).reply;
+        assert_eq!(error_of(&reply).outcome, Outcome::Unknown);
+        until("another leads", || {
+            [2, 3]
+                .iter()
+                .any(|id| cluster.node(*id).shard.is_writable())
+        })
+        .await;
+        let new = [2, 3].map(|id| Arc::clone(cluster.node(id)));
+        let new = new
+            .iter()
+            .find(|node| node.shard.is_writable())
+            .expect("it leads");
+        assert_eq!(new.run_one(set("n", "10")).await, Reply::Ok);
+        cluster.network.heal();
+        assert_eq!(new.run_one(increment("n")).await, Reply::Integer(11));
+        cluster.assert_equal(new).await;
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn rule_6_a_new_leader_with_a_late_clock_revives_nothing() {
+    on_runtime(async {
+        // The first leader's clock is ten minutes ahead of the others'.
+        let cluster = Cluster::start_with(3, |setup| {
+            if setup.id == 1 {
+                setup.clock = Arc::new(Ahead(RealClock::new(), 600_000));
+            }
+        })
+        .await;
+        cluster.grow().await;
+        let first = cluster.leader().await;
+        assert_eq!(first.run_one(set_for("k", "v", 60)).await, Reply::Ok);
+        until("it has expired by the first leader's clock", || {
+            first.shard.store().digest() == cluster.node(2).shard.store().digest()
+                && first.shard.status().swept_keys == 1
+        })
+        .await;
+        // A deadline that only the first leader's clock has passed.
+        assert_eq!(first.run_one(set_for("soon", "v", 1)).await, Reply::Ok);
+        while first.get("soon").await != Reply::Nil {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let moved = first
+            .shard
+            .transfer_leadership(NodeId::new(3), first.after(10));
+        moved.await.expect("node 3 takes over");
+        let third = cluster.node(3);
+        third.wait_writable().await;
+        for key in ["k", "soon"] {
+            assert_eq!(third.get(key).await, Reply::Nil, "{key} stays gone");
+        }
+        // Its time goes on from the last batch, not back to its own.
+        let ahead = first.clock.unix_millis() - 60_000;
+        assert!(ahead < third.shard.now().get());
+        cluster.assert_equal(third).await;
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn rule_11_a_follower_whose_disk_is_full_still_votes_and_hears_and_catches_up_later() {
+    on_runtime(async {
+        let cluster = Cluster::start_with(3, |setup| setup.segment_bytes = 64 * 1024).await;
+        cluster.grow().await;
+        let leader = cluster.leader().await;
+        cluster.assert_equal(&leader).await;
+        let full = cluster.node(3);
+        let disk = &cluster.setups[2].disk;
+        disk.set_capacity_bytes(Some(disk.used_bytes()));
+        let value = "v".repeat(8 * 1024);
+        for number in 0..64 {
+            let key = format!("key {number}");
+            assert_eq!(leader.run_one(set(&key, &value)).await, Reply::Ok);
+        }
+        assert!(
+            full.shard.status().failure.is_none(),
+            "{:?}",
+            full.shard.status()
+        );
+        // It is behind, and yet knows and follows its leader.
+        assert_eq!(full.shard.status().leader, Some(NodeId::new(1)));
+        assert_eq!(full.shard.status().term, leader.shard.status().term);
+        disk.set_capacity_bytes(None);
+        cluster.assert_equal(&leader).await;
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn a_shard_that_begins_with_three_voters_needs_two_of_them_to_write() {
+    on_runtime(async {
+        let voters: BTreeSet<NodeId> = nodes(&[1, 2, 3]);
+        let network = flux_raft::MemoryNetwork::default();
+        let setup = |id| Setup {
+            formation: Formation::Members(voters.clone()),
+            ..Setup::member(id, &network)
+        };
+        let first = setup(1).start().await;
+        network.attach(SHARD, NodeId::new(1), first.shard.peer_handler());
+        let alone = first
+            .shard
+            .wait_writable(first.clock.now() + Duration::from_secs(1));
+        assert_eq!(
+            alone.await.expect_err("one of three").code,
+            ErrorCode::Timeout
+        );
+        let second = setup(2).start().await;
+        network.attach(SHARD, NodeId::new(2), second.shard.peer_handler());
+        until("one of the two leads", || {
+            first.shard.is_writable() || second.shard.is_writable()
+        })
+        .await;
+        let leader = if first.shard.is_writable() {
+            &first
+        } else {
+            &second
+        };
+        assert_eq!(leader.run_one(set("k", "v")).await, Reply::Ok);
+        assert_eq!(leader.shard.status().voters.len(), 3);
+        first.stop().await;
+        second.stop().await;
+    });
+}
+
+/// Counts what is handed on, and answers it.
+#[derive(Debug, Default)]
+struct Counting(AtomicUsize);
+
+impl Forward for Counting {
+    fn forward(&self, _shard: ShardId, leader: NodeId, submission: Submission) {
+        self.0
+            .fetch_add(submission.commands.len(), Ordering::SeqCst);
+        assert_eq!(leader, NodeId::new(1));
+        let answer = Answer {
+            reply: Reply::Ok,
+            revision: flux_types::Revision::new(0),
+        };
+        drop(
+            submission
+                .reply
+                .send(vec![answer; submission.commands.len()]),
+        );
+    }
+
+    fn leader(&self, _shard: ShardId, _term: Term) -> Option<NodeId> {
+        None
+    }
+}
+
+#[test]
+fn a_follower_hands_commands_on_once_and_refuses_what_was_handed_on_to_it() {
+    on_runtime(async {
+        let counting = Arc::new(Counting::default());
+        let forward = Arc::clone(&counting) as Arc<dyn Forward>;
+        let cluster = Cluster::start_with(3, |setup| {
+            if setup.id == 2 {
+                setup.forward = Some(Arc::clone(&forward));
+            }
+        })
+        .await;
+        cluster.grow().await;
+        let leader = cluster.leader().await;
+        cluster.assert_equal(&leader).await;
+        let follower = cluster.node(2);
+        let replies = follower.run(vec![set("a", "1"), get("a")]).await;
+        assert_eq!(replies, [Reply::Ok, Reply::Ok]);
+        assert_eq!(counting.0.load(Ordering::SeqCst), 2);
+        let (reply, answers) = oneshot::channel();
+        let handed_on = Submission {
+            is_forwarded: true,
+            ..Submission::new(vec![set("a", "2")], follower.after(10), reply)
+        };
+        follower
+            .shard
+            .submit(handed_on)
+            .expect("the queue has room");
+        let reply = answers.await.expect("an answer").remove(0).reply;
+        assert_eq!(error_of(&reply).code, ErrorCode::NotLeader);
+        assert_eq!(error_of(&reply).outcome, Outcome::NotDone);
+        assert_eq!(counting.0.load(Ordering::SeqCst), 2);
+        cluster.stop().await;
+    });
+}
