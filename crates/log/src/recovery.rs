@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use flux_env::{Disk, File, OpenMode};
-use flux_types::{LogIndex, ShardId};
+use flux_types::{LogIndex, ShardId, Term};
 
 use crate::blocks::Blocks;
 use crate::error::OpenError;
@@ -82,16 +82,36 @@ impl ShardImage {
     }
 
     pub(crate) fn truncate_after(&mut self, index: u64) {
-        while self.last.is_some_and(|last| index < last.index.get())
-            && self.entries.pop_back().is_some()
-        {
-            let below = LogIndex::new(self.last.map_or(0, |last| last.index.get() - 1));
-            let term = self.entries.back().map(|position| position.term);
-            self.last = term.map(|term| LogId { term, index: below }).or_else(|| {
-                // The entry below is not here: it was purged, or the log is empty.
-                self.purged.filter(|purged| purged.index == below)
-            });
+        let Some(gone) = self
+            .last
+            .and_then(|last| last.index.get().checked_sub(index))
+        else {
+            return;
+        };
+        for _ in 0..gone {
+            if self.entries.pop_back().is_none() {
+                break;
+            }
         }
+        let index = LogIndex::new(index);
+        self.last = match self.entries.back() {
+            _ if index.get() == 0 => None,
+            Some(position) => Some(LogId {
+                term: position.term,
+                index,
+            }),
+            // The entry is not here. Either it was purged, or it will be before this log ends: its
+            // segment is gone, and the purge that allowed that says its term.
+            None => self
+                .purged
+                .filter(|purged| purged.index == index)
+                .or_else(|| {
+                    Some(LogId {
+                        term: Term::new(0),
+                        index,
+                    })
+                }),
+        };
     }
 
     pub(crate) fn purge_to(&mut self, id: LogId) {
@@ -99,6 +119,9 @@ impl ShardImage {
             // A snapshot went beyond the log: the log continues after it.
             self.entries.clear();
             self.history.clear();
+            self.last = Some(id);
+        }
+        if self.last.is_some_and(|last| last.index == id.index) {
             self.last = Some(id);
         }
         let purged = (id.index.get() + 1).saturating_sub(self.first_index());

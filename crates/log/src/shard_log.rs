@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use flux_types::bug::{self, Bug};
 use flux_types::{LogIndex, ShardId};
 
 use crate::error::LogError;
@@ -15,7 +16,7 @@ use crate::positions::Position;
 use crate::record::{
     LogEntry, LogId, RECORD_HEADER_BYTES, Record, RecordKind, Vote, decode, size_at,
 };
-use crate::stream::Readable;
+use crate::stream::{Readable, Stream};
 use crate::writer::Shared;
 
 /// Called once, when what it was given with is flushed or the log has failed. May be called on any
@@ -94,6 +95,12 @@ impl ShardLog {
     /// If there is a gap.
     pub fn append(&self, entries: Vec<LogEntry>, flushed: Flushed) {
         let shard = self.shard;
+        if bug::is_on(Bug::AckBeforeSync) {
+            let push = |stream: &mut Stream| stream.push_entries(shard, entries);
+            self.shared.append(Box::new(drop), false, push);
+            flushed(Ok(()));
+            return;
+        }
         self.shared
             .append(flushed, false, |stream| stream.push_entries(shard, entries));
     }
@@ -102,6 +109,12 @@ impl ShardLog {
     /// appended before.
     pub fn save_vote(&self, vote: Vote, flushed: Flushed) {
         let shard = self.shard;
+        let flushed = if bug::is_on(Bug::VoteNotSynced) {
+            flushed(Ok(()));
+            Box::new(drop)
+        } else {
+            flushed
+        };
         self.shared.append(flushed, true, |stream| {
             let id = LogId {
                 term: vote.term,

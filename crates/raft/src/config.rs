@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use flux_types::bug::{self, Bug};
 use flux_types::limits;
 
 /// Settings of one shard's replica.
@@ -84,6 +85,9 @@ impl Timings {
     /// How much of the lease reads trust: 0.7, the rest is for clocks that run apart.
     #[must_use]
     pub fn read_lease(&self) -> Duration {
+        if bug::is_on(Bug::LeaseWithoutMargin) {
+            return self.election_max.saturating_mul(6) / 5;
+        }
         self.election_max.saturating_mul(7) / 10
     }
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use flux_env::{Clock, Instant};
 use flux_log::{Log, LogId, ShardLog};
 use flux_store::Store;
-use flux_types::{Answer, Error, ErrorCode, LogIndex, NodeId, ShardId, UnixMillis};
+use flux_types::bug::{self, Bug};
+use flux_types::{Answer, Error, ErrorCode, LogIndex, NodeId, ShardId, Term, UnixMillis};
 use openraft::impls::EmptyNode;
 use openraft::{Config, SnapshotPolicy, StepDownPolicy};
 use parking_lot::Mutex;
@@ -31,7 +32,7 @@ use crate::replica::{Leadership, Replica};
 use crate::runtime::{Task, blocking, reclaimer, timeout};
 use crate::snapshot::{self, Snapshots};
 use crate::state_machine::StateMachine;
-use crate::status::{Counters, Failure, Members, ShardStatus};
+use crate::status::{Counters, Failure, Members, Role, ShardStatus};
 use crate::type_config::Raft;
 use crate::watcher;
 
@@ -147,7 +148,8 @@ impl Shard {
         had_vote: bool,
     ) -> Self {
         // A sole voter has nobody whose lease it could break.
-        let refuse_votes_until = if had_vote && !replica.is_sole_voter() {
+        let has_lease = had_vote && !replica.is_sole_voter();
+        let refuse_votes_until = if has_lease && !bug::is_on(Bug::VoteAfterRestart) {
             replica.clock.now() + replica.config.timings.vote_refusal()
         } else {
             Instant::from_nanos(0)
@@ -207,11 +209,16 @@ impl Shard {
         self.inner.replica.now()
     }
 
-    /// Whether what was read from the store *before* `now` was sampled may be answered without
-    /// asking anyone.
+    /// The term whose lease is open at `now`. What is read from the store may be answered without
+    /// asking anyone if this was some term before the read, and is the same for a `now` that was
+    /// sampled after it.
     #[must_use]
-    pub fn lease_is_open(&self, now: Instant) -> bool {
-        self.inner.replica.gate.is_open(now)
+    pub fn lease(&self, now: Instant) -> Option<Term> {
+        if bug::is_on(Bug::LocalReads) {
+            let status = self.status();
+            return (status.role == Role::Leader).then_some(status.term);
+        }
+        self.inner.replica.gate.lease(now)
     }
 
     /// Returns once a read of the store sees every write acknowledged before the call. Calls made
@@ -525,7 +532,7 @@ fn raft_config(parts: &ShardParts) -> Result<Arc<Config>, StartError> {
         enable_pre_vote: Some(true),
         // The store is in memory: a leader that came back without an election could be behind
         // what it had acknowledged.
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(bug::is_on(Bug::LeaderRestored)),
         // The lease gate must close before leadership goes anywhere, so it never goes by itself.
         removed_leader_step_down: StepDownPolicy::Never,
         // Snapshots are taken by bytes, here (`crate::snapshot`).

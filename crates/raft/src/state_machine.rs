@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 use flux_log::{LogId, ShardLog};
 use flux_store::Store;
 use flux_store::batch::effective;
+use flux_types::bug::{self, Bug};
 use futures_util::{Stream, TryStreamExt};
 use openraft::entry::{EntryPayload, RaftEntry as _};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -22,7 +23,7 @@ use tokio::sync::Notify;
 use crate::codec::{from_raft_id, to_raft_id};
 use crate::expiry::SweepAlarm;
 use crate::progress::Progress;
-use crate::runtime::blocking;
+use crate::runtime::{blocking, pause};
 use crate::snapshot::{self, SnapshotData, Snapshots};
 use crate::status::Counters;
 use crate::type_config::{Applied, Payload, RaftLogId, SnapshotMeta, StoredMembership, TypeConfig};
@@ -104,6 +105,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let mut bytes_in_turn = 0;
         while let Some((entry, responder)) = entries.try_next().await? {
             let id = from_raft_id(&entry.log_id());
+            if bug::is_on(Bug::GroupNotAtomic) {
+                self.apply_in_parts(id, &entry.payload).await;
+            }
             let applied = self.apply_entry(id, &entry.payload)?;
             if let Some(responder) = responder {
                 responder.send(applied);
@@ -161,6 +165,22 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 }
 
 impl StateMachine {
+    /// Applies the facts of a batch one by one, others running in between ([`Bug::GroupNotAtomic`]);
+    /// the batch is then applied whole.
+    #[cold]
+    async fn apply_in_parts(&self, id: LogId, payload: &Payload) {
+        let EntryPayload::Normal(batch) = payload else {
+            return;
+        };
+        let mut count = 1;
+        while let Ok(Some(view)) = effective(id.term, &batch.bytes)
+            && self.store.apply_partly(&view, count)
+        {
+            count += 1;
+            pause().await;
+        }
+    }
+
     /// Loads a snapshot beside the store and swaps it in.
     pub(crate) fn install(&self, meta: &SnapshotMeta, data: &SnapshotData) -> io::Result<()> {
         let info = data.info();

@@ -14,7 +14,7 @@ use flux_raft::{Formation, MembershipError, Shard};
 use flux_types::{NodeId, ShardId};
 use parking_lot::Mutex;
 
-use crate::client::Shared;
+use crate::client::{Phase, Shared};
 use crate::executor::sleep;
 use crate::machine::{Machine, SHARDS, SyncTime};
 use crate::network::{SimNetwork, Weather};
@@ -48,6 +48,8 @@ pub enum Fault {
     Replace,
     /// A snapshot is taken out of turn.
     Snapshot,
+    /// A leader is cut off and the others restart, having forgotten the lease they granted it.
+    Amnesia,
 }
 
 impl Fault {
@@ -66,6 +68,7 @@ impl Fault {
         Self::Transfer,
         Self::Replace,
         Self::Snapshot,
+        Self::Amnesia,
     ];
 }
 
@@ -144,13 +147,14 @@ impl Nemesis {
     }
 
     /// Breaks one thing after another until it is told to stop.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(self, phase: Phase) {
         while !self.shared.stop.load(Ordering::SeqCst) {
-            self.wait_millis(50, 900).await;
+            self.wait_millis(50, 1_200).await;
             let at = usize::try_from(self.below(self.enabled.len() as u64)).unwrap_or(0);
-            let Some(fault) = self.enabled.get(at).copied() else {
-                return;
-            };
+            let drawn = self.enabled.get(at).copied().unwrap_or(Fault::Crash);
+            // Deadlines are judged by one clock after the other where leadership moves.
+            let moves = phase == Phase::Expiring && self.below(2) == 0;
+            let fault = if moves { Fault::Transfer } else { drawn };
             let code = Fault::ALL.iter().position(|known| *known == fault);
             self.shared.executor.note(code.unwrap_or(0) as u64);
             *self.counts.lock().entry(fault).or_default() += 1;
@@ -161,7 +165,12 @@ impl Nemesis {
     async fn inflict(&self, fault: Fault) {
         match fault {
             Fault::Crash => {
-                let machine = self.victim();
+                let voter = if self.below(3) == 0 {
+                    self.next_voter().await
+                } else {
+                    None
+                };
+                let machine = voter.unwrap_or_else(|| self.victim());
                 self.crash(&machine).await;
             }
             Fault::CrashAll => {
@@ -203,8 +212,8 @@ impl Nemesis {
                 let millis = i64::try_from(self.below(20_000)).unwrap_or(0) - 10_000;
                 machine.clock.set_step_millis(millis);
                 self.wait_millis(200, 1_000).await;
-                machine.clock.set_step_millis(0);
             }
+            Fault::Amnesia => self.amnesia().await,
             Fault::Transfer => self.transfer().await,
             Fault::Replace => self.replace().await,
             Fault::Snapshot => {
@@ -219,12 +228,43 @@ impl Nemesis {
         }
     }
 
+    async fn amnesia(&self) {
+        let shard = ShardId::new(u32::try_from(self.below(SHARDS.into())).unwrap_or(0));
+        let Some((leader, _)) = self.leader(shard) else {
+            return;
+        };
+        let others = self.machines().iter().filter(|m| m.number != leader.number);
+        for other in others.clone() {
+            self.network.cut(leader.number, other.number);
+            self.network.cut(other.number, leader.number);
+        }
+        let loss = self.loss();
+        for other in others {
+            other.crash(loss);
+            other.start(Formation::Join);
+        }
+        self.wait_millis(500, 2_000).await;
+        self.network.heal();
+    }
+
     fn loss(&self) -> CrashLoss {
         match self.below(4) {
             0 => CrashLoss::Nothing,
             1 => CrashLoss::Everything,
             _ => CrashLoss::Random,
         }
+    }
+
+    /// Waits for a moment until some machine has just given its vote.
+    async fn next_voter(&self) -> Option<Arc<Machine>> {
+        self.network.take_last_voter();
+        for _ in 0..4_000 {
+            sleep(&self.shared.executor, Duration::from_micros(200)).await;
+            if let Some(number) = self.network.take_last_voter() {
+                return self.machines().get(number).cloned();
+            }
+        }
+        None
     }
 
     async fn crash(&self, machine: &Arc<Machine>) {
@@ -374,6 +414,13 @@ impl Nemesis {
     /// Which machine is being replaced.
     pub(crate) fn replaced(&self) -> Option<usize> {
         self.replacing.lock().map(|replacement| replacement.machine)
+    }
+
+    /// Steps all wall clocks, until everything is healed.
+    pub(crate) fn step_clocks(&self) {
+        for machine in self.machines() {
+            machine.clock.set_step_millis(60_000);
+        }
     }
 
     /// Ends everything that is wrong.

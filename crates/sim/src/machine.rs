@@ -84,6 +84,8 @@ struct State {
     disk: SimDisk,
     sync_time: SyncTime,
     node: Option<Node>,
+    /// Whether its process was started and not ended since.
+    is_started: bool,
     /// Which boot of the machine this is.
     boot: u128,
     /// Why the node could not start, or had to end.
@@ -127,6 +129,7 @@ impl Machine {
                 disk: SimDisk::new(),
                 sync_time: SyncTime::QUICK,
                 node: None,
+                is_started: false,
                 boot: 1,
                 failure: None,
             }),
@@ -169,6 +172,8 @@ impl Machine {
         self.executor.kill(self.number);
         drop(node);
         let mut state = self.state.lock();
+        state.is_started = false;
+        state.failure = None;
         if loss != CrashLoss::Nothing {
             // Only a power cut loses what was written, and it is another boot.
             state.boot += 1;
@@ -184,10 +189,12 @@ impl Machine {
         state.disk = SimDisk::new();
     }
 
-    /// Starts the process. It runs when [`Machine::is_up`].
+    /// Starts the process, unless somebody has. It runs when [`Machine::is_up`].
     pub(crate) fn start(self: &Arc<Self>, formation: Formation) {
         let machine = Arc::clone(self);
-        self.state.lock().failure = None;
+        if std::mem::replace(&mut self.state.lock().is_started, true) {
+            return;
+        }
         self.executor.spawn_on(self.number, async move {
             if let Err(reason) = machine.run(formation).await {
                 machine.state.lock().failure = Some(reason);
@@ -304,7 +311,7 @@ impl Machine {
             return refused();
         };
         if let (Command::Read(read), true) = (&command, by_lease) {
-            let was_open = handle.lease_is_open(self.clock.now());
+            let lease = handle.lease(self.clock.now());
             if bug::is_on(Bug::GateBeforeRead) {
                 self.descheduled().await;
             }
@@ -312,12 +319,9 @@ impl Machine {
             if !bug::is_on(Bug::GateBeforeRead) {
                 self.descheduled().await;
             }
-            let is_open = if bug::is_on(Bug::GateBeforeRead) {
-                was_open
-            } else {
-                handle.lease_is_open(self.clock.now())
-            };
-            if is_open && let Read::Reply(reply) = found {
+            let stands = lease.is_some()
+                && (bug::is_on(Bug::GateBeforeRead) || handle.lease(self.clock.now()) == lease);
+            if stands && let Read::Reply(reply) = found {
                 return Answer {
                     reply,
                     revision: handle.store().revision(),
@@ -335,8 +339,8 @@ impl Machine {
 
     /// Between two steps of a session its thread may have to wait for a processor, now and then long.
     async fn descheduled(&self) {
-        if self.executor.below(8) == 0 {
-            let micros = self.executor.below(3_000);
+        if self.executor.below(4) == 0 {
+            let micros = self.executor.below(10_000);
             sleep(&self.executor, Duration::from_micros(micros)).await;
         }
     }

@@ -68,6 +68,10 @@ struct State {
     places: BTreeMap<(ShardId, NodeId), Place>,
     /// Which machine a replica's id belongs to.
     machines: BTreeMap<NodeId, usize>,
+    /// The highest term in which a replica is known to have given its vote.
+    given: BTreeMap<(ShardId, NodeId), u64>,
+    /// Which machine gave a vote last, until somebody asks.
+    last_voter: Option<usize>,
 }
 
 /// See the module. Clones share the network.
@@ -96,6 +100,8 @@ impl SimNetwork {
                 cut: BTreeSet::new(),
                 places: BTreeMap::new(),
                 machines: BTreeMap::new(),
+                given: BTreeMap::new(),
+                last_voter: None,
             })),
             counts: Arc::default(),
         }
@@ -111,6 +117,26 @@ impl SimNetwork {
 
     pub(crate) fn heal(&self) {
         self.state.lock().cut.clear();
+    }
+
+    /// The highest term in which a replica is known to have given its vote; 0 for none.
+    pub(crate) fn vote_given(&self, shard: ShardId, id: NodeId) -> u64 {
+        let state = self.state.lock();
+        state.given.get(&(shard, id)).copied().unwrap_or(0)
+    }
+
+    /// Which machine has given a vote since the last time that this was asked.
+    pub(crate) fn take_last_voter(&self) -> Option<usize> {
+        self.state.lock().last_voter.take()
+    }
+
+    fn note_vote(&self, key: (ShardId, NodeId), reply: &VoteReply) {
+        if reply.is_granted {
+            let mut state = self.state.lock();
+            let given = state.given.entry(key).or_default();
+            *given = reply.vote.term.get().max(*given);
+            state.last_voter = state.machines.get(&key.1).copied();
+        }
     }
 
     /// Whether messages pass from one machine to another.
@@ -287,8 +313,16 @@ impl Peer for SimPeer {
     fn vote(&self, request: VoteRequest) -> BoxFuture<'_, Result<VoteReply, PeerError>> {
         let copy = request.clone();
         self.repeat(move |handler| async move { handler.vote(copy).await }.boxed());
-        self.carry(move |handler| async move { handler.vote(request).await }.boxed())
+        let (network, key) = (self.network.clone(), self.key);
+        let vote = self.carry(move |handler| {
+            async move {
+                let reply = handler.vote(request).await?;
+                network.note_vote(key, &reply);
+                Ok(reply)
+            }
             .boxed()
+        });
+        vote.boxed()
     }
 
     fn pre_vote(&self, request: VoteRequest) -> BoxFuture<'_, Result<VoteReply, PeerError>> {

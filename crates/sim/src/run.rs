@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use flux_env::{Clock, CrashLoss, enter_world};
+use flux_env::{CrashLoss, enter_world};
 use flux_history::{Action, Demands, History, Options, Outcome, Vacuous, check};
 use flux_raft::{Formation, Shard};
 use flux_types::bug::{self, Bug};
@@ -104,6 +104,18 @@ pub enum Failure {
         one: NodeId,
         /// The other.
         other: NodeId,
+    },
+    /// A replica has forgotten a vote that it gave.
+    #[error("shard {shard}: {node} gave its vote in term {given} and came back in term {found}")]
+    VoteForgotten {
+        /// Of which shard.
+        shard: ShardId,
+        /// Who.
+        node: NodeId,
+        /// The term of the vote it gave.
+        given: u64,
+        /// The term that it came back with.
+        found: u64,
     },
     /// A replica went back behind what it had applied and synced.
     #[error("shard {shard}: an entry that was committed at {index} has changed")]
@@ -280,52 +292,23 @@ impl Cluster {
         self.become_whole().await
     }
 
-    /// The first machine founds the shards and takes in the others.
+    /// All machines begin every shard with the same voters.
     async fn form(&self) -> Result<(), Failure> {
+        let ids: BTreeSet<NodeId> = self.machines.iter().map(|machine| machine.id()).collect();
         for machine in &self.machines {
-            let formation = if machine.number == 0 {
-                Formation::Found
-            } else {
-                Formation::Join
-            };
-            machine.start(formation);
+            machine.start(Formation::Members(ids.clone()));
         }
         self.eventually(|| {
-            let all_up = self.machines.iter().all(|machine| machine.is_up());
-            let first = self.machines.first().and_then(|machine| machine.node());
-            let leads = first.is_some_and(|node| node.shards.iter().all(Shard::is_writable));
-            (!all_up || !leads).then(|| "the founder leads".to_owned())
+            let is_led = |number| {
+                self.machines.iter().any(|machine| {
+                    let node = machine.node();
+                    node.and_then(|node| node.shard(ShardId::new(number)).cloned())
+                        .is_some_and(|shard| shard.is_writable())
+                })
+            };
+            (!(0..SHARDS).all(is_led)).then(|| "every shard is led".to_owned())
         })
-        .await?;
-        let ids: BTreeSet<NodeId> = self.machines.iter().map(|machine| machine.id()).collect();
-        let founder = self.machines.first().and_then(|machine| machine.node());
-        let (Some(founder), Some(machine)) = (founder, self.machines.first()) else {
-            return Ok(());
-        };
-        for shard in founder.shards {
-            let deadline = machine.clock.now() + HEAL_MAX;
-            let ids = ids.clone();
-            let (done, joined) = tokio::sync::oneshot::channel();
-            self.executor.spawn_on(machine.number, async move {
-                let mut result = Ok(());
-                for id in &ids {
-                    if result.is_ok() && *id != shard.status().node {
-                        result = shard.add_learner(*id, deadline).await;
-                    }
-                }
-                if result.is_ok() {
-                    result = shard.change_voters(ids, deadline).await;
-                }
-                drop(done.send(result));
-            });
-            if let Ok(Err(error)) = joined.await {
-                return Err(Failure::Node {
-                    node: 0,
-                    reason: error.to_string(),
-                });
-            }
-        }
-        Ok(())
+        .await
     }
 
     /// Clients work while things break.
@@ -344,13 +327,20 @@ impl Cluster {
             });
         }
         self.pause(Duration::from_millis(500)).await;
-        let nemesis = self.nemesis.clone();
-        let (done, ended) = tokio::sync::oneshot::channel::<()>();
-        running.push(ended);
-        self.executor.spawn_on(OUTSIDE, async move {
-            nemesis.run().await;
-            drop(done);
-        });
+        if phase == Phase::Expiring && self.executor.below(2) == 0 {
+            // After a step of the clock nobody sweeps: what has expired is met by reads.
+            self.nemesis.step_clocks();
+        }
+        // Two things may be wrong at once.
+        for _ in 0..2 {
+            let nemesis = self.nemesis.clone();
+            let (done, ended) = tokio::sync::oneshot::channel::<()>();
+            running.push(ended);
+            self.executor.spawn_on(OUTSIDE, async move {
+                nemesis.run(phase).await;
+                drop(done);
+            });
+        }
         self.pause(duration).await;
         self.shared.stop.store(true, Ordering::SeqCst);
         for ended in running {
@@ -384,6 +374,7 @@ impl Cluster {
 
     fn spawn_watch(&self) {
         let (executor, machines) = (Arc::clone(&self.executor), self.machines.clone());
+        let network = self.network.clone();
         let watched = Arc::clone(&self.watched);
         self.executor.spawn_on(OUTSIDE, async move {
             loop {
@@ -393,6 +384,7 @@ impl Cluster {
                     let node = machine.node();
                     for shard in node.iter().flat_map(|node| &node.shards) {
                         watched.look_at(shard);
+                        watched.look_at_vote(shard, &network);
                     }
                 }
             }
@@ -416,10 +408,7 @@ impl Cluster {
     /// Waits until every shard has a leader and all replicas have applied the same.
     async fn become_whole(&self) -> Result<(), Failure> {
         for machine in &self.machines {
-            if !machine.is_up() && machine.failure().is_none() {
-                machine.crash(CrashLoss::Nothing);
-                machine.start(Formation::Join);
-            }
+            machine.start(Formation::Join);
         }
         let until = self.executor.true_nanos() + u64::try_from(HEAL_MAX.as_nanos()).unwrap_or(0);
         while !self.nemesis.go_on_replacing().await {
@@ -543,6 +532,21 @@ impl Cluster {
 }
 
 impl Watched {
+    /// A vote that was given is never forgotten, whatever happened to the machine since.
+    fn look_at_vote(&mut self, shard: &Shard, network: &SimNetwork) {
+        let node = shard.status().node;
+        let given = network.vote_given(shard.id(), node);
+        let found = shard.log().state().vote.map_or(0, |vote| vote.term.get());
+        if found < given {
+            self.failure.get_or_insert_with(|| Failure::VoteForgotten {
+                shard: shard.id(),
+                node,
+                given,
+                found,
+            });
+        }
+    }
+
     /// What this replica shows must fit what was seen before.
     fn look_at(&mut self, shard: &Shard) {
         let status = shard.status();

@@ -10,6 +10,7 @@
 
 use std::sync::atomic::Ordering;
 
+use flux_types::bug::{self, Bug};
 use flux_types::{DeleteCause, Revision, UnixMillis};
 
 use crate::batch::{BatchView, FactRef};
@@ -55,6 +56,10 @@ impl Store {
     /// Never for a batch from [`BatchView::parse`].
     pub fn apply(&self, batch: &BatchView<'_>) {
         let mut applier = self.applier.lock();
+        if bug::is_on(Bug::ApplyOutOfOrder) && self.counters.puts.load(Ordering::Relaxed) % 2 == 1 {
+            self.apply_backward(&mut applier, batch);
+            return;
+        }
         let mut pending: Vec<Ready<'_>> = Vec::with_capacity(LOOKAHEAD);
         let mut group: Vec<(Revision, FactRef<'_>)> = Vec::new();
         let mut facts = batch.facts();
@@ -85,6 +90,35 @@ impl Store {
         }
         self.apply_singles(&mut applier, &mut pending);
         self.finish_batch(&mut applier, batch);
+    }
+
+    /// The facts of a batch in an order of its own ([`Bug::ApplyOutOfOrder`]).
+    #[cold]
+    fn apply_backward(&self, applier: &mut Applier, batch: &BatchView<'_>) {
+        let mut facts = Vec::new();
+        let mut steps = batch.facts();
+        while let Some((revision, fact, _)) = steps.step() {
+            facts.push((revision, fact));
+        }
+        for fact in facts.into_iter().rev() {
+            self.apply_group(applier, &[fact]);
+        }
+        self.finish_batch(applier, batch);
+    }
+
+    /// The first facts of a batch, which is then applied whole ([`Bug::GroupNotAtomic`]). Whether
+    /// there are more.
+    #[cold]
+    pub fn apply_partly(&self, batch: &BatchView<'_>, count: usize) -> bool {
+        let mut applier = self.applier.lock();
+        let mut steps = batch.facts();
+        for _ in 0..count {
+            let Some((revision, fact, _)) = steps.step() else {
+                return false;
+            };
+            self.apply_group(&mut applier, &[(revision, fact)]);
+        }
+        steps.step().is_some()
     }
 
     fn apply_singles(&self, applier: &mut Applier, pending: &mut Vec<Ready<'_>>) {

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use flux_env::{Clock, Disk, File, OpenMode};
+use flux_types::bug::{self, Bug};
 use flux_types::{LogIndex, ShardId, Term, UnixMillis};
 
 use crate::config::{FsyncPolicy, LogConfig};
@@ -489,7 +490,9 @@ impl Stream {
             term: Term::new(0),
             index,
         };
-        self.push(shard, RecordKind::TruncateAfter, id, self.now(), &[])?;
+        if !bug::is_on(Bug::TruncateNotWritten) {
+            self.push(shard, RecordKind::TruncateAfter, id, self.now(), &[])?;
+        }
         if let Some(state) = self.shards.get_mut(shard) {
             state.image.truncate_after(index.get());
             state.drop_tail(|entry| index.get() < entry);

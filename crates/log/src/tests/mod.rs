@@ -190,6 +190,38 @@ fn truncation_is_remembered_and_the_log_goes_on_after_it() {
 }
 
 #[test]
+fn a_truncation_that_reaches_below_the_oldest_segment_is_remembered() {
+    for below in 1..4 {
+        let disk = SimDisk::new();
+        let (log, _) = open(&disk);
+        let shard = shard(&log);
+        let mut last = 0;
+        while log.end().0 == 1 {
+            last += 1;
+            append(&log, &shard, vec![entry(last, &[7; 40_000])]);
+        }
+        // The second segment holds the last entry only; the truncation takes others with it.
+        let kept = last - 1 - below;
+        shard.truncate_after(LogIndex::new(kept), Box::new(|result| result.unwrap()));
+        for index in kept + 1..=last {
+            append(&log, &shard, vec![entry(index, b"anew")]);
+        }
+        let id = entry(kept, b"").id;
+        shard.purge_to(id, Box::new(|result| result.unwrap()));
+        log.pump();
+        log.pump();
+        assert_eq!(log.stats().segments_deleted, 1);
+        let (state, before) = (shard.state(), all(&shard));
+        log.close();
+        let (log, _) = open(&disk);
+        let shard = log.shard(ShardId::new(0));
+        assert_eq!(all(&shard), before);
+        assert_eq!(shard.state().last, state.last);
+        assert_eq!(shard.state().purged, Some(id));
+    }
+}
+
+#[test]
 fn a_full_truncation_leaves_an_empty_log() {
     let disk = SimDisk::new();
     let (log, _) = open(&disk);

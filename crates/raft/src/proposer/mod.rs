@@ -23,6 +23,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flux_env::Instant;
 use flux_log::{LogError, Space};
+use flux_types::bug::{self, Bug};
 use flux_types::{Answer, Command, Error, ErrorCode, NodeId, Term, UnixMillis};
 use openraft::errors::ClientWriteError;
 use openraft::impls::OneshotResponder;
@@ -130,7 +131,7 @@ impl Proposer {
         let spans = traced::begin(&asked, self.replica.id, term, bytes);
         let fate = match facts {
             Some(bytes) => self.propose(Batch { bytes, at }, term, &mut asked).await,
-            None => self.confirm_reads(&asked).await,
+            None => self.confirm_reads(&asked, term).await,
         };
         if fate != Fate::Applied {
             spans.iter().for_each(|span| span.fail("NOT_APPLIED"));
@@ -273,11 +274,12 @@ impl Proposer {
             .fetch_add(1, Ordering::Relaxed);
         let (responder, mut outcome) = OneshotResponder::new_pair();
         let replica = Arc::clone(&self.replica);
-        let request = replica
-            .raft
-            .write(batch)
-            .responder(responder)
-            .with_leader(committed_leader(term));
+        let request = replica.raft.write(batch).responder(responder);
+        let request = if bug::is_on(Bug::TermFenceOff) {
+            request
+        } else {
+            request.with_leader(committed_leader(term))
+        };
         if let Err(fatal) = request.await {
             tracing::error!(shard = %replica.id, error = %fatal, "failed to propose");
             return Fate::Unknown;
@@ -307,8 +309,8 @@ impl Proposer {
 
     /// A batch that changes nothing needs no entry, only the certainty that this replica still
     /// led after it was evaluated.
-    async fn confirm_reads(&self, asked: &[Pending]) -> Fate {
-        if self.replica.gate.is_open(self.replica.clock.now()) {
+    async fn confirm_reads(&self, asked: &[Pending], term: Term) -> Fate {
+        if self.replica.gate.lease(self.replica.clock.now()) == Some(term) {
             return Fate::Applied;
         }
         let deadline = asked.iter().map(Pending::deadline).min();

@@ -160,7 +160,7 @@ fn the_lease_of_a_sole_voter_opens_with_its_own_no_op_and_closes_with_the_shard(
     on_runtime(async {
         let node = setup.start_writable().await;
         until("the gate opens", || {
-            node.shard.lease_is_open(node.clock.now())
+            node.shard.lease(node.clock.now()).is_some()
         })
         .await;
         node.shard
@@ -168,6 +168,6 @@ fn the_lease_of_a_sole_voter_opens_with_its_own_no_op_and_closes_with_the_shard(
             .await
             .expect("a sole voter confirms itself");
         node.shard.shutdown().await;
-        assert!(!node.shard.lease_is_open(node.clock.now()));
+        assert!(node.shard.lease(node.clock.now()).is_none());
     });
 }

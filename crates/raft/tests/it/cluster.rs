@@ -171,7 +171,7 @@ fn a_follower_refuses_writes_as_not_done_and_gives_no_lease() {
         let reply = follower.run_one(set("k", "1")).await;
         assert_eq!(error_of(&reply).code, ErrorCode::NotLeader);
         assert_eq!(error_of(&reply).outcome, Outcome::NotDone);
-        assert!(!follower.shard.lease_is_open(follower.clock.now()));
+        assert!(follower.shard.lease(follower.clock.now()).is_none());
         let barrier = follower.shard.read_barrier(follower.after(5)).await;
         assert_eq!(
             barrier.expect_err("not the leader").code,
@@ -188,7 +188,7 @@ fn rule_8_the_leader_of_three_has_a_lease_that_ends_when_it_is_cut_off() {
         cluster.grow().await;
         let leader = cluster.leader().await;
         until("the lease opens", || {
-            leader.shard.lease_is_open(leader.clock.now())
+            leader.shard.lease(leader.clock.now()).is_some()
         })
         .await;
         leader
@@ -201,7 +201,7 @@ fn rule_8_the_leader_of_three_has_a_lease_that_ends_when_it_is_cut_off() {
             cluster.network.cut(NodeId::new(other), NodeId::new(1));
         }
         until("the lease ends", || {
-            !leader.shard.lease_is_open(leader.clock.now())
+            leader.shard.lease(leader.clock.now()).is_none()
         })
         .await;
         let deadline = leader.clock.now() + Duration::from_millis(200);
@@ -250,7 +250,7 @@ fn rule_14_leadership_is_handed_over_without_losing_a_write() {
             .shard
             .transfer_leadership(NodeId::new(3), first.after(10));
         moved.await.expect("node 3 takes over");
-        assert!(!first.shard.lease_is_open(first.clock.now()));
+        assert!(first.shard.lease(first.clock.now()).is_none());
         let third = cluster.node(3);
         third.wait_writable().await;
         for number in 0..20 {

@@ -254,7 +254,7 @@ fn a_failed_fsync_makes_the_write_unknown_and_ends_the_shard() {
         let failure = node.shard.failed().await;
         assert!(matches!(failure, Failure::LogPoisoned(_)), "{failure}");
         assert!(node.shard.status().failure.is_some());
-        assert!(!node.shard.lease_is_open(node.clock.now()));
+        assert!(node.shard.lease(node.clock.now()).is_none());
         let reply = node.run_one(set("c", "1")).await;
         assert!(matches!(reply, Reply::Error(_)));
     });

@@ -16,7 +16,7 @@ use std::vec;
 use flux_env::Instant;
 use flux_telemetry::TraceContext;
 use flux_telemetry::trace::{self, Service, Span};
-use flux_types::{Answer, Command, Error, ErrorCode, ShardId, TraceParent, UnixMillis};
+use flux_types::{Answer, Command, Error, ErrorCode, ShardId, Term, TraceParent, UnixMillis};
 use tokio::sync::oneshot;
 
 use super::{Executor, Home};
@@ -37,6 +37,8 @@ struct Part {
     /// The shard's expiry clock, sampled when the turn first touched it; none if the gate was
     /// closed then.
     now: Option<UnixMillis>,
+    /// The term whose lease was open when the turn began to read.
+    lease: Option<Term>,
     /// Reads answered from the store while planning.
     direct: Vec<Command>,
     /// What the proposer is asked.
@@ -126,6 +128,7 @@ impl Turn {
             if let Some(part) = self.parts.get_mut(shard as usize) {
                 part.is_touched = false;
                 part.now = None;
+                part.lease = None;
                 part.direct.clear();
                 part.commands.clear();
                 part.answers = Vec::new().into_iter();
@@ -141,10 +144,12 @@ impl Turn {
         let now = home.clock().now();
         let stand = self.touched.iter().all(|&shard| {
             let part = self.parts.get(shard as usize);
-            part.is_none_or(|part| part.direct.is_empty())
-                || home
-                    .shard(ShardId::new(shard))
-                    .is_some_and(|shard| shard.lease_is_open(now))
+            part.is_none_or(|part| {
+                let handle = home.shard(ShardId::new(shard));
+                let lease = handle.and_then(|handle| handle.lease(now));
+                // One of a later term says nothing about what was read before it.
+                part.direct.is_empty() || (lease.is_some() && lease == part.lease)
+            })
         });
         if stand {
             return Reads::Stand;
@@ -175,9 +180,8 @@ impl Turn {
             part.is_touched = true;
             self.touched.push(shard.get());
             let handle = home.shard(shard)?;
-            if handle.lease_is_open(home.clock().now()) {
-                part.now = Some(handle.now());
-            }
+            part.lease = handle.lease(home.clock().now());
+            part.now = part.lease.map(|_| handle.now());
         }
         Some(part)
     }
