@@ -220,6 +220,10 @@ impl RaftSnapshotBuilder<TypeConfig> for LatestSnapshot {
         // openraft keeps the metadata of what was built and asks again for the contents.
         let latest = self.machine.snapshots.latest_info();
         let none = || io::Error::new(io::ErrorKind::NotFound, "no snapshot on disk");
-        snapshot::named(latest.ok_or_else(none)?)
+        let latest = latest.ok_or_else(none)?;
+        // One that was just received may be ahead of what is applied here. openraft purges the log
+        // up to what it is told, and would then find nothing to apply.
+        self.machine.progress.wait_applied(latest.start.index).await;
+        snapshot::named(latest)
     }
 }

@@ -255,3 +255,42 @@ fn log_and_state_machine_pass_the_suite_of_openraft() {
     let result = runtime.block_on(Suite::test_all(Builder));
     result.expect("the suite passes");
 }
+
+#[test]
+fn a_snapshot_that_was_received_and_not_installed_is_not_told_as_taken() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let (_log, _store, Lenient(mut machine)) = Builder.build().await.expect("builds");
+        let id = LogId {
+            term: flux_types::Term::new(1),
+            index: LogIndex::new(5),
+        };
+        let extra = crate::codec::SnapshotExtra {
+            revision: machine.store.revision(),
+            last_batch_at: machine.store.last_batch_at(),
+            membership: StoredMembership::default(),
+        };
+        let transfer = crate::network::SnapshotTransfer {
+            vote: Vote::default(),
+            info: crate::network::SnapshotInfo {
+                start: id,
+                end: id,
+                meta: extra.encode(),
+            },
+            blocks: Box::new(std::iter::empty()),
+        };
+        let received = snapshot::receive(&machine.snapshots, &machine.log, transfer);
+        let received = received.expect("kept").noted().await.expect("noted");
+        let builder = machine.try_create_snapshot_builder(false).await;
+        let mut builder = builder.expect("there is a snapshot on disk");
+        let mut told = Box::pin(builder.build_snapshot());
+        assert!(futures_util::FutureExt::now_or_never(&mut told).is_none());
+        let installed = machine.install_snapshot(&received.meta, received.snapshot);
+        installed.await.expect("installs");
+        let told = told.await.expect("now it is what is applied");
+        assert_eq!(told.meta.last_log_id, received.meta.last_log_id);
+    });
+}
