@@ -27,6 +27,9 @@ const DRIFT_PPM_MAX: u64 = 120_000;
 /// How long the cluster may take to be whole again once everything is healed.
 const HEAL_MAX: Duration = Duration::from_secs(60);
 
+/// How often a key may be asked for once the cluster is whole.
+const READS_MAX: u32 = 10;
+
 /// What to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -469,7 +472,13 @@ impl Cluster {
         for phase in [Phase::Lasting, Phase::Expiring] {
             let mut client = Client::new(99, &self.shared, phase, 1);
             for subject in Subject::all(phase) {
-                let outcome = client.perform(subject, Action::Get).await;
+                let mut outcome = Outcome::Unknown;
+                // Leadership may still move once or twice.
+                for _ in 0..READS_MAX {
+                    if matches!(outcome, Outcome::Failed | Outcome::Unknown) {
+                        outcome = client.perform(subject, Action::Get).await;
+                    }
+                }
                 if matches!(outcome, Outcome::Failed | Outcome::Unknown) {
                     return Err(Failure::NotWhole {
                         missing: format!("{subject:?} can be read"),
