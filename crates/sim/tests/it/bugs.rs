@@ -19,8 +19,8 @@ fn is_found(bug: Bug, seeds: u64) {
 }
 
 #[test]
-fn reads_of_whoever_believes_to_lead_are_found() {
-    is_found(Bug::LocalReads, 20);
+fn replicas_that_apply_in_different_orders_are_found() {
+    is_found(Bug::ApplyOutOfOrder, 20);
 }
 
 #[test]
