@@ -40,5 +40,6 @@ mod redis_crate;
 mod redis_differential;
 mod redis_tools;
 mod resilience;
+mod retries;
 mod shutdown;
 mod traces;

@@ -1,8 +1,8 @@
 //! The calls of `flux.kv.v1.Kv` with one response.
 
 use flux_types::{
-    Answer, Command, Compare, Condition, Error, ExpireCondition, Expiry, ReadCommand, Reply, Set,
-    SetReply, UnixMillis, WriteCommand, Written,
+    Answer, Command, Compare, Condition, Error, ExpireCondition, Expiry, Outcome, ReadCommand,
+    Reply, RequestId, SessionId, Set, SetReply, UnixMillis, WriteCommand, Written,
 };
 
 use super::{
@@ -261,4 +261,40 @@ fn checked_condition(condition: i32) -> Result<ExpireCondition, InvalidField> {
         Err(_) => return Err(InvalidField::new("condition", "is not a known condition")),
     }
     Ok(checked)
+}
+
+impl Call for kv::OutcomeRequest {
+    type Response = kv::OutcomeResponse;
+
+    fn command(self, _limits: Limits) -> Result<(Command, Asked), InvalidField> {
+        let session = SessionId::parse(self.session.as_bytes())
+            .ok_or_else(|| InvalidField::new("session", "must be a UUID of version 7"))?;
+        let key = if self.key.is_empty() {
+            None
+        } else {
+            Some(checked_key(self.key)?)
+        };
+        let request = RequestId {
+            session,
+            sequence: self.sequence,
+            lowest_unanswered: self.lowest_unanswered.unwrap_or(self.sequence),
+        };
+        let command = Command::Write(WriteCommand::QueryOutcome { request, key });
+        Ok((command, Asked::default()))
+    }
+
+    fn response(_asked: Asked, answer: Answer) -> Result<kv::OutcomeResponse, Error> {
+        let Reply::Outcome(known) = answer.reply else {
+            return Err(unexpected(answer.reply));
+        };
+        let outcome = match known.outcome {
+            Outcome::NotDone => kv::WriteOutcome::NotDone,
+            Outcome::Done => kv::WriteOutcome::Done,
+            Outcome::Unknown => kv::WriteOutcome::Unknown,
+        };
+        Ok(kv::OutcomeResponse {
+            outcome: outcome.into(),
+            reply_kept: known.reply.is_some(),
+        })
+    }
 }

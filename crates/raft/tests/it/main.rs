@@ -16,5 +16,6 @@ mod durability;
 mod expiry;
 mod facts;
 mod model;
+mod retries;
 mod snapshots;
 mod voters;

@@ -7,7 +7,8 @@ use flux_env::Instant;
 use flux_types::{Command, Error, ErrorCode};
 use flux_wire::flux::control::{PING_BYTES_MAX, write_pong};
 use flux_wire::flux::{
-    Credentials, Frame, GoawayCode, Header, Kind, Op, Operation, Request, response,
+    Credentials, Frame, GoawayCode, Header, Kind, Malformed, Op, Operation, Request, response,
+    take_request_id,
 };
 use flux_wire::resp;
 
@@ -53,8 +54,7 @@ impl<E: Execute> Session<E> {
     }
 
     fn authenticate(&mut self, payload: Bytes) -> Result<(), Error> {
-        let credentials = Credentials::decode(payload)
-            .map_err(|malformed| Error::not_done(ErrorCode::Invalid, malformed.to_string()))?;
+        let credentials = Credentials::decode(payload).map_err(|malformed| invalid(&malformed))?;
         let Credentials { user, password } = credentials;
         if !self.parts.desk.is_password(&user, &password) {
             return Err(Error::not_done(
@@ -72,7 +72,7 @@ impl<E: Execute> Session<E> {
     fn request(
         &mut self,
         header: Header,
-        payload: Bytes,
+        mut payload: Bytes,
         now: Instant,
         output: &mut BytesMut,
     ) -> Result<(), Error> {
@@ -82,16 +82,26 @@ impl<E: Execute> Session<E> {
                 "a password is required: send an AUTH frame first",
             ));
         }
+        let request = if header.carries_request_id {
+            let request = take_request_id(&mut payload);
+            Some(request.map_err(|malformed| invalid(&malformed))?)
+        } else {
+            None
+        };
+        let once = |command: Command| match request {
+            Some(request) => command.once(request),
+            None => command,
+        };
         let operation = Operation::decode(header.op, payload)?;
         let op = operation.op();
         match operation.into_request(self.parts.limits)? {
-            Request::Data(command) => self.begin(header, op, command, now),
+            Request::Data(command) => self.begin(header, op, once(command), now),
             Request::Ping(payload) => {
                 let bytes_max = self.payload_bytes_max;
                 response::write_echo(output, header.correlation, &payload, bytes_max);
             }
             Request::Command(decoded) => match decoded.request {
-                resp::Request::Data(command) => self.begin(header, op, command, now),
+                resp::Request::Data(command) => self.begin(header, op, once(command), now),
                 resp::Request::Session(command, arguments) => {
                     self.answer(header, command, &arguments, output)?;
                 }
@@ -139,4 +149,8 @@ impl<E: Execute> Session<E> {
             deadline: now + timeout,
         });
     }
+}
+
+fn invalid(malformed: &Malformed) -> Error {
+    Error::not_done(ErrorCode::Invalid, malformed.to_string())
 }

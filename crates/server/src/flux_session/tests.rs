@@ -300,6 +300,7 @@ async fn an_unknown_operation_and_a_malformed_one_are_answered() {
             kind: Kind::Request,
             op,
             correlation,
+            carries_request_id: false,
             word: 0,
         };
         flux_wire::flux::frame::write_frame(&mut bytes, header, 100, |out| {
@@ -474,6 +475,7 @@ async fn broken_frames_end_the_session_with_a_reason_and_nobody_elses() {
             kind: Kind::Event,
             op: 0,
             correlation: 2,
+            carries_request_id: false,
             word: 0,
         };
         flux_wire::flux::frame::write_frame(&mut bytes, header, 100, |_| {}).unwrap();

@@ -5,13 +5,14 @@ use flux_proto::kv::kv_server::Kv;
 use flux_proto::kv::{
     BatchRequest, BatchResponse, CompareAndSetRequest, CompareAndSetResponse, DeleteRequest,
     DeleteResponse, ExpireRequest, ExpireResponse, GetRequest, GetResponse, IncrementRequest,
-    IncrementResponse, ScanRequest, SetRequest, SetResponse,
+    IncrementResponse, OutcomeRequest, OutcomeResponse, ScanRequest, SetRequest, SetResponse,
 };
 use flux_proto::status;
 use tonic::{Request, Response, Status};
 
 use super::KvApi;
 use super::batch::Batch;
+use super::request_id;
 use super::scan::{self, ScanStream};
 use crate::execute::Execute;
 
@@ -58,6 +59,7 @@ impl<E: Execute> Kv for KvApi<E> {
         request: Request<BatchRequest>,
     ) -> Result<Response<BatchResponse>, Status> {
         let deadline = self.deadline(request.metadata())?;
+        request_id::none_of(request.metadata())?;
         let operations = request.into_inner().operations;
         if operations.len() > OPERATIONS_MAX {
             let invalid = InvalidField::new(
@@ -73,6 +75,13 @@ impl<E: Execute> Kv for KvApi<E> {
             .run(self, deadline)
             .await;
         Ok(Response::new(BatchResponse { results }))
+    }
+
+    async fn outcome(
+        &self,
+        request: Request<OutcomeRequest>,
+    ) -> Result<Response<OutcomeResponse>, Status> {
+        self.call(request).await
     }
 
     type ScanStream = ScanStream;

@@ -9,6 +9,7 @@ mod deadline;
 mod health;
 mod kv;
 mod original;
+mod request_id;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -140,10 +141,15 @@ impl<E: Execute> KvApi<E> {
     /// One call from request to response.
     async fn call<C: Call>(&self, request: Request<C>) -> Result<Response<C::Response>, Status> {
         let deadline = self.deadline(request.metadata())?;
+        let id = request_id::of(request.metadata())?;
         let (command, asked) = request
             .into_inner()
             .command(self.limits)
             .map_err(|invalid| status::to_tonic(&status::from_invalid_field(&invalid)))?;
+        let command = match id {
+            Some(id) => command.once(id),
+            None => command,
+        };
         let answer = self.execute(command, deadline).await;
         C::response(asked, answer)
             .map(Response::new)

@@ -36,7 +36,7 @@ use flux_env::Instant;
 use flux_store::{KeyHash, Lookup};
 use flux_telemetry::TraceContext;
 use flux_telemetry::trace::{self, Span};
-use flux_types::{Answer, Command, Error, ErrorCode, ReadCommand, ShardId};
+use flux_types::{Answer, Command, Error, ErrorCode, ReadCommand, RequestId, ShardId};
 use flux_wire::resp::{
     Decoded, Decoder, Flags, ProtocolError, Request, SessionCommand, Spec, Writer,
 };
@@ -132,8 +132,8 @@ enum Planned {
 enum Later {
     /// The session answers.
     Session(SessionCommand, Vec<Bytes>),
-    /// An EXEC that holds commands which the session answers.
-    Exec,
+    /// An EXEC that holds commands which the session answers, with its request id if it has one.
+    Exec(Option<RequestId>),
     /// A command that a pause holds back.
     Paused(Box<Arrived>),
 }
@@ -378,7 +378,7 @@ impl Session {
         }
         match request {
             Request::Data(command) => self.plan_data(command, hash),
-            Request::Session(SessionCommand::Exec, _) => return self.plan_exec(),
+            Request::Session(SessionCommand::Exec, id) => return self.plan_exec(&id),
             Request::Session(command, arguments) if waits_for_turn(command) => {
                 return Planned::Afterwards(Later::Session(command, arguments));
             }
@@ -536,7 +536,7 @@ impl Session {
                 }
                 self.steps.bytes();
             }
-            Later::Exec => self.run_exec().await,
+            Later::Exec(request) => self.run_exec(request).await,
             Later::Paused(arrived) => {
                 let is_write = match &arrived.decoded.request {
                     Request::Data(command) => command.is_write(),

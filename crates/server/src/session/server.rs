@@ -2,7 +2,7 @@
 //! CONFIG, INFO, MEMORY.
 
 use bytes::Bytes;
-use flux_types::{Error, ErrorCode};
+use flux_types::{Error, ErrorCode, SessionId};
 use flux_wire::number::{parse_i64, parse_u64};
 use flux_wire::resp::{SessionCommand, Writer, error, introspect};
 
@@ -44,6 +44,7 @@ pub(crate) fn answer(
         C::ConfigHelp => introspect::help("config", writer),
         C::Info => writer.verbatim(&info::render(node, arguments)),
         C::Time => time(node, writer),
+        C::FluxSession => flux_session(node, writer)?,
         C::Role => {
             writer.array(3);
             writer.bulk(b"master");
@@ -90,6 +91,18 @@ pub(crate) fn answer(
 
 fn size(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// FLUX.SESSION: a session that begins now, by the clock that shards judge it with.
+fn flux_session(node: &Context, writer: &mut Writer<'_>) -> Result<(), Error> {
+    let draw = || flux_env::entropy_u64().map(u128::from);
+    let random = draw().and_then(|high| Ok((high << 64) | draw()?));
+    let random = random
+        .map_err(|error| Error::not_done(ErrorCode::Internal, format!("no entropy: {error}")))?;
+    let now = node.home.shards().first().map(flux_raft::Shard::now);
+    let session = SessionId::draw(now.unwrap_or_default(), random);
+    writer.bulk(session.to_string().as_bytes());
+    Ok(())
 }
 
 /// SLOWLOG GET: ten entries, or as many as asked for; -1 means all. What stands where Redis shows

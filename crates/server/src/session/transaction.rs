@@ -7,8 +7,10 @@
 
 use bytes::{Bytes, BytesMut};
 use flux_types::limits::{FRAME_BYTES_MAX, TRANSACTION_COMMANDS_MAX, WATCHED_KEYS_MAX};
-use flux_types::{Command, Error, ErrorCode, ReadCommand, Reply, Transaction, Watch, WriteCommand};
-use flux_wire::resp::{Request, SessionCommand};
+use flux_types::{
+    Command, Error, ErrorCode, ReadCommand, Reply, RequestId, Transaction, Watch, WriteCommand,
+};
+use flux_wire::resp::{Request, SessionCommand, request_id};
 
 use super::keys::entry_of;
 use super::state::{Item, Mute, Queue};
@@ -35,6 +37,15 @@ pub(super) const fn runs_at_once(request: &Request) -> bool {
     }
 }
 
+/// The command that an EXEC is.
+fn transaction(watches: Vec<Watch>, commands: Vec<Command>, id: Option<RequestId>) -> Command {
+    let command = Command::Write(WriteCommand::Transaction(Transaction { watches, commands }));
+    match id {
+        Some(id) => command.once(id),
+        None => command,
+    }
+}
+
 fn invalid(message: &'static str) -> Error {
     Error::not_done(ErrorCode::Invalid, message)
 }
@@ -55,6 +66,14 @@ impl Session {
             return;
         }
         match request {
+            Request::Data(Command::Write(
+                WriteCommand::Once(_) | WriteCommand::QueryOutcome { .. },
+            )) => {
+                self.refuse(&invalid(
+                    "inside MULTI no command takes a request id; give it to EXEC",
+                ));
+                return;
+            }
             Request::Data(command) => queue.items.push(Item::Data(command)),
             Request::Session(command, arguments) => {
                 queue.items.push(Item::Session(command, arguments));
@@ -99,8 +118,11 @@ impl Session {
         self.state.transaction.take()
     }
 
-    /// Plans an EXEC: as one command if all that is queued is data.
-    pub(super) fn plan_exec(&mut self) -> Planned {
+    /// Plans an EXEC: as one command if all that is queued is data. The arguments are a request id
+    /// or nothing.
+    pub(super) fn plan_exec(&mut self, id: &[Bytes]) -> Planned {
+        // What is no request id was refused when it was parsed.
+        let request = request_id(id).ok();
         let refusal = match &self.state.transaction {
             None => Some(invalid("EXEC without MULTI")),
             Some(queue) if queue.is_doomed => Some(Error::not_done(
@@ -113,7 +135,7 @@ impl Session {
                     .iter()
                     .any(|item| matches!(item, Item::Session(..)))
                 {
-                    return Planned::Afterwards(Later::Exec);
+                    return Planned::Afterwards(Later::Exec(request));
                 }
                 None
             }
@@ -133,7 +155,7 @@ impl Session {
             }
             return Planned::Yes;
         }
-        let command = Command::Write(WriteCommand::Transaction(Transaction { watches, commands }));
+        let command = transaction(watches, commands, request);
         let counted = CommandCount::of(&command);
         let place = self.context.executor.plan(command, &mut self.turn);
         self.place(place, counted, mute);
@@ -142,7 +164,7 @@ impl Session {
 
     /// Runs an EXEC that holds commands which the session answers. They run after the data, at the
     /// moment of EXEC.
-    pub(super) async fn run_exec(&mut self) {
+    pub(super) async fn run_exec(&mut self, request: Option<RequestId>) {
         let queue = self.take_queue().unwrap_or_default();
         let watches = std::mem::take(&mut self.state.watches);
         self.client.set_watched(0);
@@ -151,8 +173,7 @@ impl Session {
         let reply = if commands.is_empty() && watches.is_empty() {
             Reply::Array(Vec::new())
         } else {
-            let command =
-                Command::Write(WriteCommand::Transaction(Transaction { watches, commands }));
+            let command = transaction(watches, commands, request);
             self.execute(command).await.reply
         };
         let Reply::Array(replies) = reply else {

@@ -11,16 +11,16 @@ use tokio::net::TcpStream;
 
 use crate::harness::TestNode;
 
-const BYTES_MAX: usize = 1 << 26;
+pub(crate) const BYTES_MAX: usize = 1 << 26;
 
-struct Peer {
+pub(crate) struct Peer {
     stream: TcpStream,
     input: BytesMut,
     decoder: FrameDecoder,
 }
 
 impl Peer {
-    async fn connect(node: &TestNode) -> Self {
+    pub(crate) async fn connect(node: &TestNode) -> Self {
         let mut stream = TcpStream::connect(node.node.addresses().resp)
             .await
             .expect("the node keeps to the protocol");
@@ -66,7 +66,12 @@ impl Peer {
         }
     }
 
-    async fn reply(&mut self) -> (u64, Result<Body, Error>) {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
+        let written = self.stream.write_all(bytes).await;
+        written.expect("the node keeps to the protocol");
+    }
+
+    pub(crate) async fn reply(&mut self) -> (u64, Result<Body, Error>) {
         let frame = self.frame().await.expect("a reply");
         assert_eq!(frame.header.kind, Kind::Response);
         let correlation = frame.header.correlation;

@@ -15,6 +15,7 @@ mod grpc;
 mod harness;
 mod lifecycle;
 mod pipelines;
+mod retries;
 mod sessions;
 mod shards;
 mod transcripts;

@@ -149,6 +149,7 @@ impl Credentials {
             kind: Kind::Auth,
             op: 0,
             correlation,
+            carries_request_id: false,
             word: 0,
         };
         let bytes_max = flux_types::limits::UNAUTHENTICATED_BULK_BYTES_MAX;
@@ -200,6 +201,7 @@ fn write_control(
         kind,
         op: 0,
         correlation,
+        carries_request_id: false,
         word: 0,
     };
     let written = write_frame(out, header, flux_types::limits::FRAME_BYTES_MAX, fill);

@@ -1,7 +1,7 @@
 //! The fields that payloads are made of (`docs/wire.md`, "Fields").
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use flux_types::{Compare, Condition, Entry, Expiry, Revision, UnixMillis};
+use flux_types::{Compare, Condition, Entry, Expiry, RequestId, Revision, SessionId, UnixMillis};
 
 /// A payload that is not what its operation carries. From a client it is answered, and the
 /// connection lives; from a server a client cannot go on.
@@ -19,6 +19,32 @@ pub enum Malformed {
     /// The RESP3 value in it is not one.
     #[error("payload holds no RESP3 value")]
     NoValue,
+}
+
+/// Bytes of a request id.
+const REQUEST_ID_BYTES: usize = 32;
+
+/// Takes the request id from the front of a payload whose frame says that it carries one.
+///
+/// # Errors
+/// There is none.
+pub fn take_request_id(payload: &mut Bytes) -> Result<RequestId, Malformed> {
+    if payload.len() < REQUEST_ID_BYTES {
+        return Err(Malformed::Short("request id"));
+    }
+    let session = SessionId::new(payload.get_u128()).ok_or(Malformed::UnknownValue("session"))?;
+    Ok(RequestId {
+        session,
+        sequence: payload.get_u64_le(),
+        lowest_unanswered: payload.get_u64_le(),
+    })
+}
+
+pub(super) fn put_request_id(out: &mut BytesMut, request: &RequestId) {
+    // A UUID has its own order of bytes.
+    out.put_u128(request.session.get());
+    out.put_u64_le(request.sequence);
+    out.put_u64_le(request.lowest_unanswered);
 }
 
 /// Reads fields from the front of a payload. Strings of bytes are slices of it.

@@ -8,6 +8,9 @@ use flux_types::limits;
 
 use super::VERSION;
 
+/// The flag of a request frame before whose payload stands a request id.
+const CARRIES_REQUEST_ID: u8 = 1;
+
 /// Length of a header.
 pub const HEADER_BYTES: usize = 24;
 
@@ -79,6 +82,9 @@ pub struct Header {
     pub op: u8,
     /// Chosen by the client, repeated in the response.
     pub correlation: u64,
+    /// Of a request: whether a request id stands before what the operation carries; else false.
+    /// See [`super::take_request_id`].
+    pub carries_request_id: bool,
     /// Of a request: milliseconds in which an answer is of use, 0 for the server's default. Of a
     /// response: 0, or the number of its error code. Else 0.
     pub word: u32,
@@ -102,7 +108,7 @@ pub enum FrameError {
     /// The kind is not assigned.
     #[error("frame of unknown kind {0}")]
     UnknownKind(u8),
-    /// A flag is not assigned. Version 1 has none.
+    /// A flag is not assigned to this kind of frame.
     #[error("frame flags {0:#04x} are not assigned")]
     UnknownFlags(u8),
     /// The payload is longer than this side accepts.
@@ -222,7 +228,12 @@ impl FrameDecoder {
             return Err(FrameError::UnknownVersion(version));
         }
         let kind = Kind::of_number(kind).ok_or(FrameError::UnknownKind(kind))?;
-        if flags != 0 {
+        let assigned = if kind == Kind::Request {
+            CARRIES_REQUEST_ID
+        } else {
+            0
+        };
+        if flags & !assigned != 0 {
             return Err(FrameError::UnknownFlags(flags));
         }
         let length = u32::from_le_bytes([l0, l1, l2, l3]);
@@ -237,6 +248,7 @@ impl FrameDecoder {
                 kind,
                 op,
                 correlation: u64::from_le_bytes([r0, r1, r2, r3, r4, r5, r6, r7]),
+                carries_request_id: flags & CARRIES_REQUEST_ID != 0,
                 word: u32::from_le_bytes([w0, w1, w2, w3]),
             },
             length: length as usize,
@@ -273,7 +285,11 @@ pub fn write_frame(
     rest.put_u8(VERSION);
     rest.put_u8(header.kind.number());
     rest.put_u8(header.op);
-    rest.put_u8(0);
+    rest.put_u8(if header.carries_request_id {
+        CARRIES_REQUEST_ID
+    } else {
+        0
+    });
     rest.put_u64_le(header.correlation);
     rest.put_u32_le(header.word);
     let sum = checksum(head, payload);

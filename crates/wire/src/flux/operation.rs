@@ -3,11 +3,13 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flux_types::{
-    Command, Compare, Condition, Error, ErrorCode, ExpireCondition, Expiry, ReadCommand, Set,
-    SetReply, WriteCommand, limits,
+    Command, Compare, Condition, Error, ErrorCode, ExpireCondition, Expiry, ReadCommand, RequestId,
+    Set, SetReply, WriteCommand, limits,
 };
 
-use super::field::{Malformed, Reader, put_bytes, put_compare, put_condition, put_expiry};
+use super::field::{
+    Malformed, Reader, put_bytes, put_compare, put_condition, put_expiry, put_request_id,
+};
 use super::frame::{Header, Kind, TooLong, write_frame};
 use crate::Limits;
 use crate::resp;
@@ -148,6 +150,17 @@ pub enum Operation {
     },
 }
 
+/// What is said about a request beside its operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asking {
+    /// Repeated in the answer.
+    pub correlation: u64,
+    /// How long an answer is of use, in milliseconds; 0 for the server's default.
+    pub deadline_ms: u32,
+    /// What makes a write be done once, however often it is sent.
+    pub request: Option<RequestId>,
+}
+
 /// What a server is asked by an operation.
 #[derive(Debug)]
 pub enum Request {
@@ -187,13 +200,38 @@ impl Operation {
         deadline_ms: u32,
         payload_bytes_max: usize,
     ) -> Result<(), TooLong> {
+        let asking = Asking {
+            correlation,
+            deadline_ms,
+            request: None,
+        };
+        self.write_asking(out, &asking, payload_bytes_max)
+    }
+
+    /// As [`Operation::write`], with all that can be said about the request. A request id may only
+    /// be sent to a server that says in its preface that it understands them.
+    ///
+    /// # Errors
+    /// The server would not accept it; nothing was written.
+    pub fn write_asking(
+        &self,
+        out: &mut BytesMut,
+        asking: &Asking,
+        payload_bytes_max: usize,
+    ) -> Result<(), TooLong> {
         let header = Header {
             kind: Kind::Request,
             op: self.op().number(),
-            correlation,
-            word: deadline_ms,
+            correlation: asking.correlation,
+            carries_request_id: asking.request.is_some(),
+            word: asking.deadline_ms,
         };
-        write_frame(out, header, payload_bytes_max, |out| self.put(out))
+        write_frame(out, header, payload_bytes_max, |out| {
+            if let Some(request) = &asking.request {
+                put_request_id(out, request);
+            }
+            self.put(out);
+        })
     }
 
     fn put(&self, out: &mut BytesMut) {

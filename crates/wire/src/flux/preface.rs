@@ -14,6 +14,10 @@ pub const PREFACE_BYTES: usize = 16;
 /// replies need.
 pub const PAYLOAD_BYTES_MIN: u32 = 4096;
 
+/// The capability of a server that understands request ids in front of a payload. A client may
+/// send one only to a server with it.
+pub const REQUEST_IDS: u32 = 1;
+
 /// Which versions a side speaks and how much it accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preface {
@@ -23,7 +27,7 @@ pub struct Preface {
     pub version_max: u8,
     /// Longest payload that this side accepts in one frame, in bytes.
     pub payload_bytes_max: u32,
-    /// What else this side can do; bits that are not known are ignored. Version 1 has none.
+    /// What else this side can do; bits that are not known are ignored. See [`REQUEST_IDS`].
     pub capabilities: u32,
 }
 
@@ -67,7 +71,7 @@ impl Preface {
             version_min: VERSION,
             version_max: VERSION,
             payload_bytes_max: u32::try_from(payload_bytes_max).unwrap_or(u32::MAX),
-            capabilities: 0,
+            capabilities: REQUEST_IDS,
         }
     }
 

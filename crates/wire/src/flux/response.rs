@@ -155,6 +155,7 @@ pub fn write_error(out: &mut BytesMut, correlation: u64, op: u8, error: &Error) 
         kind: Kind::Response,
         op,
         correlation,
+        carries_request_id: false,
         word: u32::from(number),
     };
     let message = error.message.as_bytes();
@@ -196,6 +197,7 @@ fn write_success(
         kind: Kind::Response,
         op,
         correlation,
+        carries_request_id: false,
         word: 0,
     };
     write_frame(out, header, payload_bytes_max, |out| {

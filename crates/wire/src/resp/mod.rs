@@ -17,6 +17,6 @@ pub mod value;
 
 pub use decode::{Decoder, ProtocolError};
 pub use encode::{Version, Writer, encode_command};
-pub use parse::{Decoded, Request, parse};
+pub use parse::{Decoded, Request, parse, request_id};
 pub use spec::{Flags, Group, KeyRange, SessionCommand, Spec};
 pub use value::{Value, ValueDecoder, ValueError};

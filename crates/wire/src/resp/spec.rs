@@ -75,6 +75,8 @@ pub(super) enum Action {
     Data(fn(&mut Arguments) -> Result<Command, Error>),
     /// The session answers.
     Session(SessionCommand),
+    /// Behind a request id they are a command of their own.
+    Once,
     /// The first of them names a subcommand.
     Container,
 }
@@ -217,6 +219,7 @@ pub enum SessionCommand {
     Discard,
     Watch,
     Unwatch,
+    FluxSession,
     // The connection.
     Hello,
     Auth,

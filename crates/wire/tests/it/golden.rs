@@ -7,16 +7,16 @@ use std::path::Path;
 use bytes::{Bytes, BytesMut};
 use expect_test::expect_file;
 use flux_types::{
-    Answer, Compare, Condition, Entry, Error, ErrorCode, ExpireCondition, Expiry, Reply, Revision,
-    UnixMillis, Written,
+    Answer, Compare, Condition, Entry, Error, ErrorCode, ExpireCondition, Expiry, Reply, RequestId,
+    Revision, SessionId, UnixMillis, Written,
 };
 use flux_wire::flux::control::{write_cancel, write_ping, write_pong};
 use flux_wire::flux::response::{
     write_answer, write_authenticated, write_echo, write_error, write_value,
 };
 use flux_wire::flux::{
-    Body, Credentials, Frame, FrameDecoder, Goaway, GoawayCode, Kind, Op, Operation, Preface,
-    Response,
+    Asking, Body, Credentials, Frame, FrameDecoder, Goaway, GoawayCode, Kind, Op, Operation,
+    Preface, Response, take_request_id,
 };
 use flux_wire::resp::Value;
 
@@ -228,6 +228,31 @@ fn errors() -> Vec<(&'static str, BytesMut, Error)> {
     ]
 }
 
+const ONCE: &str =
+    "INCR hello by -1, once: write 7 of its session, of which 5 is the lowest unanswered";
+
+fn request_id() -> RequestId {
+    RequestId {
+        session: SessionId::parse(b"0190a6d4-7c2e-7d3f-8a1b-2c3d4e5f6071").expect("it is a UUID"),
+        sequence: 7,
+        lowest_unanswered: 5,
+    }
+}
+
+fn write_once(out: &mut BytesMut) {
+    let increment = Operation::Increment {
+        key: bytes("hello"),
+        by: -1,
+    };
+    let asking = Asking {
+        correlation: 14,
+        deadline_ms: 0,
+        request: Some(request_id()),
+    };
+    let written = increment.write_asking(out, &asking, MAX);
+    written.expect("it is short");
+}
+
 fn goaway() -> Goaway {
     Goaway {
         code: GoawayCode::Shutdown,
@@ -262,6 +287,7 @@ fn vectors() -> String {
         });
         add(name, &frame);
     }
+    add(ONCE, &write(write_once));
     for (name, correlation, op, answer, _) in responses() {
         add(
             name,
@@ -343,6 +369,14 @@ fn what_was_encoded_is_still_understood() {
         let decoded = Operation::decode(frame.header.op, frame.payload);
         assert_eq!(decoded, Ok(operation), "{name}");
     }
+    let mut once = frame(&vectors, ONCE);
+    assert!(once.header.carries_request_id);
+    assert_eq!(take_request_id(&mut once.payload), Ok(request_id()));
+    let by = Operation::decode(once.header.op, once.payload);
+    assert!(
+        matches!(by, Ok(Operation::Increment { by: -1, .. })),
+        "{by:?}"
+    );
     for (name, correlation, _, answer, body) in responses() {
         let frame = frame(&vectors, name);
         assert_eq!(frame.header.correlation, correlation, "{name}");

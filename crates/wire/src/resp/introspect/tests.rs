@@ -74,7 +74,7 @@ fn names_are_listed_by_filter() {
         SessionCommand::CommandList,
         &["FILTERBY", "ACLCAT", "transaction"],
         &expect![[
-            r#"Array([Bulk(b"multi"), Bulk(b"exec"), Bulk(b"discard"), Bulk(b"watch"), Bulk(b"unwatch")])"#
+            r#"Array([Bulk(b"multi"), Bulk(b"exec"), Bulk(b"discard"), Bulk(b"watch"), Bulk(b"unwatch"), Bulk(b"flux.session"), Bulk(b"flux.request"), Bulk(b"flux.outcome")])"#
         ]],
     );
     check(

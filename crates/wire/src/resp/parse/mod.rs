@@ -1,6 +1,7 @@
 //! Arguments to commands, with the errors Redis gives.
 
 mod data;
+mod once;
 
 use bytes::Bytes;
 use flux_types::{Command, Error, ErrorCode, limits};
@@ -19,6 +20,8 @@ pub(super) use data::{
     pset_expire, pttl, random_key, rename, rename_if_absent, scan, set, set_expire, set_if_absent,
     set_many, set_many_if_absent, set_range, touch, ttl, type_of,
 };
+pub(super) use once::outcome;
+pub use once::request_id;
 
 /// A request and the row of the table it was found in, for statistics and authorization.
 #[derive(Debug)]
@@ -87,6 +90,7 @@ fn run(
             }
             Request::Session(command, rest.collect())
         }
+        Action::Once => once::once(rest.collect(), limits)?,
         Action::Container => return Err(error::wrong_arity(spec.name)),
     };
     Ok((spec, request))

@@ -62,7 +62,7 @@ fn row(text: &mut String, spec: &Spec) {
 }
 
 /// The error words, most telling first.
-const WORDS: [(ErrorCode, &str); 13] = [
+const WORDS: [(ErrorCode, &str); 14] = [
     (
         ErrorCode::Invalid,
         "the request cannot be carried out as written; the sentence says why",
@@ -102,6 +102,10 @@ const WORDS: [(ErrorCode, &str); 13] = [
     (
         ErrorCode::ShuttingDown,
         "the node is shutting down; connect again or elsewhere",
+    ),
+    (
+        ErrorCode::ReplyNotKept,
+        "a retry of a write that was done, whose reply was too long to be kept",
     ),
 ];
 
