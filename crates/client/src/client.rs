@@ -1,37 +1,75 @@
 //! The handle that callers use.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flux_types::{Compare, Condition, Entry, ExpireCondition, Expiry, Outcome, Written};
+use flux_types::{
+    Compare, Condition, Entry, ErrorCode, ExpireCondition, Expiry, Outcome, SessionId, Written,
+};
 use flux_wire::flux::{Body, Operation, Response};
 use flux_wire::resp::Value;
-use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::connection::Link;
 use crate::error::Error;
-use crate::request::{Answer, Failure, Progress, Request, may_write};
+use crate::node::{Attempt, Node};
+use crate::request::{may_write, takes_request_id};
+use crate::retry::{Known, Next, after};
+use crate::route::Route;
+use crate::session::{Session, Ticket};
 
-/// How often a read is asked in all when its connection is lost.
-const READ_ATTEMPTS_MAX: usize = 3;
+/// Pause before the second attempt; doubles with each.
+const PAUSE_MIN: Duration = Duration::from_millis(5);
+/// Longest pause between attempts: about a third of an election.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// How old what is known of the cluster may be before somebody asks again.
+const ROUTE_AGE_MAX: Duration = Duration::from_secs(5);
+/// How long a node may take to describe the cluster.
+const ROUTE_PATIENCE: Duration = Duration::from_secs(1);
 /// How much of an answer that makes no sense is told.
 const ANSWER_BYTES_SHOWN: usize = 80;
 
-/// A handle on a node. Cheap to clone; the connections close with the last clone.
+/// A handle on a cluster. Cheap to clone; the connections close with the last clone.
 #[derive(Clone, Debug)]
 pub struct Client {
     inner: Arc<Inner>,
 }
 
+/// Lock order: none of these is held while another is taken, or across an await.
 #[derive(Debug)]
 struct Inner {
-    config: Arc<Config>,
-    links: Vec<Link>,
+    config: Config,
+    seeds: Vec<String>,
+    /// The nodes that there is a connection to, by address.
+    nodes: Mutex<BTreeMap<String, Arc<Node>>>,
+    known: Mutex<Picture>,
+    numbering: Mutex<Numbering>,
+    /// Counts attempts without a known leader, which go round.
     turn: AtomicUsize,
+}
+
+/// What is known of the cluster.
+#[derive(Debug)]
+struct Picture {
+    route: Arc<Route>,
+    drawn_at: Instant,
+    /// Whether somebody is asking for a new one.
+    is_asked_for: bool,
+}
+
+/// Where numbers for writes come from.
+#[derive(Debug)]
+enum Numbering {
+    /// Nobody has needed one.
+    Untried,
+    /// From this session.
+    From(Arc<Session>),
+    /// From nowhere: the nodes know no sessions.
+    None,
 }
 
 /// How a value is stored.
@@ -66,18 +104,36 @@ impl Client {
     /// # Cancellation
     /// Safe: dropping the future closes what was opened.
     pub async fn connect(config: Config) -> Result<Self, Error> {
-        let config = Arc::new(config);
-        let mut links = Vec::new();
-        for _ in 0..config.connections.max(1) {
-            links.push(Link::open(Arc::clone(&config)).await?);
-        }
-        Ok(Self {
+        let seeds = config.address.split(',').map(str::trim);
+        let seeds: Vec<String> = seeds
+            .filter(|seed| !seed.is_empty())
+            .map(str::to_owned)
+            .collect();
+        let client = Self {
             inner: Arc::new(Inner {
                 config,
-                links,
+                seeds,
+                nodes: Mutex::default(),
+                known: Mutex::new(Picture {
+                    route: Arc::default(),
+                    drawn_at: Instant::now(),
+                    is_asked_for: false,
+                }),
+                numbering: Mutex::new(Numbering::Untried),
                 turn: AtomicUsize::new(0),
             }),
-        })
+        };
+        let mut failure = Error::Closed;
+        for seed in client.inner.seeds.clone() {
+            match client.node(&seed).await {
+                Ok(node) => {
+                    client.look(&node).await;
+                    return Ok(client);
+                }
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
     }
 
     /// The settings it was connected with.
@@ -260,81 +316,241 @@ impl Client {
 
     async fn call(&self, operation: Operation) -> Result<Response, Error> {
         let deadline = Instant::now() + self.inner.config.request_timeout;
-        let uncertain = if may_write(&operation) {
-            Outcome::Unknown
+        let is_write = may_write(&operation);
+        let mut ticket = if takes_request_id(&operation) {
+            self.ticket(deadline).await
         } else {
-            Outcome::NotDone
+            None
         };
-        let mut attempts = 1;
+        let mut pause = PAUSE_MIN;
+        let mut attempts: u32 = 0;
+        // The first failure that left open whether the write was done: no later one unsays it.
+        let mut doubt: Option<Error> = None;
         loop {
-            match self.attempt(operation.clone(), deadline, uncertain).await {
-                // What changes nothing may be asked again.
-                Err(Error::Lost {
-                    outcome: Outcome::NotDone,
-                    ..
-                }) if attempts < READ_ATTEMPTS_MAX => {
-                    attempts += 1;
+            attempts += 1;
+            let attempt = Attempt {
+                operation: operation.clone(),
+                request_id: ticket.as_ref().map(Ticket::request_id),
+                deadline,
+                uncertain: if is_write {
+                    Outcome::Unknown
+                } else {
+                    Outcome::NotDone
+                },
+            };
+            let (result, carried_id) = self.attempt(attempt, attempts).await;
+            let error = match result {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            let known = Known {
+                is_repeatable: !is_write || carried_id,
+                is_first: attempts == 1,
+            };
+            match after(&error, known) {
+                Next::Again => {}
+                Next::AgainInNewSession => {
+                    self.forget_session(ticket.as_ref());
+                    ticket = self.ticket(deadline).await;
+                    continue;
                 }
-                other => return other?.map_err(Error::Node),
+                Next::Tell => return Err(doubt.unwrap_or(error)),
             }
+            if is_write && error.outcome() != Outcome::NotDone {
+                doubt.get_or_insert_with(|| error.clone());
+            }
+            let now = Instant::now();
+            if deadline <= now + pause {
+                return Err(doubt.unwrap_or(error));
+            }
+            tokio::time::sleep(pause).await;
+            pause = pause.saturating_mul(2).min(PAUSE_MAX);
+            self.look_again().await;
         }
     }
 
-    /// One attempt; `uncertain` is what a failure after sending means.
-    async fn attempt(
-        &self,
-        operation: Operation,
-        deadline: Instant,
-        uncertain: Outcome,
-    ) -> Result<Answer, Error> {
-        let inner = &self.inner;
-        let turn = inner.turn.fetch_add(1, Ordering::Relaxed);
-        let link = inner
-            .links
-            .get(turn % inner.links.len())
-            .ok_or(Error::Closed)?;
-        let lost = |problem: String| {
-            let address = inner.config.address.clone();
-            Error::Lost {
-                address,
-                problem,
-                outcome: uncertain,
-            }
+    /// One attempt, at the node that leads, or, where that is not known or has failed, at any.
+    /// Tells too whether it carried its request id: the first attempt goes without one to a node
+    /// that understands none, further ones do not, for they may be repetitions.
+    async fn attempt(&self, mut attempt: Attempt, number: u32) -> (Result<Response, Error>, bool) {
+        let address = self.place(&attempt.operation, number);
+        let node = match self.node(&address).await {
+            Ok(node) => node,
+            Err(error) => return (Err(error), true),
         };
-        let progress = Arc::new(Progress::default());
-        let (reply, answer) = oneshot::channel();
-        let request = Request {
-            operation,
+        if number == 1 && !node.takes_request_ids() {
+            attempt.request_id = None;
+        }
+        let carries_id = attempt.request_id.is_some();
+        let result = match node.attempt(attempt).await {
+            Ok(answer) => {
+                self.look_if_old(&node);
+                answer.map_err(Error::Node)
+            }
+            Err(error) => Err(error),
+        };
+        (result, carries_id)
+    }
+
+    /// Where an operation is sent: to the leader, and every second further attempt to another.
+    fn place(&self, operation: &Operation, attempt: u32) -> String {
+        let route = Arc::clone(&self.inner.known.lock().route);
+        let leader = route.leader_of(operation);
+        let is_in_trouble = |address: &str| {
+            let nodes = self.inner.nodes.lock();
+            nodes.get(address).is_some_and(|node| node.is_in_trouble())
+        };
+        if let Some(leader) = leader
+            && attempt % 2 == 1
+            && !is_in_trouble(leader)
+        {
+            return leader.to_owned();
+        }
+        let mut others: Vec<&String> = route.nodes().iter().chain(&self.inner.seeds).collect();
+        if others.iter().any(|address| !is_in_trouble(address)) {
+            others.retain(|address| !is_in_trouble(address));
+        }
+        let turn = if leader.is_none() && attempt == 1 {
+            0
+        } else {
+            self.inner.turn.fetch_add(1, Ordering::Relaxed)
+        };
+        let other = others.get(turn % others.len().max(1));
+        other.map_or_else(String::new, |address| (*address).clone())
+    }
+
+    /// The connections to a node, opened if there are none.
+    async fn node(&self, address: &str) -> Result<Arc<Node>, Error> {
+        let found = self.inner.nodes.lock().get(address).cloned();
+        if let Some(node) = found {
+            return Ok(node);
+        }
+        let node = Arc::new(Node::open(&self.inner.config, address).await?);
+        let mut nodes = self.inner.nodes.lock();
+        let node = nodes.entry(address.to_owned()).or_insert(node);
+        Ok(Arc::clone(node))
+    }
+
+    /// Asks a node to describe the cluster; what it cannot tell stays as it is.
+    async fn look(&self, node: &Node) {
+        let words = vec![Bytes::from_static(b"FLUX.TOPOLOGY")];
+        let attempt = Attempt {
+            operation: Operation::Command { argv: words },
+            request_id: None,
+            deadline: Instant::now() + ROUTE_PATIENCE,
+            uncertain: Outcome::NotDone,
+        };
+        let answer = node.attempt(attempt).await;
+        let mut known = self.inner.known.lock();
+        known.is_asked_for = false;
+        known.drawn_at = Instant::now();
+        if let Ok(Ok(Response {
+            body: Body::Value(value),
+            ..
+        })) = answer
+            && let Some(route) = Route::parse(&value)
+        {
+            known.route = Arc::new(route);
+        }
+        let route = Arc::clone(&known.route);
+        drop(known);
+        // Whoever still waits there holds the connections until there is an answer.
+        let is_wanted = |address: &String| {
+            route.nodes().contains(address) || self.inner.seeds.contains(address)
+        };
+        let mut nodes = self.inner.nodes.lock();
+        nodes.retain(|address, _| route.nodes().is_empty() || is_wanted(address));
+    }
+
+    /// After a failure: asks whoever can be reached, unless somebody is asking already.
+    async fn look_again(&self) {
+        let found = {
+            let nodes = self.inner.nodes.lock();
+            let mut nodes = nodes.values();
+            nodes.find(|node| !node.is_in_trouble()).cloned()
+        };
+        let Some(node) = found else {
+            return;
+        };
+        let is_asked_for = std::mem::replace(&mut self.inner.known.lock().is_asked_for, true);
+        if is_asked_for {
+            return;
+        }
+        let client = self.clone();
+        // A task, so that the question ends even if the caller is gone.
+        let asking = tokio::spawn(async move { client.look(&node).await });
+        drop(asking.await);
+    }
+
+    /// In passing: asks again, beside the caller, if what is known is old.
+    fn look_if_old(&self, node: &Arc<Node>) {
+        let mut known = self.inner.known.lock();
+        if known.is_asked_for || known.drawn_at.elapsed() < ROUTE_AGE_MAX {
+            return;
+        }
+        known.is_asked_for = true;
+        drop(known);
+        let (client, node) = (self.clone(), Arc::clone(node));
+        tokio::spawn(async move { client.look(&node).await });
+    }
+
+    /// A number for a write; none if the nodes know no sessions, or none can be drawn now.
+    async fn ticket(&self, deadline: Instant) -> Option<Ticket> {
+        let now = Instant::now();
+        match &*self.inner.numbering.lock() {
+            Numbering::From(session) => {
+                if let Some(ticket) = session.ticket(now) {
+                    return Some(ticket);
+                }
+            }
+            Numbering::None => return None,
+            Numbering::Untried => {}
+        }
+        let session = self.draw_session(deadline).await?;
+        session.ticket(now)
+    }
+
+    /// Draws a session from any node.
+    async fn draw_session(&self, deadline: Instant) -> Option<Arc<Session>> {
+        let attempt = Attempt {
+            operation: Operation::Command {
+                argv: vec![Bytes::from_static(b"FLUX.SESSION")],
+            },
+            request_id: None,
             deadline,
-            progress: Arc::clone(&progress),
-            reply,
+            uncertain: Outcome::NotDone,
         };
-        let exchange = async {
-            link.queue.send(request).await.map_err(|_| Error::Closed)?;
-            answer
-                .await
-                .map_err(|_| lost("the client was closed".to_owned()))
-        };
-        match timeout_at(deadline, exchange).await {
-            Ok(answer) => answer?.map_err(|failure| match failure {
-                Failure::Lost(problem) => lost(problem),
-                Failure::TooLong(too_long) => Error::TooLong(too_long),
-            }),
-            Err(_) if progress.give_up() => Err(self.unsent(link)),
-            Err(_) => Err(Error::Timeout { outcome: uncertain }),
+        let mut answer = Err(Error::Closed);
+        for number in 1..=2 {
+            answer = self.attempt(attempt.clone(), number).await.0;
+            if !matches!(&answer, Err(error) if error.outcome() == Outcome::NotDone) {
+                break;
+            }
         }
+        let drawn = match answer {
+            Ok(Response {
+                body: Body::Value(Value::Bulk(text)),
+                ..
+            }) => SessionId::parse(&text),
+            Err(Error::Node(error)) if error.code == ErrorCode::UnknownCommand => {
+                *self.inner.numbering.lock() = Numbering::None;
+                None
+            }
+            // Without an id the write is sent once.
+            Ok(_) | Err(_) => None,
+        };
+        let session = Session::new(drawn?, Instant::now());
+        *self.inner.numbering.lock() = Numbering::From(Arc::clone(&session));
+        Some(session)
     }
 
-    /// Why a request was not sent before its deadline.
-    fn unsent(&self, link: &Link) -> Error {
-        match link.trouble.lock().clone() {
-            Some(source) => Error::Connect {
-                address: self.inner.config.address.clone(),
-                source,
-            },
-            None => Error::Timeout {
-                outcome: Outcome::NotDone,
-            },
+    /// Lets the next write draw another session, unless one has been drawn meanwhile.
+    fn forget_session(&self, of: Option<&Ticket>) {
+        let mut numbering = self.inner.numbering.lock();
+        if let (Numbering::From(session), Some(ticket)) = (&*numbering, of)
+            && ticket.is_of(session)
+        {
+            *numbering = Numbering::Untried;
         }
     }
 }

@@ -6,15 +6,16 @@ use std::time::Duration;
 /// Settings of a [`crate::Client`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct Config {
-    /// `host:port` of a node's RESP and FLUX port. Default `127.0.0.1:7379`.
+    /// `host:port` of the RESP and FLUX port of a node, or of several, with commas between: the
+    /// others of a cluster are found from any. Default `127.0.0.1:7379`.
     pub address: String,
     /// Password of the node, if it asks for one. Default none.
     pub password: Option<String>,
-    /// Connections to open; requests take turns. Default 1, at least 1.
+    /// Connections to open to each node; requests take turns. Default 1, at least 1.
     pub connections: usize,
     /// Time for one attempt to connect and authenticate. Default 2 s.
     pub connect_timeout: Duration,
-    /// Deadline of requests made without one. Default 2 s.
+    /// Deadline of requests made without one, further attempts included. Default 2 s.
     pub request_timeout: Duration,
     /// Requests of one connection that may wait for replies; more wait to be sent. Default 1024.
     pub in_flight_max: usize,

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use flux_wire::flux::{
-    Credentials, FrameDecoder, Goaway, Kind, PREFACE_BYTES, Preface, Response, control,
+    Asking, Credentials, FrameDecoder, Goaway, Kind, PREFACE_BYTES, Preface, REQUEST_IDS, Response,
+    control,
 };
 use flux_wire::reserve_for_read;
 use parking_lot::Mutex;
@@ -37,6 +39,8 @@ pub(crate) struct Link {
     pub(crate) queue: mpsc::Sender<Request>,
     /// Why the last attempt to connect failed, while there is no connection.
     pub(crate) trouble: Arc<Mutex<Option<Arc<io::Error>>>>,
+    /// Whether the node understands request ids.
+    takes_request_ids: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -47,20 +51,28 @@ impl Drop for Link {
 }
 
 impl Link {
+    /// Whether the node understands request ids, as far as its last connection has told.
+    pub(crate) fn takes_request_ids(&self) -> bool {
+        self.takes_request_ids.load(Ordering::Relaxed)
+    }
+
     /// Connects, and starts the task that keeps the connection.
     pub(crate) async fn open(config: Arc<Config>) -> Result<Self, Error> {
         let stream = connect(&config).await?;
         let (queue, receiver) = mpsc::channel(QUEUE_MAX);
         let trouble = Arc::new(Mutex::new(None));
+        let takes_request_ids = Arc::new(AtomicBool::new(stream.takes_request_ids));
         let keeper = Keeper {
             config,
             queue: receiver,
             trouble: Arc::clone(&trouble),
+            takes_request_ids: Arc::clone(&takes_request_ids),
         };
         let task = tokio::spawn(keeper.run(stream));
         Ok(Self {
             queue,
             trouble,
+            takes_request_ids,
             task,
         })
     }
@@ -91,6 +103,8 @@ struct Stream {
     decoder: FrameDecoder,
     /// Longest payload that the node accepts, as it said in its preface.
     payload_bytes_max: usize,
+    /// Whether the node understands request ids, as it said in its preface.
+    takes_request_ids: bool,
 }
 
 /// What a node sends.
@@ -112,6 +126,7 @@ impl Stream {
             unsent: BytesMut::new(),
             decoder: FrameDecoder::new(config.frame_bytes_max),
             payload_bytes_max: 0,
+            takes_request_ids: false,
         };
         stream
             .unsent
@@ -149,6 +164,7 @@ impl Stream {
         let preface = Preface::decode(bytes).map_err(io::Error::other)?;
         preface.agrees().map_err(io::Error::other)?;
         self.payload_bytes_max = usize::try_from(preface.payload_bytes_max).unwrap_or(usize::MAX);
+        self.takes_request_ids = preface.capabilities & REQUEST_IDS != 0;
         Ok(())
     }
 
@@ -205,6 +221,7 @@ struct Keeper {
     config: Arc<Config>,
     queue: mpsc::Receiver<Request>,
     trouble: Arc<Mutex<Option<Arc<io::Error>>>>,
+    takes_request_ids: Arc<AtomicBool>,
 }
 
 impl Keeper {
@@ -232,6 +249,8 @@ impl Keeper {
         loop {
             match connect(&self.config).await {
                 Ok(stream) => {
+                    let takes = stream.takes_request_ids;
+                    self.takes_request_ids.store(takes, Ordering::Relaxed);
                     *self.trouble.lock() = None;
                     return Some(stream);
                 }
@@ -340,12 +359,19 @@ impl<'a> Session<'a> {
         // 0 would mean the node's default, which may be longer.
         let deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1);
         let bytes_max = self.stream.payload_bytes_max;
-        let written = request.operation.write(
-            &mut self.stream.unsent,
-            self.next_id,
+        let asking = Asking {
+            correlation: self.next_id,
             deadline_ms,
-            bytes_max,
-        );
+            request: request.request_id,
+        };
+        if asking.request.is_some() && !self.stream.takes_request_ids {
+            // It did until it was restarted as something older. Nothing was sent.
+            let gone = Failure::NotSent("the node does not understand request ids".to_owned());
+            drop(request.reply.send(Err(gone)));
+            return;
+        }
+        let unsent = &mut self.stream.unsent;
+        let written = request.operation.write_asking(unsent, &asking, bytes_max);
         match written {
             Ok(()) => {
                 self.pending.insert(self.next_id, request);

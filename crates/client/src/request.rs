@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use flux_types::RequestId;
 use flux_wire::flux::{Operation, Response, TooLong};
+use flux_wire::resp::introspect::key_positions;
 use flux_wire::resp::{Flags, table};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -15,6 +17,7 @@ pub(crate) type Answer = Result<Response, flux_types::Error>;
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) operation: Operation,
+    pub(crate) request_id: Option<RequestId>,
     pub(crate) deadline: Instant,
     pub(crate) progress: Arc<Progress>,
     pub(crate) reply: oneshot::Sender<Result<Answer, Failure>>,
@@ -25,6 +28,8 @@ pub(crate) struct Request {
 pub(crate) enum Failure {
     /// The connection was lost, after the request was sent.
     Lost(String),
+    /// The node cannot be sent it; nothing was.
+    NotSent(String),
     /// The request is longer than the node accepts; nothing was sent.
     TooLong(TooLong),
 }
@@ -43,6 +48,18 @@ pub(crate) fn may_write(operation: &Operation) -> bool {
             .and_then(|name| table::find(name))
             .is_none_or(|spec| !spec.flags.contains(Flags::READONLY)),
     }
+}
+
+/// Whether an operation may be sent with a request id: a write of one key, for an id belongs to one
+/// shard. Of several keys it is not known here whether they are in one.
+pub(crate) fn takes_request_id(operation: &Operation) -> bool {
+    let Operation::Command { argv } = operation else {
+        return may_write(operation);
+    };
+    let spec = argv.first().and_then(|name| table::find(name));
+    let is_write = spec
+        .is_some_and(|spec| spec.flags.contains(Flags::WRITE) && !spec.name.starts_with("flux."));
+    is_write && key_positions(argv).is_some_and(|keys| keys.count() == 1)
 }
 
 /// How far a request has come. Caller and connection race for it when a deadline passes, and the
@@ -87,6 +104,29 @@ mod tests {
             by: 1
         }));
         assert!(!may_write(&Operation::Get { key: "k".into() }));
+    }
+
+    #[test]
+    fn a_write_of_one_key_takes_a_request_id() {
+        let words = |line: &str| Operation::Command {
+            argv: line.split(' ').map(|word| word.to_owned().into()).collect(),
+        };
+        for line in ["SET k v", "incr k", "DEL k", "MSET k v"] {
+            assert!(takes_request_id(&words(line)), "{line}");
+        }
+        for line in [
+            "GET k",
+            "MSET k v l w",
+            "DEL k l",
+            "FLUSHALL",
+            "EXEC",
+            "nonsense k",
+            "FLUX.OUTCOME s 1 1 k",
+            "CONFIG SET maxmemory 1",
+        ] {
+            assert!(!takes_request_id(&words(line)), "{line}");
+        }
+        assert!(!takes_request_id(&Operation::Get { key: "k".into() }));
     }
 
     #[test]

@@ -7,10 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use flux_types::{Entry, Error as NodeError, ErrorCode, Reply, Revision, Written};
+use flux_types::{
+    Entry, Error as NodeError, ErrorCode, Reply, RequestId, Revision, SessionId, UnixMillis,
+    Written,
+};
 use flux_wire::flux::{
     Credentials, FrameDecoder, Goaway, GoawayCode, Kind, Operation, PREFACE_BYTES, Preface,
-    response,
+    response, take_request_id,
 };
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,8 +42,14 @@ enum Action {
 #[derive(Default)]
 struct Seen {
     operations: Mutex<Vec<Operation>>,
+    /// The request id of each operation.
+    ids: Mutex<Vec<Option<RequestId>>>,
     connections: AtomicUsize,
     password: Option<&'static str>,
+    /// Whether it draws sessions.
+    has_sessions: bool,
+    /// The leaders of the two halves of the slots, if it knows of a cluster.
+    leaders: Mutex<Option<[String; 2]>>,
 }
 
 impl Seen {
@@ -71,6 +80,82 @@ async fn node_with(
     (address, seen)
 }
 
+/// A node that draws sessions and describes a cluster, once it is told what.
+async fn member(
+    script: impl Fn(usize, &Operation) -> Action + Send + Sync + 'static,
+) -> (SocketAddr, Arc<Seen>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Arc::new(Seen {
+        has_sessions: true,
+        ..Seen::default()
+    });
+    tokio::spawn(accept(listener, Arc::new(script), Arc::clone(&seen)));
+    (address, seen)
+}
+
+impl Seen {
+    fn lead(&self, low: SocketAddr, high: SocketAddr) {
+        *self.leaders.lock() = Some([low.to_string(), high.to_string()]);
+    }
+
+    /// Answers what the client asks on its own account; `false` if it is none of that.
+    fn answers(&self, operation: &Operation, id: u64, out: &mut BytesMut) -> bool {
+        let Operation::Command { argv } = operation else {
+            return false;
+        };
+        let refused = NodeError::not_done(ErrorCode::UnknownCommand, "unknown command");
+        match argv.first().map(|word| &**word) {
+            Some(b"FLUX.SESSION") if self.has_sessions => {
+                let session = SessionId::draw(UnixMillis::new(1_700_000_000_000), 5).to_string();
+                let max = PAYLOAD_BYTES_MAX;
+                response::write_value(out, id, max, |writer| writer.bulk(session.as_bytes()));
+            }
+            Some(b"FLUX.TOPOLOGY") if self.leaders.lock().is_some() => {
+                let leaders = self.leaders.lock().clone().unwrap_or_default();
+                response::write_value(out, id, PAYLOAD_BYTES_MAX, |writer| {
+                    describe(&leaders, writer);
+                });
+            }
+            Some(b"FLUX.SESSION" | b"FLUX.TOPOLOGY") => {
+                response::write_error(out, id, operation.op().number(), &refused);
+            }
+            _ => return false,
+        }
+        true
+    }
+}
+
+/// What a node answers to FLUX.TOPOLOGY.
+fn describe(leaders: &[String; 2], writer: &mut flux_wire::resp::Writer<'_>) {
+    writer.map(2);
+    writer.bulk(b"shards");
+    writer.array(2);
+    for (leader, first) in leaders.iter().zip([0, 8192]) {
+        writer.map(2);
+        writer.bulk(b"leader");
+        writer.bulk(leader.as_bytes());
+        writer.bulk(b"slots");
+        writer.array(2);
+        writer.integer(first);
+        writer.integer(first + 8191);
+    }
+    writer.bulk(b"nodes");
+    writer.array(2);
+    for leader in leaders {
+        let (host, port) = leader.rsplit_once(':').unwrap();
+        writer.map(4);
+        writer.bulk(b"id");
+        writer.bulk(leader.as_bytes());
+        writer.bulk(b"host");
+        writer.bulk(host.as_bytes());
+        writer.bulk(b"port");
+        writer.integer(port.parse().unwrap());
+        writer.bulk(b"reachable");
+        writer.boolean(true);
+    }
+}
+
 async fn accept(listener: TcpListener, script: Script, seen: Arc<Seen>) {
     loop {
         let (stream, _) = listener.accept().await.unwrap();
@@ -94,7 +179,7 @@ async fn serve(mut stream: TcpStream, number: usize, script: Script, seen: Arc<S
     let mut received = BytesMut::new();
     let mut held: Vec<(u64, Operation, Reply)> = Vec::new();
     loop {
-        let Some(frame) = decoder.next(&mut received).unwrap() else {
+        let Some(mut frame) = decoder.next(&mut received).unwrap() else {
             if stream.read_buf(&mut received).await.unwrap_or(0) == 0 {
                 return;
             }
@@ -118,7 +203,14 @@ async fn serve(mut stream: TcpStream, number: usize, script: Script, seen: Arc<S
         }
         assert_eq!(frame.header.kind, Kind::Request);
         assert!(frame.header.word > 0, "every request carries its deadline");
+        let request = frame.header.carries_request_id;
+        let request = request.then(|| take_request_id(&mut frame.payload).unwrap());
         let operation = Operation::decode(frame.header.op, frame.payload).unwrap();
+        if seen.answers(&operation, id, &mut out) {
+            drop(stream.write_all(&out).await);
+            continue;
+        }
+        seen.ids.lock().push(request);
         seen.operations.lock().push(operation.clone());
         match script(number, &operation) {
             Action::Answer(reply) => put(&mut out, id, &operation, reply),
@@ -340,18 +432,104 @@ async fn a_read_whose_connection_is_lost_is_asked_again() {
 #[tokio::test]
 async fn a_read_is_not_asked_for_ever() {
     let (address, seen) = node(|_, _| Action::Close).await;
-    let error = connect(address).await.get("k").await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::Lost {
-                outcome: Outcome::NotDone,
-                ..
-            }
-        ),
-        "{error}"
-    );
-    assert_eq!(seen.count(), 3);
+    let error = connect_hastily(address).await.get("k").await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::NotDone, "{error}");
+    assert!(seen.count() > 1);
+}
+
+#[tokio::test]
+async fn a_write_with_a_request_id_is_sent_again_with_the_same_one() {
+    let (address, seen) = member(|connection, _| match connection {
+        0 => Action::Close,
+        _ => Action::Answer(written(true, None)),
+    })
+    .await;
+    let client = connect(address).await;
+    client.set("k", "v").await.unwrap();
+    client.set("k", "w").await.unwrap();
+    let ids: Vec<(u64, u64)> = seen
+        .ids
+        .lock()
+        .iter()
+        .map(|id| id.map(|id| (id.sequence, id.lowest_unanswered)).unwrap())
+        .collect();
+    assert_eq!(ids, [(1, 1), (1, 1), (2, 2)]);
+}
+
+#[tokio::test]
+async fn a_read_carries_no_request_id() {
+    let (address, seen) = member(|_, _| Action::Answer(found("v"))).await;
+    let client = connect(address).await;
+    assert!(client.get("k").await.unwrap().is_some());
+    assert_eq!(*seen.ids.lock(), [None]);
+}
+
+#[tokio::test]
+async fn a_write_that_stays_without_an_answer_is_unknown_whatever_failed_last() {
+    let (address, seen) = member(|connection, _| match connection {
+        0 => Action::Close,
+        _ => {
+            let error = NodeError::not_done(ErrorCode::Unavailable, "nobody leads");
+            Action::Answer(Reply::Error(error))
+        }
+    })
+    .await;
+    let client = connect_hastily(address).await;
+    let error = client.set("k", "v").await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+    assert!(seen.count() > 1, "it was tried again");
+}
+
+#[tokio::test]
+async fn each_request_goes_to_the_node_that_leads_its_shard() {
+    let one = |_: usize, _: &Operation| Action::Answer(Reply::Integer(1));
+    let (low, seen_low) = member(one).await;
+    let (high, seen_high) = member(one).await;
+    seen_low.lead(low, high);
+    seen_high.lead(low, high);
+    let client = connect(low).await;
+    // Slots 5061 and 12182.
+    for _ in 0..3 {
+        client.increment("bar", 1).await.unwrap();
+        client.increment("foo", 1).await.unwrap();
+    }
+    assert_eq!((seen_low.count(), seen_high.count()), (3, 3));
+    let connections = |seen: &Seen| seen.connections.load(Ordering::SeqCst);
+    assert_eq!((connections(&seen_low), connections(&seen_high)), (1, 1));
+}
+
+#[tokio::test]
+async fn a_leader_that_has_moved_is_followed() {
+    let (new, seen_new) = member(|_, _| Action::Answer(Reply::Integer(2))).await;
+    let (old, seen_old) = member(|_, _| {
+        let error = NodeError::not_done(ErrorCode::NotLeader, "another node leads");
+        Action::Answer(Reply::Error(error))
+    })
+    .await;
+    seen_old.lead(old, old);
+    seen_new.lead(new, new);
+    let client = connect(old).await;
+    // From here on the old one knows.
+    seen_old.lead(new, new);
+    assert_eq!(client.increment("n", 1).await.unwrap(), 2);
+    assert!(seen_new.count() == 1 && seen_old.count() >= 1);
+    let ids = (seen_old.ids.lock()[0], seen_new.ids.lock()[0]);
+    assert_eq!(ids.0.map(|id| id.sequence), ids.1.map(|id| id.sequence));
+}
+
+#[tokio::test]
+async fn one_of_several_addresses_is_enough() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gone = listener.local_addr().unwrap();
+    drop(listener);
+    let (address, _) = node(|_, _| Action::Answer(found("v"))).await;
+    let client = Client::connect(Config {
+        address: format!("{gone}, {address}"),
+        ..config(address)
+    })
+    .await
+    .unwrap();
+    assert!(client.get("k").await.unwrap().is_some());
 }
 
 #[tokio::test]
