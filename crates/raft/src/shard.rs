@@ -209,6 +209,14 @@ impl Shard {
         self.inner.replica.now()
     }
 
+    /// The shard's expiry clock, if its store may be read without asking anybody: what is read may
+    /// be behind what others have written, but is a state that was. None while a snapshot's
+    /// state is not yet whole (rule 4).
+    #[must_use]
+    pub fn stale_now(&self) -> Option<UnixMillis> {
+        self.replica().progress.is_whole().then(|| self.now())
+    }
+
     /// The term whose lease is open at `now`. What is read from the store may be answered without
     /// asking anyone if this was some term before the read, and is the same for a `now` that was
     /// sampled after it.

@@ -28,6 +28,31 @@ pub enum Fsync {
     Never,
 }
 
+/// Whether a RESP client is told which node leads what it asks for, or is served by any node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RespCluster {
+    /// A connection is served by any node until it asks for the cluster's slots.
+    #[default]
+    Auto,
+    /// Every connection is told.
+    Moved,
+    /// None is: a node looks like the only one.
+    Proxy,
+}
+
+impl RespCluster {
+    /// The word for it in configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Moved => "moved",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
 impl Fsync {
     /// The word that Redis has for it.
     pub(crate) const fn as_redis_str(self) -> &'static str {
@@ -88,6 +113,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// When an acknowledged write is on disk. Default `always`.
     pub fsync: Fsync,
+    /// What RESP clients are told of the cluster. Default `auto`.
+    pub resp_cluster: RespCluster,
     /// How many shards the data folder must have; a new one gets them. 1 to 64. Default: not
     /// given, any number is right, and a new folder gets `shards-initial`.
     pub shards: Option<u32>,
@@ -195,6 +222,7 @@ impl Default for Config {
             admin_port: 9180,
             data_dir: PathBuf::from("./flux-data"),
             fsync: Fsync::Always,
+            resp_cluster: RespCluster::Auto,
             shards: None,
             shards_initial: 1,
             threads: 0,

@@ -32,7 +32,7 @@ mod statistics;
 pub mod topology;
 mod units;
 
-pub use config::{CdcConfig, Config, Fsync, Mistake, Reads};
+pub use config::{CdcConfig, Config, Fsync, Mistake, Reads, RespCluster};
 pub use error::{NodeFailure, StartError};
 pub use exec::Executor;
 pub use node::{Activity, Leaderships, Node};

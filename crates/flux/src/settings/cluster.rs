@@ -1,10 +1,29 @@
 //! The rows of what makes a node one of several.
 
-use flux_server::Reads;
+use flux_server::{Reads, RespCluster};
 
 use super::{Form, Key, Part, value};
 
 const NODE: &[Part] = &[Part::Node];
+
+pub(super) const RESP_CLUSTER: Key = Key {
+    name: "node.resp-cluster",
+    flag: "resp-cluster",
+    variable: "FLUX_RESP_CLUSTER",
+    placeholder: "HOW",
+    form: Form::Text,
+    parts: NODE,
+    help: "auto, moved or proxy: whether RESP clients are told which node leads",
+    set: |settings, text| {
+        let found = [RespCluster::Auto, RespCluster::Moved, RespCluster::Proxy]
+            .into_iter()
+            .find(|how| how.as_str() == text);
+        settings.node.resp_cluster =
+            found.ok_or_else(|| format!("{text:?} is not auto, moved or proxy"))?;
+        Ok(())
+    },
+    show: |settings| settings.node.resp_cluster.as_str().to_owned(),
+};
 
 pub(super) const NODE_ID: Key = Key {
     name: "node.node-id",

@@ -419,6 +419,7 @@ pub(crate) const KEYS: &[Key] = &[
         },
         show: |settings| settings.node.standby.to_string(),
     },
+    cluster::RESP_CLUSTER,
     cluster::NODE_ID,
     cluster::PEER_PORT,
     cluster::ADVERTISE_PEER_PORT,

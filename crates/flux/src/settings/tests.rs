@@ -352,6 +352,7 @@ const VALUES: &[(&str, &str)] = &[
     ("node.port", "2"),
     ("node.grpc-port", "3"),
     ("node.fsync", "everysec"),
+    ("node.resp-cluster", "moved"),
     ("node.shards", "64"),
     ("node.max-memory", "2GiB"),
     ("node.threads", "3"),

@@ -7,10 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use flux_types::{Error, ErrorCode};
 use flux_wire::number::{parse_i64, parse_u64};
-use flux_wire::resp::{SessionCommand, Version, Writer, error, introspect};
+use flux_wire::resp::{SessionCommand, Version, error, introspect};
 
+use super::Session;
 use super::state::Replies;
-use super::{Session, server};
 use crate::clients::{Client, Ending};
 
 /// Longest name a client may give itself or its library, in bytes.
@@ -151,10 +151,16 @@ impl Session {
             C::ClientUnblock => self.client_unblock(arguments)?,
             C::ClientTrackingInfo => self.client_tracking_info(),
             C::ClientHelp => introspect::help("client", &mut self.writer()),
-            other => {
-                let mut writer = Writer::new(self.steps.ready(), self.state.version);
-                return server::answer(&self.context.node, other, arguments, &mut writer);
+            C::ReadOnly => {
+                self.state.is_readonly = true;
+                self.writer().ok();
             }
+            C::ReadWrite => {
+                self.state.is_readonly = false;
+                self.writer().ok();
+            }
+            C::Asking => self.writer().ok(),
+            other => return self.answer_about_node(other, arguments),
         }
         Ok(())
     }
@@ -243,6 +249,11 @@ impl Session {
         self.client
             .set_protocol(if version == Version::Resp3 { 3 } else { 2 });
         let id = i64::try_from(self.client.id).unwrap_or(i64::MAX);
+        let mode = if self.context.node.looks_like_cluster() {
+            "cluster"
+        } else {
+            "standalone"
+        };
         let mut writer = self.writer();
         writer.map(7);
         for (key, value) in [("server", "redis"), ("version", super::REDIS_VERSION)] {
@@ -253,7 +264,7 @@ impl Session {
         writer.integer(version.number());
         writer.bulk(b"id");
         writer.integer(id);
-        for (key, value) in [("mode", "standalone"), ("role", "master")] {
+        for (key, value) in [("mode", mode), ("role", "master")] {
             writer.bulk(key.as_bytes());
             writer.bulk(value.as_bytes());
         }

@@ -38,9 +38,7 @@ static SECTIONS: &[Section] = &[
         write: command_stats,
     },
     section("errorstats", "Errorstats", error_stats),
-    section("cluster", "Cluster", |_, _, out| {
-        out.push_str("cluster_enabled:0\r\n")
-    }),
+    section("cluster", "Cluster", cluster),
     section("keyspace", "Keyspace", keyspace),
     section("flux", "Flux", flux),
 ];
@@ -154,7 +152,7 @@ fn server(node: &Context, _: &Stats, out: &mut String) {
     let uptime = node.uptime().as_secs();
     lines!(out,
         "redis_version": super::REDIS_VERSION,
-        "redis_mode": "standalone",
+        "redis_mode": if node.looks_like_cluster() { "cluster" } else { "standalone" },
         "flux_version": env!("CARGO_PKG_VERSION"),
         "os": std::env::consts::OS,
         "arch_bits": usize::BITS,
@@ -168,6 +166,10 @@ fn server(node: &Context, _: &Stats, out: &mut String) {
         "hz": 10,
         "io_threads_active": 1,
     );
+}
+
+fn cluster(node: &Context, _: &Stats, out: &mut String) {
+    lines!(out, "cluster_enabled": u8::from(node.looks_like_cluster()));
 }
 
 fn clients(node: &Context, _: &Stats, out: &mut String) {

@@ -14,6 +14,7 @@
 //!
 //! Hot path: [`Session::take_turn`] and what it calls.
 
+pub(crate) mod cluster;
 mod connection;
 mod info;
 mod keys;
@@ -33,7 +34,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use flux_env::Instant;
-use flux_store::{KeyHash, Lookup};
+use flux_store::{KeyHash, Lookup, Read};
 use flux_telemetry::TraceContext;
 use flux_telemetry::trace::{self, Span};
 use flux_types::{Answer, Command, Error, ErrorCode, ReadCommand, RequestId, ShardId};
@@ -42,12 +43,13 @@ use flux_wire::resp::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use self::cluster::Elsewhere;
 use self::pipe::{Event, Pipe};
 use self::state::{Mute, State};
 use self::steps::{Sink, Steps};
 use crate::clients::Client;
 use crate::context::{Hits, SessionContext};
-use crate::exec::{Place, Split, Turn, split};
+use crate::exec::{Place, Split, Turn, owner, split};
 use crate::metrics::{CommandCount, Protocol};
 use crate::statistics::SlowTurn;
 
@@ -395,6 +397,13 @@ impl Session {
 
     /// Plans a command on data.
     fn plan_data(&mut self, command: Command, hash: Option<KeyHash>) {
+        if let Some(elsewhere) = self.elsewhere(&command) {
+            self.send_elsewhere(&elsewhere);
+            return;
+        }
+        if self.state.is_readonly && self.plan_stale(&command) {
+            return;
+        }
         let mute = self.state.take_mute();
         if mute == Mute::Yes && !command.is_write() {
             return;
@@ -494,6 +503,45 @@ impl Session {
         }
     }
 
+    /// Tells which node to ask; inside MULTI that dooms the transaction.
+    fn send_elsewhere(&mut self, elsewhere: &Elsewhere) {
+        if let Some(transaction) = &mut self.state.transaction {
+            transaction.is_doomed = true;
+        }
+        let Elsewhere { slot, host, port } = elsewhere;
+        if self.state.take_mute() == Mute::No {
+            self.write(|writer| writer.moved(*slot, host, *port));
+        }
+    }
+
+    /// Answers a read from this node's replica, as READONLY allows, if it does not lead: what it
+    /// tells was true, but may be no more. Answers whether it did.
+    fn plan_stale(&mut self, command: &Command) -> bool {
+        let home = self.context.executor.home();
+        let Command::Read(read) = command else {
+            return false;
+        };
+        let Some(handle) = owner(command, home.map()).and_then(|shard| home.shard(shard)) else {
+            return false;
+        };
+        if handle.lease(home.clock().now()).is_some() {
+            return false;
+        }
+        let Some(now) = handle.stale_now() else {
+            return false;
+        };
+        // Rule 6: that a key has expired is for the leader to say.
+        let Read::Reply(reply) = handle.store().read(read, now) else {
+            return false;
+        };
+        let node = Arc::clone(&self.context.node);
+        node.metrics.command(CommandCount::of(command), &reply);
+        if self.state.take_mute() == Mute::No {
+            self.write(|writer| writer.reply(&reply));
+        }
+        true
+    }
+
     /// Answers a command that needs nothing but the session and the node.
     fn answer_session(&mut self, command: SessionCommand, arguments: &[Bytes]) {
         let mute = self.state.take_mute();
@@ -568,6 +616,9 @@ impl Session {
             | SessionCommand::ObjectRefCount
             | SessionCommand::DebugObject => self.about_key(command, arguments).await,
             SessionCommand::DebugSleep => self.debug_sleep(arguments).await,
+            SessionCommand::ClusterCountKeysInSlot | SessionCommand::ClusterGetKeysInSlot => {
+                self.keys_in_slot(arguments).await
+            }
             other => self.session_command(other, arguments),
         };
         if let Err(error) = result {
@@ -629,5 +680,7 @@ const fn waits_for_turn(command: SessionCommand) -> bool {
             | SessionCommand::ObjectRefCount
             | SessionCommand::DebugObject
             | SessionCommand::DebugSleep
+            | SessionCommand::ClusterCountKeysInSlot
+            | SessionCommand::ClusterGetKeysInSlot
     )
 }

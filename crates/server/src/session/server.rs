@@ -7,7 +7,7 @@ use flux_wire::number::{parse_i64, parse_u64};
 use flux_wire::resp::{SessionCommand, Writer, error, introspect};
 
 use super::connection::timeout_millis;
-use super::{info, parameters};
+use super::{cluster, info, parameters};
 use crate::context::Context;
 
 /// Answers a command about the node; writes nothing if it fails.
@@ -21,7 +21,9 @@ pub(crate) fn answer(
     writer: &mut Writer<'_>,
 ) -> Result<(), Error> {
     use SessionCommand as C;
-    if introspect::answer(command, arguments, writer) {
+    if introspect::answer(command, arguments, writer)
+        || cluster::answer(node, None, command, arguments, writer)
+    {
         return Ok(());
     }
     #[expect(

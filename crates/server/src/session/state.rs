@@ -20,6 +20,10 @@ pub(super) struct State {
     pub(super) transaction: Option<Queue>,
     /// What the next EXEC depends on.
     pub(super) watches: Vec<Watch>,
+    /// Whether the client has asked which node serves which slots.
+    pub(super) knows_cluster: bool,
+    /// READONLY: whether reads may be answered by a replica, which may be behind.
+    pub(super) is_readonly: bool,
 }
 
 /// Whether replies are sent.
@@ -70,6 +74,8 @@ impl State {
             replies: Replies::On,
             transaction: None,
             watches: Vec::new(),
+            knows_cluster: false,
+            is_readonly: false,
         }
     }
 

@@ -74,7 +74,15 @@ impl Session {
                 ));
                 return;
             }
-            Request::Data(command) => queue.items.push(Item::Data(command)),
+            Request::Data(command) => {
+                if let Some(elsewhere) = self.elsewhere(&command) {
+                    self.send_elsewhere(&elsewhere);
+                    return;
+                }
+                if let Some(queue) = &mut self.state.transaction {
+                    queue.items.push(Item::Data(command));
+                }
+            }
             Request::Session(command, arguments) => {
                 queue.items.push(Item::Session(command, arguments));
             }
@@ -83,7 +91,9 @@ impl Session {
                 return;
             }
         }
-        self.client.set_queued(Some(queue.items.len()));
+        let queued = self.state.transaction.as_ref();
+        let queued = queued.map(|queue| queue.items.len());
+        self.client.set_queued(queued);
         if self.state.take_mute() == Mute::No {
             self.write(|writer| writer.simple("QUEUED"));
         }

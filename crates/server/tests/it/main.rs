@@ -9,6 +9,7 @@
 
 mod admin;
 mod changes;
+mod cluster;
 mod flux;
 mod frames;
 mod grpc;

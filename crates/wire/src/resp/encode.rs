@@ -3,7 +3,7 @@
 //! Hot path: everything is appended to the connection's buffer; no reply allocates by itself.
 
 use bytes::{BufMut, BytesMut};
-use flux_types::{Error, Reply};
+use flux_types::{Error, Reply, Slot};
 
 use super::error::code_word;
 
@@ -69,6 +69,13 @@ impl<'a> Writer<'a> {
             self.out.put_u8(b' ');
             self.one_line(&error.message);
         }
+        self.out.put_slice(b"\r\n");
+    }
+
+    /// That another node serves a slot, as cluster clients expect it.
+    pub fn moved(&mut self, slot: Slot, host: &str, port: u16) {
+        self.out.put_slice(b"-MOVED ");
+        self.one_line(&format!("{slot} {host}:{port}"));
         self.out.put_slice(b"\r\n");
     }
 

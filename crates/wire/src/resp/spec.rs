@@ -180,16 +180,19 @@ pub enum Group {
     Connection,
     /// The node.
     Server,
+    /// What cluster clients ask.
+    Cluster,
 }
 
 impl Group {
     /// All chapters in reading order.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::String,
         Self::Generic,
         Self::Transactions,
         Self::Connection,
         Self::Server,
+        Self::Cluster,
     ];
 
     /// The name COMMAND DOCS gives it.
@@ -201,6 +204,7 @@ impl Group {
             Self::Transactions => "transactions",
             Self::Connection => "connection",
             Self::Server => "server",
+            Self::Cluster => "cluster",
         }
     }
 }
@@ -273,6 +277,22 @@ pub enum SessionCommand {
     LatencyHistory,
     LatencyReset,
     LatencyHelp,
+    // The cluster.
+    ClusterSlots,
+    ClusterShards,
+    ClusterNodes,
+    ClusterInfo,
+    ClusterMyId,
+    ClusterMyShardId,
+    ClusterLinks,
+    ClusterKeySlot,
+    ClusterCountKeysInSlot,
+    ClusterGetKeysInSlot,
+    ClusterHelp,
+    ReadOnly,
+    ReadWrite,
+    Asking,
+    FluxTopology,
     // Keys, as seen by people.
     MemoryUsage,
     MemoryDoctor,

@@ -165,7 +165,7 @@ fn categories(spec: &Spec) -> Vec<&'static str> {
         Group::Generic => names.push("keyspace"),
         Group::Transactions => names.push("transaction"),
         Group::Connection => names.push("connection"),
-        Group::Server => {}
+        Group::Server | Group::Cluster => {}
     }
     if matches!(spec.name, "dbsize" | "flushall" | "flushdb") {
         names.push("keyspace");

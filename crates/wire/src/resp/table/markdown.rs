@@ -32,6 +32,7 @@ fn chapter(text: &mut String, group: Group) {
         Group::Transactions => "Transactions",
         Group::Connection => "Connection",
         Group::Server => "Node",
+        Group::Cluster => "Cluster",
     };
     text.push_str(&format!("\n## {title}\n\n"));
     text.push_str("| command | what it does | cost | flags | since |\n|---|---|---|---|---|\n");

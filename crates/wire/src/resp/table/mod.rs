@@ -1,6 +1,7 @@
 //! The command table: one row for each command, from which names are found, arguments counted,
 //! COMMAND answered and the command reference written.
 
+mod cluster;
 mod connection;
 mod generic;
 mod markdown;
@@ -42,12 +43,13 @@ macro_rules! row {
 use row;
 
 /// The rows of each chapter, in reading order.
-static CHAPTERS: [&[Spec]; 5] = [
+static CHAPTERS: [&[Spec]; 6] = [
     string::ROWS,
     generic::ROWS,
     transactions::ROWS,
     connection::ROWS,
     server::ROWS,
+    cluster::ROWS,
 ];
 
 /// All commands, chapter by chapter; subcommands are inside their containers.
