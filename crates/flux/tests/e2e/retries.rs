@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::harness::document::steps;
 use crate::harness::resp::{Connection, Value, encode};
-use crate::harness::{Process, Start, have, repository, shell, wait_until};
+use crate::harness::{Start, have, repository, shell, wait_until};
 
 const WRITERS: usize = 4;
 /// All of a writer's requests stay in its window, so that any of them may be sent again.
@@ -74,8 +74,9 @@ impl Writer {
 }
 
 /// Kills a node while its writers write, three times, and has them send everything again.
-fn done_once(start: impl Fn() -> Start, kill: impl Fn(Process) -> Start) {
-    let mut process = start().ready();
+#[test]
+fn every_retry_after_a_kill_is_done_once() {
+    let mut process = Start::node().ready();
     let mut writers: Vec<Writer> = (0..WRITERS)
         .map(|_| Writer {
             session: draw_session(&mut process.connect()),
@@ -97,7 +98,7 @@ fn done_once(start: impl Fn() -> Start, kill: impl Fn(Process) -> Start) {
         wait_until("some writes", || {
             acknowledged.load(Ordering::Relaxed) > 100 * round
         });
-        process = kill(process).ready();
+        process = Start::node().over(process.kill()).ready();
         stop.store(true, Ordering::Relaxed);
         for thread in threads {
             writers.push(thread.join().expect("a writer ends with its connection"));
@@ -120,11 +121,6 @@ fn done_once(start: impl Fn() -> Start, kill: impl Fn(Process) -> Start) {
     assert_eq!(numbers, (1..=all).collect::<Vec<_>>(), "each counted once");
     let counted = process.connect().line("GET n");
     assert_eq!(counted, Value::bulk(&all.to_string()));
-}
-
-#[test]
-fn every_retry_after_a_kill_is_done_once() {
-    done_once(Start::node, |process| Start::node().over(process.kill()));
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! Three real processes as one cluster: how they find each other, and what failures they survive.
 
 mod chaos;
+mod clients;
 mod load;
 mod nodes;
+mod retries;
+mod sdk;
 mod trial;
 
 use std::time::Duration;
