@@ -1,10 +1,11 @@
 //! The SDK against real nodes that are stopped, restarted and killed under it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flux_client::{Client, Config, Error, Outcome};
+use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 
 use super::FAILOVER;
@@ -33,9 +34,7 @@ impl Tally {
             }
             Err(error) => error,
         };
-        let mut problems = self.problems.lock().expect("nobody panics with it");
-        problems.push(error.to_string());
-        drop(problems);
+        self.problems.lock().push(error.to_string());
         match error.outcome() {
             Outcome::Unknown => &self.unknown,
             Outcome::NotDone | Outcome::Done => &self.not_done,
@@ -44,8 +43,7 @@ impl Tally {
     }
 
     fn problems(&self) -> Vec<String> {
-        let problems = self.problems.lock();
-        problems.expect("nobody panics with it").clone()
+        self.problems.lock().clone()
     }
 
     fn done(&self) -> u64 {
