@@ -2,6 +2,7 @@
 
 mod chaos;
 mod clients;
+mod guide;
 mod load;
 mod nodes;
 mod retries;
