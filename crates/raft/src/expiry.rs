@@ -151,11 +151,14 @@ async fn sleep(replica: &Replica, alarm: &SweepAlarm, now: UnixMillis) {
 async fn propose(replica: &Replica, write: WriteCommand) -> bool {
     let are_keys = matches!(write, WriteCommand::SweepExpired { .. });
     let (reply, answers) = oneshot::channel();
-    let submission = Submission::new(
-        vec![Command::Write(write)],
-        replica.clock.now() + SWEEP_TIMEOUT,
-        reply,
-    );
+    let submission = Submission {
+        is_forwarded: true,
+        ..Submission::new(
+            vec![Command::Write(write)],
+            replica.clock.now() + SWEEP_TIMEOUT,
+            reply,
+        )
+    };
     match replica.queue.push(submission) {
         Ok(()) => {}
         Err(Refused::Busy(_) | Refused::Closed(_)) => return false,

@@ -30,7 +30,8 @@ pub struct Submission {
     /// When the client stops waiting. A command that was not yet proposed is then not done; one
     /// that was has an unknown outcome.
     pub deadline: Instant,
-    /// Whether it came from another node: it is then executed here or refused, and never sent on.
+    /// Whether it is executed here or refused, and never sent on: it came from another node, or
+    /// only makes sense on the leader.
     pub is_forwarded: bool,
     /// Gets one answer per command, after all of them are committed and applied.
     pub reply: oneshot::Sender<Vec<Answer>>,

@@ -61,7 +61,11 @@ impl Origin for ShardOrigin {
             let (reply, answers) = oneshot::channel();
             let commands = vec![Command::Write(WriteCommand::PutSystem { name, value })];
             let deadline = self.clock.now() + COMMIT_TIMEOUT;
-            let submission = Submission::new(commands, deadline, reply);
+            // A cursor is the leader's to keep: behind a new leader's own it would be a step back.
+            let submission = Submission {
+                is_forwarded: true,
+                ..Submission::new(commands, deadline, reply)
+            };
             if self.shard.submit(submission).is_err() {
                 return Err(Error::not_done(
                     ErrorCode::Busy,

@@ -1,5 +1,6 @@
 //! Which shards a node leads, and how it gives them away.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,8 +45,13 @@ impl Leaderships {
         let Some(peers) = &self.context.peers else {
             return;
         };
+        // Who did not take one over in time is not waited for again: it may be stopping as well.
+        let mut unable = BTreeSet::new();
         for shard in self.context.home.shards() {
             for target in peers.heirs(shard) {
+                if unable.contains(&target) {
+                    continue;
+                }
                 let deadline = self.context.clock.now() + HAND_OVER;
                 let (id, to) = (shard.id(), target.physical());
                 match shard.transfer_leadership(target, deadline).await {
@@ -53,7 +59,10 @@ impl Leaderships {
                         info!(shard = %id, to, "leadership handed over");
                         break;
                     }
-                    Err(error) => warn!(shard = %id, to, %error, "leadership kept"),
+                    Err(error) => {
+                        warn!(shard = %id, to, %error, "leadership kept");
+                        unable.insert(target);
+                    }
                 }
             }
         }
