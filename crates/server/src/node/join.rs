@@ -86,7 +86,7 @@ pub(super) async fn join(parts: Parts<'_>) -> Result<Joined, StartError> {
     let standing = match member.stage {
         Stage::Drawn if member.decision.is_none() => Standing::Fresh,
         Stage::Suspect => Standing::Suspect,
-        Stage::Drawn | Stage::Joined => Standing::Member,
+        Stage::Drawn | Stage::Joined => Standing::Starting,
     };
     let peers = start_peers(&parts, &member, standing, cards)?;
     let stopping = StopOnDrop(Some(Arc::clone(&peers)));
@@ -95,7 +95,7 @@ pub(super) async fn join(parts: Parts<'_>) -> Result<Joined, StartError> {
         keep(&disk, config, &member).await?;
         peers.book.tell(|own| {
             own.decision.clone_from(&member.decision);
-            own.standing = Standing::Member;
+            own.standing = Standing::Starting;
         });
     }
     // Owned by the node: ends when the peers are stopped.
@@ -386,7 +386,7 @@ async fn open_as(config: &Config, clock: &Arc<dyn Clock>, member: &Member) -> Re
     };
     if member.stage == Stage::Suspect {
         return Err(Problem::Rebuild(
-            "power failed before all that this node had acknowledged was on its disk".to_owned(),
+            "this node could not trust its data when it last started".to_owned(),
         ));
     }
     let opening = Opening {
@@ -508,7 +508,7 @@ async fn reborn(
     peers.book.tell(|own| {
         own.card.node = member.node;
         own.card.stamp = stamp;
-        own.standing = Standing::Member;
+        own.standing = Standing::Starting;
     });
     info!("this node joins again as a new one and gets its data from the others");
     match open_as(config, parts.clock, member).await {
@@ -538,9 +538,9 @@ async fn wait_for_quorum(
             Quorum::Lost => {
                 let problem = format!(
                     "{problem}; of a majority of the nodes the same is true, so that what was \
-                     acknowledged last may be lost. Nothing was changed. To go on with what is on \
-                     the disks, start every node with --accept-loss; to keep looking, leave them \
-                     stopped"
+                     acknowledged may be lost. Nothing was changed. Bring back nodes that are \
+                     whole; or, if only power has failed, go on with what is on the disks by \
+                     starting every node with --accept-loss"
                 );
                 // The others must hear of it too.
                 tokio::time::sleep(REFUSAL_STANDS).await;
@@ -598,5 +598,8 @@ mod tests {
         assert_eq!(with(&[(2, Standing::Suspect)]), Quorum::Lost);
         let mixed = [(2, Standing::Suspect), (3, Standing::Member)];
         assert_eq!(with(&mixed), Quorum::Lost);
+        // Who has not opened its log yet may find that it is in the same state.
+        let starting = [(2, Standing::Starting), (3, Standing::Member)];
+        assert_eq!(with(&starting), Quorum::Unknown);
     }
 }

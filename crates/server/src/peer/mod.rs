@@ -39,7 +39,7 @@ use self::handshake::{Greeting, Lane, Welcome};
 pub(crate) use self::keeper::keep;
 use self::link::{Link, Target};
 pub(crate) use self::network::PeerNetwork;
-use self::news::{Card, Hint};
+use self::news::{Card, Hint, Standing};
 pub(crate) use self::serve::accept;
 use crate::topology::{self, NodePlace, Topology};
 
@@ -102,6 +102,8 @@ impl Peers {
     /// From now on replication is answered.
     pub(crate) fn serve_shards(&self, shards: Vec<Shard>) {
         *self.shards.write() = shards.into();
+        // Only now is it known that its data is whole: others may count on it.
+        self.book.tell(|own| own.standing = Standing::Member);
     }
 
     fn shards(&self) -> Arc<[Shard]> {

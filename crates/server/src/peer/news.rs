@@ -79,6 +79,8 @@ pub(crate) enum Standing {
     /// Its folder was empty: it belongs to no cluster.
     #[default]
     Fresh,
+    /// It belongs to one, and has not opened its log yet: whether that is whole is not known.
+    Starting,
     /// It belongs to one and has its data.
     Member,
     /// It belongs to one, and its power may have failed before all of its data was on disk
@@ -119,6 +121,7 @@ impl News {
             Standing::Fresh => 0,
             Standing::Member => 1,
             Standing::Suspect => 2,
+            Standing::Starting => 3,
         });
         put_count(out, self.list.len());
         self.list.iter().for_each(|address| put_text(out, address));
@@ -152,6 +155,7 @@ impl News {
             0 => Standing::Fresh,
             1 => Standing::Member,
             2 => Standing::Suspect,
+            3 => Standing::Starting,
             _ => return Err(Malformed("standing")),
         };
         let count = reader.count(limits::CLUSTER_NODES_MAX, 2, "list")?;

@@ -12,8 +12,7 @@ use flux_history::Demands;
 use rustix::process::Signal;
 
 use super::load::Load;
-use super::nodes::Nodes;
-use crate::harness::free_port;
+use super::nodes::{Nodes, fixed_port};
 
 /// Length of a run in the suite.
 const SECONDS: u64 = 20;
@@ -216,7 +215,7 @@ fn whatever_fails_nothing_acknowledged_is_lost_and_nothing_stale_is_read() {
     });
     eprintln!("FLUX_CHAOS_SEED={seed} FLUX_CHAOS_SECONDS={seconds}");
     let mut random = Random(seed | 1);
-    let targets: Vec<u16> = (0..NODES).map(|_| free_port()).collect();
+    let targets: Vec<u16> = (0..NODES).map(|_| fixed_port()).collect();
     let network = Network::before(targets.clone());
     let mut nodes = Nodes::behind(&targets, &network.ports, &["--shards", "2"]);
     for node in 0..NODES {

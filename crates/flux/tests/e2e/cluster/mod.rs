@@ -5,6 +5,7 @@ mod clients;
 mod guide;
 mod load;
 mod nodes;
+mod rebuilt;
 mod retries;
 mod sdk;
 mod trial;
@@ -15,9 +16,9 @@ use flux_history::Demands;
 use rustix::process::Signal;
 
 use self::load::Load;
-use self::nodes::{Nodes, get, insist};
+use self::nodes::{Nodes, fixed_port, get, insist};
 use crate::harness::resp::Value;
-use crate::harness::{Start, free_port, wait_until};
+use crate::harness::{Start, wait_until};
 
 /// How long a cluster may take to go on after its leader died. The aim is two seconds; the
 /// machine may be busy.
@@ -271,7 +272,7 @@ fn what_does_not_fit_together_is_refused_with_what_would() {
         process.stderr()
     );
     // A folder that belongs to a node of a cluster, and one that belongs to none.
-    let port = free_port().to_string();
+    let port = fixed_port().to_string();
     let list = format!("127.0.0.1:{port}");
     let words = [
         "--node-id",

@@ -1,13 +1,28 @@
 //! Several real nodes of one cluster, each a process with a folder of its own.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use crate::harness::resp::{Connection, Value, encode};
-use crate::harness::{PATIENCE, Process, Start, free_port, wait_until};
+use crate::harness::{PATIENCE, Process, Start, wait_until};
+
+/// A port for a listener that comes and goes: below those that the system gives to connections,
+/// so that none of them has it while its node is down.
+pub(super) fn fixed_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Not those of another run of these tests at the same time.
+    let first = u16::try_from(std::process::id() % 19).unwrap_or(0) * 1000;
+    loop {
+        let port = 12_000 + first + NEXT.fetch_add(1, Ordering::Relaxed) % 1000;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+}
 
 /// A cluster. A node that is down has only its folder.
 pub(super) struct Nodes {
@@ -36,9 +51,9 @@ impl Nodes {
     /// Ports for so many nodes; none is started.
     pub(super) fn new(count: usize, args: &[&str]) -> Self {
         let ports = (0..count).map(|_| {
-            let peer = free_port();
+            let peer = fixed_port();
             Ports {
-                resp: free_port(),
+                resp: fixed_port(),
                 peer,
                 advertised: peer,
             }
@@ -65,7 +80,7 @@ impl Nodes {
             .iter()
             .zip(advertised)
             .map(|(peer, advertised)| Ports {
-                resp: free_port(),
+                resp: fixed_port(),
                 peer: *peer,
                 advertised: *advertised,
             });
@@ -162,6 +177,25 @@ impl Nodes {
         if let Node::Up(process) = std::mem::replace(&mut self.nodes[index], Node::New) {
             self.nodes[index] = Node::Down(process.stop());
         }
+    }
+
+    /// The folder of a node that is down.
+    pub(super) fn folder(&self, index: usize) -> &std::path::Path {
+        match &self.nodes[index] {
+            Node::Down(folder) => folder.path(),
+            Node::Up(_) | Node::New => panic!("node {} is not down", index + 1),
+        }
+    }
+
+    /// Waits for the end of a node that ends by itself; answers its exit code and what it said.
+    pub(super) fn ended(&mut self, index: usize) -> (Option<i32>, String) {
+        let Node::Up(mut process) = std::mem::replace(&mut self.nodes[index], Node::New) else {
+            panic!("node {} was not started", index + 1);
+        };
+        let status = process.wait();
+        let said = process.stderr();
+        self.nodes[index] = Node::Down(process.into_folder());
+        (status.code(), said)
     }
 
     /// Loses the disk of a node that is down.

@@ -1,0 +1,100 @@
+//! A log that is damaged in the middle: rebuilt from the others, or not guessed away.
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::nodes::{Nodes, insist};
+use crate::harness::resp::Value;
+use crate::harness::wait_until;
+
+const KEYS: usize = 200;
+
+/// Different everywhere, so that it can be found in a file.
+fn value(number: usize) -> String {
+    format!("the value of key number {number:06}, which nothing else has")
+}
+
+/// Changes a byte in the middle of what a node has acknowledged.
+fn damage(folder: &Path) {
+    let text = value(KEYS / 2);
+    let log = folder.join("flux-data/log");
+    for entry in std::fs::read_dir(log).expect("the log has a folder") {
+        let path = entry.expect("an entry").path();
+        let bytes = std::fs::read(&path).expect("a segment is readable");
+        let mut windows = bytes.windows(text.len());
+        if let Some(position) = windows.position(|window| window == text.as_bytes()) {
+            let file = std::fs::OpenOptions::new().write(true).open(&path);
+            let file = file.expect("a segment is writable");
+            file.write_all_at(b"#", position as u64)
+                .expect("a byte is written");
+            return;
+        }
+    }
+    panic!("{text:?} is not in the log");
+}
+
+fn filled() -> Nodes {
+    let nodes = Nodes::started(3, &["--shards", "1"]);
+    let mut connection = nodes.connect(0);
+    for number in 0..KEYS {
+        let key = format!("key:{number}");
+        assert_eq!(
+            insist(&mut connection, &["SET", &key, &value(number)]),
+            Value::ok()
+        );
+    }
+    nodes.assert_equal();
+    nodes
+}
+
+#[test]
+fn rule_13_a_node_whose_log_is_damaged_is_rebuilt_from_the_others() {
+    let mut nodes = filled();
+    nodes.kill(2);
+    damage(nodes.folder(2));
+    nodes.spawn(2);
+    nodes.wait_node(2);
+    assert!(
+        nodes
+            .process(2)
+            .stderr()
+            .contains("joins again as a new one")
+    );
+    wait_until("the new life has the vote of the old", || {
+        (0..3).all(|index| nodes.members(index) == [(3, 0)])
+    });
+    nodes.assert_equal();
+    nodes.kill(0);
+    let mut connection = nodes.connect(2);
+    for number in [0, KEYS / 2, KEYS - 1] {
+        let key = format!("key:{number}");
+        let expected = Value::bulk(&value(number));
+        assert_eq!(insist(&mut connection, &["GET", &key]), expected);
+    }
+}
+
+#[test]
+fn rule_12_with_a_majority_that_cannot_be_trusted_nobody_goes_on() {
+    let mut nodes = filled();
+    for index in 0..3 {
+        nodes.kill(index);
+    }
+    for index in [1, 2] {
+        damage(nodes.folder(index));
+    }
+    for index in 0..3 {
+        nodes.spawn(index);
+    }
+    for index in [1, 2] {
+        let (code, said) = nodes.ended(index);
+        assert_eq!(code, Some(3), "{said}");
+        assert!(
+            said.contains("of a majority of the nodes the same is true"),
+            "{said}"
+        );
+    }
+    // Neither was changed: the log is there, with its damage.
+    for index in [1, 2] {
+        assert!(nodes.folder(index).join("flux-data/IDENTITY").exists());
+    }
+}
