@@ -6,14 +6,26 @@ use super::nodes::Nodes;
 use crate::harness::document::steps;
 use crate::harness::resp::{Connection, Value};
 use crate::harness::{
-    FLUX, Start, command, have, python, repository, run, shell, stdout, wait_until,
+    FLUX, Start, command, have, python, repository, run, shell, skip, stdout, wait_until,
 };
 
 /// Runs a client of Python against nodes, of which it is given the first port as its seed.
 fn python_client(library: &str, ports: &[u16]) {
-    let Some(python) = python(&format!("the cluster client of {library}")) else {
+    let test = format!("the cluster client of {library}");
+    let Some(python) = python(&test) else {
         return;
     };
+    let import = format!("import {library}");
+    if !run(command(&python).args(["-c", &import]), b"")
+        .status
+        .success()
+    {
+        skip(
+            &test,
+            "not in the virtual environment; scripts/test puts it there",
+        );
+        return;
+    }
     let script = repository().join("crates/flux/tests/e2e/python/cluster_clients.py");
     let mut command = command(python);
     command.arg(script).arg(library);

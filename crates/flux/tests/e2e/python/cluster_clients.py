@@ -3,7 +3,7 @@
 import asyncio
 import sys
 
-KEYS = [f"key:{number}" for number in range(200)]
+KEYS = [f"key:{number}" for number in range(40)]
 
 
 def redis_like(library, ports):
