@@ -113,6 +113,9 @@ fn campaign(arguments: &Arguments) -> anyhow::Result<()> {
         if let Some(failure) = &report.failure {
             failed += 1;
             println!("FAILED: {failure}");
+            for replica in &report.replicas {
+                println!("{replica}");
+            }
             println!(
                 "reproduce: cargo run --profile ci -p flux-sim -- --start {seed} --seeds 1 --nodes {} \
                  --seconds {} --history",

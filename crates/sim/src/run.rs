@@ -157,6 +157,8 @@ pub struct Report {
     pub polls: u64,
     /// What clients saw.
     pub histories: [History; 2],
+    /// Where every replica stood at the end.
+    pub replicas: Vec<String>,
     /// Why it is no good.
     pub failure: Option<Failure>,
 }
@@ -514,8 +516,42 @@ impl Cluster {
             simulated_millis: self.executor.true_nanos() / 1_000_000,
             polls: self.executor.polls(),
             histories: [lasting, expiring],
+            replicas: self.replicas(),
             failure,
         }
+    }
+
+    fn replicas(&self) -> Vec<String> {
+        let mut replicas = Vec::new();
+        for machine in &self.machines {
+            let Some(node) = machine.node() else {
+                replicas.push(format!("machine {} is down", machine.number));
+                continue;
+            };
+            for shard in &node.shards {
+                let status = shard.status();
+                let log = shard.log().state();
+                replicas.push(format!(
+                    "machine {} shard {}: {} of term {}, last {}, committed {}, applied {} ({:?}), snapshot {}, \
+                     purged {}; log from {:?} to {:?}, committed {:?}, flushed {:?}",
+                    machine.number,
+                    shard.id(),
+                    status.role,
+                    status.term,
+                    status.last,
+                    status.committed,
+                    status.applied,
+                    shard.applied(),
+                    status.snapshot,
+                    status.purged,
+                    log.purged,
+                    log.last,
+                    log.committed,
+                    log.flushed,
+                ));
+            }
+        }
+        replicas
     }
 
     fn judge(&self, lasting: &History, expiring: &History, leaders: usize) -> Result<(), Failure> {

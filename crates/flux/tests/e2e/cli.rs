@@ -44,7 +44,9 @@ fn one_command_is_answered_and_its_error_is_an_exit_code() {
 
 #[test]
 fn commands_from_a_pipe_are_answered_in_order() {
-    let process = Start::node().args(&["--shards", "4"]).ready();
+    let process = Start::node()
+        .args(&["--shards", "4", "--fsync", "never"])
+        .ready();
     let input = "set a 1\nincr a\n\n# not a command\nget a\nset b \"two words\\x21\"\nget b\n";
     assert_eq!(
         stdout(&cli(&process, &[], input)),

@@ -10,7 +10,9 @@ use tracing::{info, warn};
 use crate::context::Context;
 
 /// How long a voter gets to take over a shard.
-const HAND_OVER: Duration = Duration::from_secs(2);
+const HAND_OVER: Duration = Duration::from_millis(1500);
+/// How long all shards together may take: a stop must not wait for nodes that are gone.
+const HAND_OVER_ALL: Duration = Duration::from_secs(4);
 
 /// See the module. Cheap to clone; outlives its node without harm.
 #[derive(Clone)]
@@ -45,14 +47,17 @@ impl Leaderships {
         let Some(peers) = &self.context.peers else {
             return;
         };
+        let clock = &self.context.clock;
+        let end = clock.now() + HAND_OVER_ALL;
         // Who did not take one over in time is not waited for again: it may be stopping as well.
         let mut unable = BTreeSet::new();
         for shard in self.context.home.shards() {
             for target in peers.heirs(shard) {
-                if unable.contains(&target) {
+                let now = clock.now();
+                if end <= now || unable.contains(&target) {
                     continue;
                 }
-                let deadline = self.context.clock.now() + HAND_OVER;
+                let deadline = end.min(now + HAND_OVER);
                 let (id, to) = (shard.id(), target.physical());
                 match shard.transfer_leadership(target, deadline).await {
                     Ok(()) => {

@@ -1,78 +1,122 @@
-//! The walk-through of docs/replication.md, as it stands there.
+//! The commands of docs/cluster.md, in one shell, as somebody types them.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs::File;
 use std::os::unix::process::CommandExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::process::Stdio;
 
-use crate::harness::document::steps;
-use crate::harness::{FLUX, command, repository, wait_until};
+use rustix::process::{Pid, Signal, kill_process_group};
 
-/// Beginnings of the ports that the document names; a node's number follows.
-const PORTS: [&str; 4] = ["738", "516", "919", "739"];
+use crate::harness::{FLUX, command, free_port, have, repository, wait_until};
 
-/// A beginning of ports that are free for the numbers 1 to 3, from `first` on.
-fn free_beginning(first: u16) -> u16 {
-    (first..3000)
-        .find(|beginning| {
-            let is_free =
-                |number| TcpListener::bind((Ipv4Addr::LOCALHOST, beginning * 10 + number));
-            (1..=3).all(|number| is_free(number).is_ok())
-        })
-        .expect("some ports below the ephemeral ones are free")
+/// The documented ports; each is replaced by a free one.
+const PORTS: [u16; 4] = [7370, 9170, 7390, 50_050];
+/// Stands between what two lines have printed.
+const MARK: &str = "<<<";
+
+/// The lines of the page's blocks, with what the comment behind each promises.
+fn lines() -> Vec<(String, Option<String>)> {
+    let text = std::fs::read_to_string(repository().join("docs/cluster.md"));
+    let mut lines = Vec::new();
+    let mut is_inside = false;
+    for line in text.expect("there is a page").lines() {
+        if let Some(info) = line.strip_prefix("```") {
+            is_inside = info.trim() == "sh test cluster";
+        } else if is_inside && !line.trim().is_empty() {
+            let (line, promise) = match line.split_once(" # ") {
+                Some((line, promise)) => (line, Some(promise.trim().to_owned())),
+                None => (line, None),
+            };
+            lines.push((line.trim().to_owned(), promise));
+        }
+    }
+    lines
+}
+
+/// The line with looked up ports, those that end in a variable included, and the binary under test.
+fn addressed(line: &str) -> String {
+    let mut line = line.replace("target/release/flux", FLUX);
+    for port in PORTS {
+        let tens = port / 10;
+        for variable in ["1", "n", "first", "second"] {
+            let written = format!("{tens}${variable}");
+            line = line.replace(&written, &format!("${{P[{port}+${variable}]}}"));
+        }
+        for number in port + 1..=port + 3 {
+            line = line.replace(&number.to_string(), &format!("${{P[{number}]}}"));
+        }
+    }
+    line
+}
+
+/// One script that runs all lines, in a folder, and leaves no process behind.
+fn script(lines: &[(String, Option<String>)], folder: &Path) -> String {
+    let folder = folder.display();
+    // An indexed array of ports: its subscripts are arithmetic.
+    let mut script =
+        format!("set -u\ncd {folder}\ntrap 'kill -9 $(jobs -p) 2>/dev/null' EXIT\ndeclare -a P\n");
+    let mut taken = BTreeMap::new();
+    for number in PORTS.iter().flat_map(|port| port + 1..=port + 3) {
+        let free = std::iter::repeat_with(free_port)
+            .find(|port| !taken.values().any(|other| other == port));
+        taken.insert(number, free.expect("there are free ports"));
+    }
+    for (number, free) in &taken {
+        writeln!(script, "P[{number}]={free}").expect("into memory");
+    }
+    for (number, (line, _)) in lines.iter().enumerate() {
+        writeln!(script, "{}\necho '{MARK}{number}'", addressed(line)).expect("into memory");
+    }
+    script
 }
 
 #[test]
-fn the_walk_through_of_three_nodes_works_as_it_is_written() {
-    let path = repository().join("docs/replication.md");
-    let mut text = std::fs::read_to_string(path).expect("the document is there");
-    // In two steps, because a free port may hold the digits of another.
-    for (index, port) in PORTS.iter().enumerate() {
-        text = text.replace(port, &format!("<port {index}>"));
+fn every_command_of_the_page_about_three_nodes_does_what_it_says() {
+    const NAME: &str = "docs/cluster.md";
+    if !have("curl", NAME) || !have("redis-cli", NAME) {
+        return;
     }
-    // Not those of another run of this test at the same time.
-    let mut first = 1000 + u16::try_from(std::process::id() % 1500).unwrap_or(0);
-    for index in 0..PORTS.len() {
-        first = free_beginning(first) + 1;
-        text = text.replace(&format!("<port {index}>"), &(first - 1).to_string());
-    }
-    let text = text.replace("target/release/flux", FLUX);
-    let mut script = String::from("mkdir flux-data\n");
-    for step in steps(&text) {
-        let command = step.command;
-        script.push_str(&match step.promise {
-            Some(promise) => format!(
-                "found=$({command}); [ \"$found\" = '{promise}' ] || {{ echo '{command}': \"$found\"; exit 1; }}\n"
-            ),
-            None => format!("{command}\n"),
-        });
-    }
-    script.push_str("wait\necho walked\n");
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let output = folder.path().join("output.txt");
-    let file = std::fs::File::create(&output).expect("a file for what it says");
+    let lines = lines();
+    assert!(lines.len() > 15, "{lines:?}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str| File::create(folder.path().join(name)).expect("a file");
     let mut shell = command("bash");
     shell
-        .args(["-c", &script])
-        .current_dir(folder.path())
+        .args(["-c", &script(&lines, folder.path())])
         .stdin(Stdio::null())
-        .stderr(file.try_clone().expect("one file for both"))
-        .stdout(file)
+        .stdout(file("printed"))
+        .stderr(file("said"))
         .process_group(0);
     let mut shell = shell.spawn().expect("a shell");
-    let group = rustix::process::Pid::from_raw(shell.id().cast_signed()).expect("a pid is not 0");
-    let mut ended = None;
-    let walked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        wait_until("the walk-through ends", || {
-            ended = shell.try_wait().expect("a child can be waited for");
-            ended.is_some()
+    let group = Pid::from_raw(shell.id().cast_signed()).expect("a process has a number");
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        wait_until("the page's commands to end", || {
+            shell
+                .try_wait()
+                .expect("a child can be waited for")
+                .is_some()
         });
     }));
     // Whatever it has left behind.
-    let signal = rustix::process::Signal::KILL;
-    let _was_there = rustix::process::kill_process_group(group, signal).is_ok();
-    let said = std::fs::read_to_string(&output).unwrap_or_default();
-    assert!(
-        walked.is_ok() && said.ends_with("walked\n"),
-        "{script}\n{said}"
-    );
+    let _was_there = kill_process_group(group, Signal::KILL).is_ok();
+    let text = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap_or_default();
+    let (printed, said) = (text("printed"), text("said"));
+    assert!(ended.is_ok(), "{printed}\n{said}");
+    let mut rest = printed.as_str();
+    for (number, (line, promise)) in lines.iter().enumerate() {
+        let mark = format!("{MARK}{number}\n");
+        let Some((seen, after)) = rest.split_once(&mark) else {
+            panic!("{line} did not end\n{printed}\n{said}");
+        };
+        rest = after;
+        if let Some(promise) = promise {
+            assert_eq!(seen.trim_end(), promise, "{line}\n{said}");
+        }
+        if line.contains("SET from-") {
+            assert_eq!(seen, "OK\nOK\n", "{line}\n{said}");
+        }
+    }
 }
