@@ -106,6 +106,8 @@ struct State {
     polls: u64,
     polls_at_once: u64,
     hash: u64,
+    /// Nodes whose tasks panicked, and with what.
+    panics: Vec<(usize, String)>,
 }
 
 /// Task ids that can run, written to by wakers.
@@ -170,6 +172,7 @@ impl Executor {
                 polls: 0,
                 polls_at_once: 0,
                 hash: 0xcbf2_9ce4_8422_2325,
+                panics: Vec::new(),
             }),
             ready: Ready::default(),
         })
@@ -255,6 +258,11 @@ impl Executor {
         }
         // Outside the lock: destructors wake others.
         drop(dead);
+    }
+
+    /// Panics since the last call, with the nodes whose tasks they ended.
+    pub(crate) fn take_panics(&self) -> Vec<(usize, String)> {
+        std::mem::take(&mut self.state.lock().panics)
     }
 
     /// Folds something into the hash of what happened.
@@ -350,7 +358,8 @@ impl Executor {
                     .downcast_ref::<String>()
                     .cloned()
                     .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
-                return Err(Stuck::Panicked(text.unwrap_or_default()));
+                let node = state.tasks.remove(&id).map_or(OUTSIDE, |slot| slot.node);
+                state.panics.push((node, text.unwrap_or_default()));
             }
         }
         drop(state);

@@ -151,6 +151,15 @@ impl Machine {
         self.state.lock().node.is_some()
     }
 
+    /// Whether its log has failed, so that its process must end.
+    pub(crate) fn is_ending(&self) -> bool {
+        let is_injected = |reason: &str| reason.contains("injected failure");
+        let shards = self.node().map_or_else(Vec::new, |node| node.shards);
+        let mut failures = shards.iter().filter_map(|shard| shard.status().failure);
+        self.failure().is_some_and(|reason| is_injected(&reason))
+            || failures.any(|failure| is_injected(&failure.to_string()))
+    }
+
     pub(crate) fn failure(&self) -> Option<String> {
         self.state.lock().failure.clone()
     }

@@ -360,6 +360,16 @@ impl Cluster {
         self.executor.spawn_on(OUTSIDE, async move {
             loop {
                 sleep(&executor, Duration::from_millis(20)).await;
+                for (node, text) in executor.take_panics() {
+                    // A process whose log has failed is ending: how, does not matter.
+                    let is_ending = machines
+                        .get(node)
+                        .is_some_and(|machine| machine.is_ending());
+                    if !is_ending {
+                        let failure = Failure::Stuck(Stuck::Panicked(text));
+                        watched.lock().failure.get_or_insert(failure);
+                    }
+                }
                 for machine in &machines {
                     let Some(reason) = machine.failure() else {
                         continue;
