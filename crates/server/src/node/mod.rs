@@ -292,7 +292,8 @@ impl Node {
     }
 
     /// Waits until every shard can be served: it can write here, or, in a cluster, this node knows
-    /// who leads it and is itself as far as it was told.
+    /// who leads it and is itself as far as it was told. From then on the picture of the cluster
+    /// shows a leader of every shard.
     ///
     /// # Errors
     /// A shard's, if it never will or has not within `timeout`. A node of a cluster waits for the
@@ -305,12 +306,18 @@ impl Node {
             while !self.context.is_served() {
                 tokio::time::sleep(DRAIN_CHECK).await;
             }
-            return Ok(());
+        } else {
+            let deadline = self.context.clock.now() + timeout;
+            for shard in self.context.home.shards() {
+                shard.wait_writable(deadline).await?;
+            }
         }
-        let deadline = self.context.clock.now() + timeout;
-        for shard in self.context.home.shards() {
-            shard.wait_writable(deadline).await?;
-        }
+        let mut pictures = self.context.topology.changes();
+        let is_whole =
+            |picture: &Arc<Topology>| picture.shards.iter().all(|shard| shard.leader.is_some());
+        // Drawn some times a second for as long as the node runs, so this cannot hang.
+        let drawn = pictures.wait_for(is_whole).await.is_ok();
+        debug_assert!(drawn, "the node holds the sender");
         Ok(())
     }
 
