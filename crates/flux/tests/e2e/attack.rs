@@ -11,10 +11,10 @@ use crate::harness::resp::Value;
 use crate::harness::{PATIENCE, Process, Start, wait_until};
 
 /// What all attacks together may cost. Each of the two workers may hold a body of 10 MiB in a buffer
-/// that grew by doubling, and the allocator keeps such pages for a while: 55 MiB were measured, and
-/// no more after any number of rounds. What the witness's writes cost is there before: see
+/// that grew by doubling, and the allocator keeps such pages for a while: 55 MiB were measured alone,
+/// and no more after any number of rounds; 103 MiB beside the whole suite, where pages go back later. What the witness's writes cost is there before: see
 /// [`fill_log_tail`].
-const GROWTH_BYTES_MAX: u64 = 96 << 20;
+const GROWTH_BYTES_MAX: u64 = 144 << 20;
 /// More than the node keeps of its log in memory, so that later writes only replace what is there.
 const LOG_TAIL_BYTES: usize = 24 << 20;
 

@@ -61,6 +61,8 @@ const KILL_GRACE: Duration = Duration::from_secs(1);
 const DRAIN_CHECK: Duration = Duration::from_millis(5);
 /// How long other nodes get to send nothing more here, once they are told.
 const GOODBYE: Duration = Duration::from_millis(100);
+/// How long the shards may still talk to other nodes: a call to one that is gone would be waited for.
+const LAST_ROUNDS: Duration = Duration::from_millis(500);
 /// How long the shards get to finish their batch.
 const SHARD_GRACE: Duration = Duration::from_secs(10);
 
@@ -413,9 +415,16 @@ impl Node {
             peers.leave();
             tokio::time::sleep(GOODBYE).await;
         }
-        self.end_shards().await;
-        if let Some(peers) = &self.context.peers {
-            peers.stop();
+        {
+            let ending = self.end_shards();
+            let mut ending = std::pin::pin!(ending);
+            let is_ended = tokio::time::timeout(LAST_ROUNDS, &mut ending).await.is_ok();
+            if let Some(peers) = &self.context.peers {
+                peers.stop();
+            }
+            if !is_ended {
+                ending.await;
+            }
         }
         let log = self.context.log.clone();
         let ended = blocking(move || {
