@@ -70,7 +70,7 @@ mod tests {
         let pool = pool();
         let http = pool.get_extension_by_name("google.api.http").unwrap();
         let service = pool.get_service_by_name(KV_SERVICE).unwrap();
-        assert_eq!(service.methods().len(), 8);
+        assert_eq!(service.methods().len(), 9);
         for method in service.methods() {
             let options = method.options();
             let Value::Message(rule) = options.get_extension(&http).into_owned() else {

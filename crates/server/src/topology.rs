@@ -105,6 +105,16 @@ impl TopologyHandle {
         self.current.subscribe()
     }
 
+    /// Waits until it shows a leader of every shard. It is drawn for as long as the node runs, so
+    /// that this ends once there are leaders.
+    pub(crate) async fn wait_whole(&self) {
+        let mut pictures = self.changes();
+        let is_whole =
+            |picture: &Arc<Topology>| picture.shards.iter().all(|shard| shard.leader.is_some());
+        // It fails only without a sender, which is here.
+        drop(pictures.wait_for(is_whole).await);
+    }
+
     /// Replaces the picture if it has changed.
     pub(crate) fn publish(&self, topology: Topology) {
         self.current.send_if_modified(|current| {

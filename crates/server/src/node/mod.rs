@@ -314,12 +314,7 @@ impl Node {
                 shard.wait_writable(deadline).await?;
             }
         }
-        let mut pictures = self.context.topology.changes();
-        let is_whole =
-            |picture: &Arc<Topology>| picture.shards.iter().all(|shard| shard.leader.is_some());
-        // Drawn some times a second for as long as the node runs, so this cannot hang.
-        let drawn = pictures.wait_for(is_whole).await.is_ok();
-        debug_assert!(drawn, "the node holds the sender");
+        self.context.topology.wait_whole().await;
         Ok(())
     }
 
