@@ -12,9 +12,7 @@ from daemon import Failed, run
 
 # Far beyond what is normal, because the machine may be busy; nothing waits for it when things go right.
 PATIENCE_SECONDS = 240
-# Below the grace of docker-compose.yml. One node takes less than 5; the second of three that stop took up
-# to 11, waiting for the names of nodes that are gone: too long, and still to be mended.
-STOP_SECONDS_MAX = 14
+STOP_SECONDS_MAX = 5
 # Where a container's `docker logs -f` goes on for ever.
 FOLLOWING = re.compile(r"\blogs -f\b")
 

@@ -315,6 +315,9 @@ fn spawn(
         .name(name)
         .spawn(move || {
             runtime.block_on(work);
+            // Looking up the name of an upstream that is gone blocks for seconds, and matters to
+            // nobody any more.
+            runtime.shutdown_background();
             // A receiver that is gone is a gateway that was dropped.
             let _ = end.send(());
         })

@@ -14,9 +14,8 @@ use flux_env::ThreadMeter;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
-/// How long the end of a runtime waits for blocking work that was begun on it. Not longer: looking
-/// up the name of a node that is gone blocks for seconds, and is of no use to anybody by then.
-const BLOCKING_GRACE: Duration = Duration::from_secs(1);
+/// How long the end of a runtime waits for blocking work that was begun on it.
+const BLOCKING_GRACE: Duration = Duration::from_secs(5);
 
 /// Tasks polled between two looks at the sockets. Larger than tokio's 61, so that a batch holds
 /// what more connections have sent.

@@ -283,7 +283,8 @@ mod sink {
                     tracing::debug!(%error, "the RabbitMQ sink has the priority of everybody");
                 }
                 runtime.block_on(sink.run(stopped.cancelled_owned()));
-                runtime.shutdown_timeout(GRACE);
+                // Looking up the broker's name may block for long, and matters to nobody any more.
+                runtime.shutdown_background();
             })?;
             Ok(Self {
                 stop,

@@ -33,7 +33,7 @@ const TUNE_OK: Method = (10, 31);
 const OPEN: Method = (10, 40);
 const OPEN_OK: Method = (10, 41);
 const CLOSE: Method = (10, 50);
-const CLOSE_OK: Method = (10, 51);
+pub(super) const CLOSE_OK: Method = (10, 51);
 const BLOCKED: Method = (10, 60);
 const UNBLOCKED: Method = (10, 61);
 const CHANNEL_OPEN: Method = (20, 10);
@@ -77,6 +77,8 @@ pub(super) enum Heard {
         text: String,
         is_all: bool,
     },
+    /// Takes leave as well.
+    Gone,
     /// Anything else that needs no answer.
     Other,
 }
@@ -183,6 +185,7 @@ fn method(mut fields: Fields<'_>) -> Option<Heard> {
             text: fields.text()?,
             is_all: method == CLOSE,
         },
+        CLOSE_OK => Heard::Gone,
         _ => Heard::Other,
     })
 }

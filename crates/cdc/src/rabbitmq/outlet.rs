@@ -114,6 +114,7 @@ impl Outlet {
                 | Heard::Blocked(_)
                 | Heard::Unblocked
                 | Heard::Closed { .. }
+                | Heard::Gone
                 | Heard::Other) => drop(outlet.take(heard)?),
             }
         }
@@ -183,10 +184,14 @@ impl Outlet {
     /// # Cancellation
     /// Safe to drop.
     pub(super) async fn close(mut self) {
-        frames::close(&mut self.out);
-        let farewell = async { while self.next().await.is_ok() {} };
         // A broker that does not answer will notice by itself.
-        drop(tokio::time::timeout(FAREWELL, farewell).await);
+        drop(tokio::time::timeout(FAREWELL, self.farewell()).await);
+    }
+
+    /// Says so, and waits for the answer. RabbitMQ leaves it to this side to end the connection.
+    async fn farewell(&mut self) {
+        frames::close(&mut self.out);
+        while !matches!(self.next().await, Ok(Heard::Gone) | Err(_)) {}
     }
 
     /// What a frame tells whoever publishes.
@@ -221,6 +226,7 @@ impl Outlet {
             | Heard::Open
             | Heard::ChannelOpen
             | Heard::Confirming
+            | Heard::Gone
             | Heard::Other => return Ok(None),
         }))
     }
@@ -410,6 +416,18 @@ mod tests {
             trouble.to_string(),
             "broker unreachable: the connection is closed"
         );
+    }
+
+    #[tokio::test]
+    async fn a_farewell_ends_with_the_brokers_answer_while_the_connection_stands() {
+        let (mut outlet, mut broker) = open().await;
+        let answer = async {
+            broker.hear(b"\x00\xc8\x04done").await;
+            broker.say(0, frames::CLOSE_OK, b"").await;
+            broker
+        };
+        // Without an end of its own it would wait for the broker's, which comes only afterwards.
+        let ((), _still_there) = tokio::join!(outlet.farewell(), answer);
     }
 
     #[tokio::test]

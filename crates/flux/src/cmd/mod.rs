@@ -28,3 +28,11 @@ pub(crate) fn runtime() -> Result<Runtime, Failure> {
         .build()
         .map_err(|error| Failure::Failed(format!("the runtime: {error}")))
 }
+
+/// Runs a program to its end, and does not wait for what still blocks a thread then: such as looking
+/// up the name of a machine that is gone, which takes seconds and matters to nobody any more.
+pub(crate) fn finish<T>(runtime: Runtime, program: impl Future<Output = T>) -> T {
+    let output = runtime.block_on(program);
+    runtime.shutdown_background();
+    output
+}

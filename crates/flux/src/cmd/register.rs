@@ -16,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
+use super::finish;
 use super::run::{install_logs, services};
 use crate::Failure;
 use crate::args::Register;
@@ -54,7 +55,7 @@ pub(crate) fn run(task: Register) -> Result<(), Failure> {
     install_logs(&settings)?;
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Failure::Failed(format!("the runtime: {error}")))?;
-    runtime.block_on(async {
+    finish(runtime, async {
         let metrics = flux_telemetry::Registry::new();
         let registry = services(&settings, &metrics, &Checks::new())?;
         let signals = signals()

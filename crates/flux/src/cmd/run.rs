@@ -18,6 +18,7 @@ use tracing::{error, info};
 use crate::admin::Admin;
 use crate::args::Run;
 use crate::banner::{Facts, banner};
+use crate::cmd::finish;
 use crate::cmd::reload::Reload;
 use crate::cmd::trial::{Chaos, Trial};
 use crate::panics;
@@ -55,7 +56,7 @@ pub(crate) fn run(run: Run) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Failure::Failed(format!("the runtime: {error}")))?;
     let origin = (run, layers.file);
-    runtime.block_on(serve(&settings, origin, ready))
+    finish(runtime, serve(&settings, origin, ready))
 }
 
 /// Sets up the log of the process.

@@ -24,10 +24,9 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::dial::dial;
 use super::handshake::{self, Greeting, Welcome};
 
-/// How long a connect may take.
-const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// Pause after a connection that did not come about, doubled up to the second.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
@@ -290,14 +289,8 @@ impl Task {
 
     async fn connect(&self) -> Result<(TcpStream, BytesMut), String> {
         let address = self.target.address().ok_or("its address is not known")?;
-        let connecting = TcpStream::connect(&address);
-        let mut stream = match tokio::time::timeout(CONNECT_LIMIT, connecting).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(format!("{address}: {error}")),
-            Err(_) => return Err(format!("{address}: no connection in time")),
-        };
         let problem = |error: &dyn fmt::Display| format!("{address}: {error}");
-        stream.set_nodelay(true).map_err(|error| problem(&error))?;
+        let mut stream = dial(&address).await.map_err(|error| problem(&error))?;
         let mut arrived = BytesMut::new();
         let greeting = self.target.greeting();
         let shaking = handshake::call(&mut stream, &mut arrived, greeting, self.target.password());

@@ -8,6 +8,7 @@
 //! how a command reaches the leader of its shard ([`forward`]).
 
 pub(crate) mod book;
+mod dial;
 mod exchange;
 mod field;
 pub(crate) mod formation;

@@ -16,10 +16,10 @@ use flux_types::{NodeId, ShardId, limits};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::Peers;
+use super::dial::dial;
 use super::handshake::{self, Lane};
 use super::link::Link;
 
@@ -81,8 +81,7 @@ impl TcpPeer {
     async fn send_snapshot(&self, snapshot: SnapshotTransfer) -> Result<Vote, PeerError> {
         let address = self.peers.book.address(self.target);
         let address = address.ok_or_else(|| unreachable("its address is not known"))?;
-        let mut stream = TcpStream::connect(address).await.map_err(unreachable)?;
-        stream.set_nodelay(true).map_err(unreachable)?;
+        let mut stream = dial(&address).await.map_err(unreachable)?;
         let mut arrived = BytesMut::new();
         let greeting = self
             .peers

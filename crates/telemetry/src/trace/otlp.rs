@@ -135,6 +135,8 @@ pub fn start(config: Config, registry: &Registry) -> Result<(Queue, Exporter), E
                 drop(entered);
                 drop(begun.send(Ok(())));
                 runtime.block_on(sender.run(waiting, stopped));
+                // Not to wait for a look-up of the collector's name.
+                runtime.shutdown_background();
                 Ok(())
             };
             if let Err(error) = run() {

@@ -21,6 +21,7 @@ pub(crate) use flags::command;
 use flags::{Flags, FormatFlag};
 use watched::Watched;
 
+use crate::cmd::finish;
 use crate::settings::{of_environment, reason};
 use crate::signals::Signals;
 use crate::traces::Traces;
@@ -69,15 +70,16 @@ pub(crate) fn run(matches: &clap::ArgMatches) -> Result<(), Failure> {
         notice: &mut notice,
         summary: Summary::default(),
     };
-    let outcome = runtime.block_on(async {
+    let outcome = finish(runtime, async {
         let stop = Signals::listen()
             .map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))?
             .first();
         let outcome = consumer.run(stop).await;
         traces.shutdown().await;
         Ok::<_, Failure>(outcome)
-    })?;
+    });
     drop(admin);
+    let outcome = outcome?;
     let summary = consumer.summary;
     if !flags.is_quiet {
         out::problem(&summary.to_string());
