@@ -28,4 +28,4 @@ pub use error::CdcError;
 pub use event::{Change, Control, Event, Group, Position};
 pub use feed::{Batch, Feed, OnGap, Reach, Request};
 pub use origin::Origin;
-pub use share::Share;
+pub use share::{Reader, Share};

@@ -5,6 +5,11 @@
 //! are held to a small share of one: what they have not read waits in the log, and is told a little
 //! later. The share is never zero, so that readers go on on a machine that is always busy, and it
 //! grows for a reader that stays behind, up to a limit, so that its backlog does not grow for ever.
+//!
+//! A reader asks before it reads, and again after every rest. While there is not enough for all,
+//! each that asks is granted a little, and goes once everything granted before is made up for: they
+//! go one after the other, in the order in which they asked, however many they are. What is owed is
+//! forgotten once those who serve have time to spare.
 
 use std::time::Duration;
 
@@ -23,10 +28,15 @@ const MOST: u32 = 240;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked whether those who serve have to wait.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// How far a reader may run ahead of its share: rests are few and long rather than many and short.
-const AHEAD: Duration = Duration::from_millis(10);
-/// Longest rest.
+/// Processor time that a reader is granted at once: rests are few and long rather than many and
+/// short.
+const GRANT: Duration = Duration::from_millis(3);
+/// A rest that would be shorter is none.
+const REST_MIN: Duration = Duration::from_millis(10);
+/// Longest rest before a reader asks again.
 const REST_MAX: Duration = Duration::from_millis(500);
+/// Processor time for each reader beyond what it was granted: more is never to be made up for.
+const OVERDRAFT_MAX: Duration = Duration::from_millis(100);
 
 /// See the module. One for all readers of a node.
 #[derive(Debug)]
@@ -35,6 +45,13 @@ pub struct Share {
     /// Of the threads that serve.
     meters: Vec<ThreadMeter>,
     ration: Mutex<Ration>,
+}
+
+/// One reader among those who share.
+#[derive(Debug)]
+pub struct Reader {
+    share: Arc<Share>,
+    turn: Turn,
 }
 
 impl Share {
@@ -49,38 +66,92 @@ impl Share {
         }
     }
 
-    /// Notes processor time that a reader has spent, and says how long it is to rest before it
-    /// reads on. `behind` is for how long it has not caught up.
-    pub fn spend(&self, cost: Duration, behind: Duration) -> Duration {
-        let now = self.clock.now();
-        let mut ration = self.ration.lock();
+    /// A further reader.
+    #[must_use]
+    pub fn reader(self: &Arc<Self>) -> Reader {
+        self.ration.lock().readers += 1;
+        Reader {
+            share: Arc::clone(self),
+            turn: Turn::default(),
+        }
+    }
+
+    /// Looks how those who serve are, if it is time to.
+    fn look(&self, ration: &mut Ration, now: Instant) {
+        ration.pay(now);
         if ration.is_due(now) {
             // One that cannot be read has ended, and waits for nothing.
             let times = self.meters.iter().map(|meter| meter.read());
             let times = times.map(Result::unwrap_or_default).collect();
             ration.look(now, times);
         }
-        ration.spend(now, cost, behind)
     }
 }
 
-/// The share as it is now.
+impl Reader {
+    /// How long this reader is to rest before it asks again; zero: it may read on now. `behind` is
+    /// for how long it has not caught up.
+    pub fn rest(&mut self, behind: Duration) -> Duration {
+        let now = self.share.clock.now();
+        let mut ration = self.share.ration.lock();
+        self.share.look(&mut ration, now);
+        ration.rest(&mut self.turn, behind)
+    }
+
+    /// Notes processor time that this reader has spent.
+    pub fn spend(&mut self, cost: Duration, behind: Duration) {
+        let now = self.share.clock.now();
+        let mut ration = self.share.ration.lock();
+        ration.pay(now);
+        ration.spend(&mut self.turn, cost, behind);
+        self.share.look(&mut ration, now);
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.share.ration.lock().leave(&self.turn);
+    }
+}
+
+/// Where one reader stands.
+#[derive(Debug, Default)]
+struct Turn {
+    /// It waits until so much is made up for.
+    waits_for: Option<Duration>,
+    /// What it was granted and has not spent.
+    allowance: Duration,
+    /// What it had of a processor, in thousandths, when that was granted.
+    least: u32,
+}
+
+/// The share as it is now. Processor time is counted as a reader has it that is not behind; to one
+/// that has twice its share, half as much is charged.
 #[derive(Debug)]
 struct Ration {
+    readers: u32,
     thousandths: u32,
     looked_at: Instant,
     times: Vec<ThreadTimes>,
-    /// When what was spent is made up for.
-    even_at: Instant,
+    /// What readers have spent since.
+    spent: Duration,
+    /// All that was ever charged, and how much of it is made up for: never more than all.
+    charged: Duration,
+    paid: Duration,
+    paid_at: Instant,
 }
 
 impl Ration {
     const fn new(now: Instant) -> Self {
         Self {
+            readers: 0,
             thousandths: WHOLE,
             looked_at: now,
             times: Vec::new(),
-            even_at: now,
+            spent: Duration::ZERO,
+            charged: Duration::ZERO,
+            paid: Duration::ZERO,
+            paid_at: now,
         }
     }
 
@@ -88,37 +159,101 @@ impl Ration {
         LOOK_INTERVAL <= now.saturating_since(self.looked_at)
     }
 
+    /// What has passed makes up for what was charged.
+    fn pay(&mut self, now: Instant) {
+        let passed = now.saturating_since(self.paid_at);
+        self.paid_at = self.paid_at.max(now);
+        let pays = passed * self.thousandths / WHOLE;
+        self.paid = self.charged.min(self.paid + pays);
+    }
+
     /// Takes in how long each thread that serves has run and waited.
     fn look(&mut self, now: Instant, times: Vec<ThreadTimes>) {
         let passed = now.saturating_since(self.looked_at);
-        let mut pairs = times.iter().zip(&self.times);
-        let is_crowded = pairs.any(|(now, before)| {
+        let (mut is_busy, mut is_crowded) = (false, false);
+        for (now, before) in times.iter().zip(&self.times) {
             let ran = now.ran.saturating_sub(before.ran);
             let waited = now.waited.saturating_sub(before.waited);
-            // It has no idle time to speak of, and does not run all the time either.
-            (ran + waited) * 10 >= passed * 9 && waited * 50 >= passed
-        });
+            // It has no idle time to speak of.
+            let is_one_busy = (ran + waited) * 10 >= passed * 9;
+            is_busy |= is_one_busy;
+            // And does not run all the time either.
+            is_crowded |= is_one_busy && waited * 50 >= passed;
+        }
+        // That nobody waited while no reader ran says nothing of what happens when one does.
+        let is_tried = self.spent * 50 >= passed;
         self.thousandths = if is_crowded {
             LEAST
-        } else {
+        } else if !is_busy {
+            // Twice as much for every interval with idle time.
+            let looks = passed.as_nanos() / LOOK_INTERVAL.as_nanos();
+            let looks = u32::try_from(looks).unwrap_or(u32::MAX).max(1);
+            let factor = 1_u32.checked_shl(looks).unwrap_or(WHOLE);
+            self.thousandths.saturating_mul(factor).min(WHOLE)
+        } else if is_tried {
             self.thousandths.saturating_mul(2).min(WHOLE)
+        } else {
+            self.thousandths
         };
+        if self.thousandths == WHOLE {
+            self.paid = self.charged;
+        }
+        self.spent = Duration::ZERO;
         self.times = times;
         self.looked_at = now;
     }
 
-    fn spend(&mut self, now: Instant, cost: Duration, behind: Duration) -> Duration {
-        let share = self.thousandths.max(least(behind));
-        self.even_at = self.even_at.max(now);
-        if share < WHOLE {
-            self.even_at = self.even_at + cost * WHOLE / share.max(1);
-        }
-        let ahead = self.even_at.saturating_since(now);
-        if ahead < AHEAD {
+    fn rest(&mut self, turn: &mut Turn, behind: Duration) -> Duration {
+        if self.thousandths == WHOLE {
+            *turn = Turn::default();
             return Duration::ZERO;
         }
-        ahead.min(REST_MAX)
+        let waits_for = match turn.waits_for {
+            Some(waits_for) => waits_for,
+            None if !turn.allowance.is_zero() => return Duration::ZERO,
+            None => {
+                let before = self.charged;
+                *turn = Turn {
+                    waits_for: Some(before),
+                    allowance: GRANT,
+                    least: least(behind),
+                };
+                self.charged += charge(GRANT, turn.least);
+                before
+            }
+        };
+        let rest = waits_for.saturating_sub(self.paid) * WHOLE / self.thousandths.max(1);
+        if rest < REST_MIN {
+            turn.waits_for = None;
+            return Duration::ZERO;
+        }
+        rest.min(REST_MAX)
     }
+
+    fn spend(&mut self, turn: &mut Turn, cost: Duration, behind: Duration) {
+        self.spent += cost;
+        let over = cost.saturating_sub(turn.allowance);
+        turn.allowance = turn.allowance.saturating_sub(cost);
+        if self.thousandths == WHOLE {
+            return;
+        }
+        let owed = self.charged.saturating_sub(self.paid);
+        let owed_max = (GRANT + OVERDRAFT_MAX) * self.readers;
+        let room = owed_max.saturating_sub(owed);
+        self.charged += charge(over, least(behind)).min(room);
+    }
+
+    /// What a reader was granted and does not spend is nobody's debt.
+    fn leave(&mut self, turn: &Turn) {
+        self.readers -= 1;
+        let unspent = charge(turn.allowance, turn.least.max(LEAST));
+        self.paid = self.charged.min(self.paid + unspent);
+    }
+}
+
+/// What is charged for processor time to a reader that has so many thousandths.
+fn charge(cost: Duration, least: u32) -> Duration {
+    cost * LEAST / least.max(1)
 }
 
 /// What a reader has at least that has been behind for so long.
@@ -135,50 +270,113 @@ mod tests {
 
     const TURN: Duration = Duration::from_millis(1);
 
-    /// A reader that always wants to go on, for a while, on one processor with a thread that serves
-    /// and wants `demand` thousandths of it; returns what the reader got of it, in thousandths.
-    fn got(
-        ration: &mut Ration,
-        from: Instant,
-        span: Duration,
-        demand: u32,
-        behind: Duration,
-    ) -> u128 {
-        let (mut now, mut spent, mut served) = (from, Duration::ZERO, ThreadTimes::default());
-        if let Some(before) = ration.times.first() {
-            served = *before;
-        }
-        while now.saturating_since(from) < span {
-            let rest = ration.spend(now, TURN, behind);
-            spent += TURN;
-            now = now + TURN + rest;
-            // While the reader runs the other waits; it makes up for that as far as it can.
-            let wants = (TURN + rest) * demand / WHOLE;
-            let ran = wants.min(rest.max(TURN / 2));
-            served.ran += ran;
-            served.waited += wants.saturating_sub(ran).max(TURN.min(wants));
-            if ration.is_due(now) {
-                ration.look(now, vec![served]);
-            }
-        }
-        spent.as_nanos() * u128::from(WHOLE) / now.saturating_since(from).as_nanos()
+    /// One processor that readers share with a thread that serves.
+    struct Processor {
+        ration: Ration,
+        now: Instant,
+        begun: Instant,
+        served: ThreadTimes,
+        /// Each reader: its turn, when it asks next, what it has spent.
+        readers: Vec<(Turn, Instant, Duration)>,
+        debt_max: Duration,
     }
 
-    fn begin() -> Instant {
-        Instant::from_nanos(1_000_000_000)
+    impl Processor {
+        fn new(readers: usize) -> Self {
+            let begun = Instant::from_nanos(1_000_000_000);
+            let reader = || (Turn::default(), begun, Duration::ZERO);
+            Self {
+                ration: Ration {
+                    readers: u32::try_from(readers).unwrap(),
+                    ..Ration::new(begun)
+                },
+                now: begun,
+                begun,
+                served: ThreadTimes::default(),
+                readers: std::iter::repeat_with(reader).take(readers).collect(),
+                debt_max: Duration::ZERO,
+            }
+        }
+
+        /// Time passes, of which the thread that serves wants `demand` thousandths.
+        fn pass(&mut self, span: Duration, is_read: bool, demand: u32) {
+            let wants = span * demand / WHOLE;
+            if is_read {
+                self.served.waited += wants;
+            } else {
+                self.served.ran += wants;
+            }
+            self.now = self.now + span;
+            self.ration.pay(self.now);
+        }
+
+        fn look(&mut self) {
+            if self.ration.is_due(self.now) {
+                self.ration.look(self.now, vec![self.served]);
+            }
+        }
+
+        /// Readers that always want to go on, for a while; tells what they got in thousandths.
+        fn run(&mut self, span: Duration, turn: Duration, demand: u32, behind: Duration) -> u32 {
+            let from = self.now;
+            let mut spent = Duration::ZERO;
+            while self.now.saturating_since(from) < span {
+                let next = (0..self.readers.len()).min_by_key(|at| self.readers[*at].1);
+                let at = next.expect("there are readers");
+                let idle = self.readers[at].1.saturating_since(self.now);
+                if !idle.is_zero() {
+                    self.pass(idle, false, demand);
+                    self.look();
+                }
+                let rest = self.ration.rest(&mut self.readers[at].0, behind);
+                if rest.is_zero() {
+                    self.pass(turn, true, demand);
+                    self.ration.spend(&mut self.readers[at].0, turn, behind);
+                    self.look();
+                    self.readers[at].2 += turn;
+                    spent += turn;
+                }
+                self.readers[at].1 = self.now + rest;
+                let debt = self.ration.charged - self.ration.paid;
+                self.debt_max = self.debt_max.max(debt);
+            }
+            let share = spent.as_nanos() * 1000 / self.now.saturating_since(from).as_nanos();
+            u32::try_from(share).unwrap()
+        }
     }
 
     #[test]
     fn a_reader_beside_a_saturated_thread_has_its_least_and_no_less() {
-        let mut ration = Ration::new(begin());
-        let share = got(
-            &mut ration,
-            begin(),
-            Duration::from_secs(20),
-            WHOLE,
-            Duration::ZERO,
-        );
+        let mut processor = Processor::new(1);
+        let share = processor.run(Duration::from_secs(20), TURN, WHOLE, Duration::ZERO);
         assert!((28..=36).contains(&share), "{share}");
+    }
+
+    #[test]
+    fn many_readers_together_have_no_more_than_one_and_each_its_part() {
+        for (count, turn) in [
+            (50, TURN / 5),
+            (50, TURN),
+            (50, TURN * 10),
+            (300, TURN * 10),
+        ] {
+            let mut processor = Processor::new(count);
+            let share = processor.run(Duration::from_secs(500), turn, WHOLE, Duration::ZERO);
+            assert!((28..=36).contains(&share), "{count} {turn:?} {share}");
+            let spent = processor.readers.iter().map(|reader| reader.2);
+            let (least, most) = (spent.clone().min().unwrap(), spent.max().unwrap());
+            assert!(most <= least * 2 + turn, "{turn:?} {least:?} {most:?}");
+            let debt_max = (GRANT * 2 + OVERDRAFT_MAX) * processor.ration.readers;
+            assert!(processor.debt_max <= debt_max, "{:?}", processor.debt_max);
+        }
+    }
+
+    #[test]
+    fn fifty_readers_that_stay_behind_have_the_most_together() {
+        let mut processor = Processor::new(50);
+        let behind = Duration::from_secs(1000);
+        let share = processor.run(Duration::from_secs(60), TURN, WHOLE, behind);
+        assert!((216..=264).contains(&share), "{share}");
     }
 
     #[test]
@@ -186,66 +384,79 @@ mod tests {
         for (behind, expected) in [(59, 30), (60, 60), (125, 120), (200, 240), (1_000_000, 240)] {
             let behind = Duration::from_secs(behind);
             assert_eq!(least(behind), expected);
-            let mut ration = Ration::new(begin());
-            let share = got(&mut ration, begin(), Duration::from_secs(20), WHOLE, behind);
+            let mut processor = Processor::new(1);
+            let share = processor.run(Duration::from_secs(20), TURN, WHOLE, behind);
             let about = expected * 9 / 10..=expected * 11 / 10 + 3;
-            assert!(
-                about.contains(&u32::try_from(share).unwrap()),
-                "{behind:?} {share}"
-            );
+            assert!(about.contains(&share), "{behind:?} {share}");
         }
     }
 
     #[test]
     fn nobody_rests_while_those_who_serve_have_idle_time_or_processors_of_their_own() {
-        let mut ration = Ration::new(begin());
-        let mut now = begin();
-        let mut served = ThreadTimes::default();
+        let mut processor = Processor::new(1);
         for (ran, waited) in [(300, 300), (1000, 5), (0, 0), (880, 10)] {
             for _ in 0..1000 {
-                assert_eq!(ration.spend(now, TURN, Duration::ZERO), Duration::ZERO);
-                now = now + TURN;
-                served.ran += TURN * ran / WHOLE;
-                served.waited += TURN * waited / WHOLE;
-                if ration.is_due(now) {
-                    ration.look(now, vec![served]);
-                }
+                let turn = &mut processor.readers[0].0;
+                assert_eq!(processor.ration.rest(turn, Duration::ZERO), Duration::ZERO);
+                processor.ration.spend(turn, TURN, Duration::ZERO);
+                processor.served.waited += TURN * waited / WHOLE;
+                processor.pass(TURN, false, ran);
+                processor.look();
             }
         }
     }
 
     #[test]
     fn when_the_load_ends_readers_go_at_full_speed_within_a_fraction_of_a_second() {
-        let mut ration = Ration::new(begin());
-        got(
-            &mut ration,
-            begin(),
-            Duration::from_secs(2),
-            WHOLE,
-            Duration::ZERO,
-        );
-        assert_eq!(ration.thousandths, LEAST);
-        let idle = ration.times.clone();
-        let mut now = ration.looked_at;
-        for _ in 0..6 {
-            now = now + LOOK_INTERVAL;
-            ration.look(now, idle.clone());
+        for (count, turn) in [(1, TURN), (50, TURN), (50, TURN * 10)] {
+            let mut processor = Processor::new(count);
+            processor.run(Duration::from_secs(30), turn, WHOLE, Duration::ZERO);
+            assert_eq!(processor.ration.thousandths, LEAST);
+            let share = processor.run(Duration::from_secs(1), turn, 0, Duration::ZERO);
+            assert!(450 <= share, "{count} {turn:?} {share}");
+            assert_eq!(processor.ration.thousandths, WHOLE);
+            assert_eq!(processor.ration.charged, processor.ration.paid);
         }
-        assert_eq!(
-            ration.spend(now + REST_MAX, TURN, Duration::ZERO),
-            Duration::ZERO
-        );
-        assert_eq!(ration.thousandths, WHOLE);
+    }
+
+    #[test]
+    fn what_one_turn_spends_beyond_all_measure_is_made_up_for_only_in_part() {
+        let mut processor = Processor::new(2);
+        processor.run(Duration::from_secs(2), TURN, WHOLE, Duration::ZERO);
+        let turn = &mut processor.readers[0].0;
+        for _ in 0..10 {
+            let hour = Duration::from_secs(3600);
+            processor.ration.spend(turn, hour, Duration::ZERO);
+        }
+        let owed = processor.ration.charged - processor.ration.paid;
+        assert!(owed <= (GRANT + OVERDRAFT_MAX) * 2, "{owed:?}");
+        let share = processor.run(Duration::from_secs(60), TURN, WHOLE, Duration::ZERO);
+        assert!((20..=36).contains(&share), "{share}");
+    }
+
+    #[test]
+    fn a_reader_that_leaves_while_it_waits_holds_up_nobody() {
+        let mut processor = Processor::new(2);
+        processor.run(Duration::from_secs(2), TURN, WHOLE, Duration::ZERO);
+        let before = processor.ration.charged - processor.ration.paid;
+        for _ in 0..1000 {
+            let mut turn = Turn::default();
+            processor.ration.readers += 1;
+            processor.ration.rest(&mut turn, Duration::ZERO);
+            processor.ration.leave(&turn);
+        }
+        assert!(processor.ration.charged - processor.ration.paid <= before + GRANT);
     }
 
     #[test]
     fn a_thread_that_is_counted_for_the_first_time_says_nothing_yet() {
-        let mut ration = Ration::new(begin());
+        let mut processor = Processor::new(1);
         let times = ThreadTimes {
             ran: Duration::from_secs(9),
             waited: Duration::from_secs(9),
         };
-        ration.look(begin() + LOOK_INTERVAL, vec![times]);
-        assert_eq!(ration.thousandths, WHOLE);
+        let later = processor.begun + LOOK_INTERVAL;
+        processor.ration.look(later, vec![times]);
+        assert_eq!(processor.ration.thousandths, WHOLE);
     }
 }

@@ -23,6 +23,7 @@ use crate::cursor::Place;
 use crate::error::CdcError;
 use crate::event::{Change, Control, Event};
 use crate::feed::Batch;
+use crate::share::Reader;
 
 /// How often cursors are committed, if anything has settled.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
@@ -85,6 +86,8 @@ pub(super) struct Session {
     pace: Pace,
     /// Until when the pace, or those who serve, let nothing go.
     wait_until: Option<Instant>,
+    /// Its place among the readers of the node.
+    reader: Reader,
     /// What this thread had used when it was last noted.
     cpu_time: Duration,
     is_blocked: bool,
@@ -123,6 +126,7 @@ impl Session {
             message: Message::default(),
             pace: Pace::new(sink.config.rate_max),
             wait_until: None,
+            reader: sink.share.reader(),
             cpu_time: flux_env::thread_cpu_time(),
             is_blocked: false,
             heard_at: Instant::now(),
@@ -165,7 +169,12 @@ impl Session {
         let cpu_time = flux_env::thread_cpu_time();
         let cost = cpu_time.saturating_sub(self.cpu_time);
         self.cpu_time = cpu_time;
-        let rest = sink.share.spend(cost, sink.behind(self.oldest()));
+        self.reader.spend(cost, sink.behind(self.oldest()));
+        self.rest(sink);
+    }
+
+    fn rest(&mut self, sink: &Sink) {
+        let rest = self.reader.rest(sink.behind(self.oldest()));
         if !rest.is_zero() {
             let until = Instant::now() + rest;
             self.wait_until = Some(self.wait_until.map_or(until, |other| other.max(until)));
@@ -222,7 +231,10 @@ impl Session {
                     return Err(End::Moved);
                 }
             }
-            Step::Go => self.wait_until = None,
+            Step::Go => {
+                self.wait_until = None;
+                self.rest(sink);
+            }
             Step::Batch(index, batch) => {
                 self.turn = index + 1;
                 self.batch = Some((batch.map_err(ended)?, 0));

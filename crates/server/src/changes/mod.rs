@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use flux_cdc::envelope::to_json;
 use flux_cdc::{
-    Batch, CdcError, Change, Control, Cursor, CursorError, Envelope, Event, Feed, Origin, Request,
-    Share, Start,
+    Batch, CdcError, Change, Control, Cursor, CursorError, Envelope, Event, Feed, Origin, Reader,
+    Request, Share, Start,
 };
 use flux_env::{Clock, Instant, ThreadMeter};
 use flux_proto::cdc::WatchResponse;
@@ -193,7 +193,7 @@ impl Changes {
             place,
             read: None,
             begun_at: inner.clock.now(),
-            rest: None,
+            reader: inner.share.reader(),
             told_until: UnixMillis::new(inner.clock.unix_millis()),
         })
     }
@@ -231,8 +231,8 @@ pub(crate) struct Watcher {
     /// What was read and not told yet. Events become messages one by one: messages are large.
     read: Option<(Batch, usize)>,
     begun_at: Instant,
-    /// Before it reads on.
-    rest: Option<tokio::time::Instant>,
+    /// Its place among the readers of the node.
+    reader: Reader,
     /// When what it has told last was decided.
     told_until: UnixMillis,
 }
@@ -258,13 +258,16 @@ impl Watcher {
         if self.at_hand().is_some() {
             return Ok(Ready::Events);
         }
-        let rest = self.rest;
-        let feed = &mut self.feed;
+        let behind = self.behind();
+        let (feed, reader) = (&mut self.feed, &mut self.reader);
         let next = async {
-            if let Some(until) = rest {
-                tokio::time::sleep_until(until).await;
+            loop {
+                let rest = reader.rest(behind);
+                if rest.is_zero() {
+                    return feed.next().await;
+                }
+                tokio::time::sleep(rest).await;
             }
-            feed.next().await
         };
         tokio::select! {
             biased;
@@ -274,7 +277,6 @@ impl Watcher {
             }
             batch = next => {
                 self.read = Some((batch?, 0));
-                self.rest = None;
                 Ok(Ready::Events)
             }
         }
@@ -343,15 +345,17 @@ impl Watcher {
 
     /// Notes processor time that was spent on this watch: it may have to rest before it reads on.
     pub(crate) fn spent(&mut self, cost: Duration) {
+        let behind = self.behind();
+        self.reader.spend(cost, behind);
+    }
+
+    /// For how long it has not caught up.
+    fn behind(&self) -> Duration {
         let inner = &self.place.inner;
-        let age = inner
-            .clock
-            .unix_millis()
-            .saturating_sub(self.told_until.get());
+        let now = inner.clock.unix_millis();
+        let age = now.saturating_sub(self.told_until.get());
         let watched = inner.clock.now().saturating_since(self.begun_at);
-        let behind = Duration::from_millis(age).min(watched);
-        let rest = inner.share.spend(cost, behind);
-        self.rest = (!rest.is_zero()).then(|| tokio::time::Instant::now() + rest);
+        Duration::from_millis(age).min(watched)
     }
 }
 
