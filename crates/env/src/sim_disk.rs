@@ -32,6 +32,8 @@ struct FileState {
     current: Vec<u8>,
     durable: Vec<u8>,
     pending: Vec<(usize, Vec<u8>)>,
+    /// Open handles of processes that live.
+    handles: usize,
 }
 
 #[derive(Debug, Default)]
@@ -67,6 +69,14 @@ impl State {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Forgets the files that have no name, nor could get one back, and that nobody has open.
+    fn collect(&mut self) {
+        let names = self.names.values().chain(self.durable_names.values());
+        let named: BTreeSet<u64> = names.copied().collect();
+        self.files
+            .retain(|id, file| file.handles > 0 || named.contains(id));
     }
 
     fn count_down(counter: &mut Option<u64>) -> io::Result<()> {
@@ -124,6 +134,9 @@ impl SimDisk {
         let mut state = self.state.lock();
         state.epoch += 1;
         state.locks.clear();
+        for file in state.files.values_mut() {
+            file.handles = 0;
+        }
         if loss == CrashLoss::Nothing {
             return;
         }
@@ -151,6 +164,7 @@ impl SimDisk {
         }
         state.names.clone_from(&names);
         state.durable_names = names;
+        state.collect();
     }
 
     /// Limits the bytes of all files together; `None` lifts the limit.
@@ -211,7 +225,7 @@ impl SimDisk {
                 FileState {
                     durable: bytes.clone(),
                     current: bytes,
-                    pending: Vec::new(),
+                    ..FileState::default()
                 },
             )
         });
@@ -286,6 +300,17 @@ struct SimFile {
     writable: bool,
 }
 
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        let mut state = self.state.lock();
+        if state.epoch == self.epoch
+            && let Some(file) = state.files.get_mut(&self.id)
+        {
+            file.handles -= 1;
+        }
+    }
+}
+
 impl SimFile {
     fn with<R>(
         &self,
@@ -343,8 +368,9 @@ impl File for SimFile {
         self.with(|state, file| {
             State::count_down(&mut state.syncs_until_failure)?;
             state.sync_count += 1;
-            file.durable.clone_from(&file.current);
-            file.pending.clear();
+            for (offset, bytes) in file.pending.drain(..) {
+                overwrite(&mut file.durable, offset, &bytes);
+            }
             Ok(())
         })
     }
@@ -367,6 +393,7 @@ impl File for SimFile {
             for (offset, bytes) in &mut file.pending {
                 bytes.truncate(size.saturating_sub(*offset));
             }
+            file.pending.retain(|(_, bytes)| !bytes.is_empty());
             Ok(())
         })
     }
@@ -410,6 +437,9 @@ impl Disk for SimDisk {
             }
         };
         let epoch = state.epoch;
+        if let Some(file) = state.files.get_mut(&id) {
+            file.handles += 1;
+        }
         let writable = mode != OpenMode::Read;
         Ok(Arc::new(SimFile {
             state: Arc::clone(&self.state),
@@ -465,6 +495,7 @@ impl Disk for SimDisk {
             .map(|(name, id)| (name.clone(), *id))
             .collect();
         state.durable_names.extend(synced);
+        state.collect();
         Ok(())
     }
 
@@ -611,6 +642,45 @@ mod tests {
         file.write_all_at(&[1; 1000], 0).unwrap();
         disk.set_capacity_bytes(Some(2000));
         file.allocate(1001).unwrap();
+    }
+
+    #[test]
+    fn a_removed_file_lasts_as_long_as_somebody_has_it_open_or_its_name_could_come_back() {
+        let dir = Path::new("/d");
+        let disk = SimDisk::new();
+        disk.create_dir_all(dir).unwrap();
+        let file = disk.open(&dir.join("f"), OpenMode::CreateNew).unwrap();
+        file.write_all_at(b"x", 0).unwrap();
+        file.sync_data().unwrap();
+        disk.sync_dir(dir).unwrap();
+        disk.remove(&dir.join("f")).unwrap();
+        drop(file);
+        let before = disk.duplicate();
+        disk.crash(CrashLoss::Everything, &mut SeededRng::new(1));
+        assert_eq!(disk.read_dir(dir).unwrap(), ["f"]);
+        let file = disk.open(&dir.join("f"), OpenMode::Read).unwrap();
+        disk.remove(&dir.join("f")).unwrap();
+        disk.sync_dir(dir).unwrap();
+        assert_eq!(file.read_at(&mut [0; 2], 0).unwrap(), 1);
+        assert_eq!(disk.state.lock().files.len(), 1);
+        drop(file);
+        disk.sync_dir(dir).unwrap();
+        assert_eq!(disk.state.lock().files.len(), 0);
+        assert!(before.read_dir(dir).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_write_that_was_cut_off_does_not_come_back_with_a_sync() {
+        let disk = SimDisk::new();
+        disk.create_dir_all(Path::new("/d")).unwrap();
+        let file = disk.open(Path::new("/d/f"), OpenMode::CreateNew).unwrap();
+        disk.sync_dir(Path::new("/d")).unwrap();
+        file.write_all_at(b"far", 100).unwrap();
+        file.set_size(10).unwrap();
+        file.sync_data().unwrap();
+        disk.crash(CrashLoss::Everything, &mut SeededRng::new(1));
+        let file = disk.open(Path::new("/d/f"), OpenMode::Read).unwrap();
+        assert_eq!(file.size_bytes().unwrap(), 10);
     }
 
     #[test]

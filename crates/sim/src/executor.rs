@@ -106,8 +106,6 @@ struct State {
     polls: u64,
     polls_at_once: u64,
     hash: u64,
-    /// Nodes whose tasks panicked, and with what.
-    panics: Vec<(usize, String)>,
 }
 
 /// Task ids that can run, written to by wakers.
@@ -144,14 +142,36 @@ impl fmt::Debug for Executor {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Stuck {
     /// A task panicked.
-    #[error("a task panicked: {0}")]
-    Panicked(String),
+    #[error("a task panicked: {text}")]
+    Panicked {
+        /// Whose task it was; `usize::MAX` for what belongs to no node.
+        node: usize,
+        /// What it said.
+        text: String,
+    },
     /// Nothing can run and no timer is set.
     #[error("nothing is left to do")]
     Idle,
     /// Tasks run and time does not.
     #[error("tasks run on and on at one instant")]
     Spinning,
+    /// It should have come to its end long ago.
+    #[error("no end after {seconds} simulated seconds and {polls} polls")]
+    Endless {
+        /// Simulated time.
+        seconds: u64,
+        /// Polls of tasks.
+        polls: u64,
+    },
+}
+
+/// How long a simulation may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Simulated time.
+    pub time: Duration,
+    /// Polls of tasks.
+    pub polls: u64,
 }
 
 impl Executor {
@@ -172,7 +192,6 @@ impl Executor {
                 polls: 0,
                 polls_at_once: 0,
                 hash: 0xcbf2_9ce4_8422_2325,
-                panics: Vec::new(),
             }),
             ready: Ready::default(),
         })
@@ -260,11 +279,6 @@ impl Executor {
         drop(dead);
     }
 
-    /// Panics since the last call, with the nodes whose tasks they ended.
-    pub(crate) fn take_panics(&self) -> Vec<(usize, String)> {
-        std::mem::take(&mut self.state.lock().panics)
-    }
-
     /// Folds something into the hash of what happened.
     pub(crate) fn note(&self, what: u64) {
         let mut state = self.state.lock();
@@ -283,12 +297,16 @@ impl Executor {
         self.state.lock().polls
     }
 
-    /// Runs until a flag is set by one of the tasks.
-    pub(crate) fn run_until(&self, is_done: impl Fn() -> bool) -> Result<(), Stuck> {
+    /// Runs until it is done. After a panic it can be told to go on: the task is gone.
+    pub(crate) fn run_until(
+        &self,
+        bounds: Bounds,
+        is_done: impl Fn() -> bool,
+    ) -> Result<(), Stuck> {
         while !is_done() {
             match self.next() {
-                Some(id) => self.poll(id)?,
-                None => self.advance()?,
+                Some(id) => self.poll(id, bounds.polls)?,
+                None => self.advance(bounds.time)?,
             }
         }
         Ok(())
@@ -317,8 +335,8 @@ impl Executor {
         None
     }
 
-    fn poll(&self, id: u64) -> Result<(), Stuck> {
-        let (mut task, waker) = {
+    fn poll(&self, id: u64, polls_max: u64) -> Result<(), Stuck> {
+        let (mut task, node, waker) = {
             let mut state = self.state.lock();
             let Some(slot) = state.tasks.get_mut(&id) else {
                 return Ok(());
@@ -336,7 +354,10 @@ impl Executor {
             if POLLS_AT_ONCE_MAX < state.polls_at_once {
                 return Err(Stuck::Spinning);
             }
-            (task, waker)
+            if polls_max < state.polls {
+                return Err(state.endless());
+            }
+            (task, node, waker)
         };
         let mut context = Context::from_waker(&waker);
         let polled = catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(&mut context)));
@@ -357,9 +378,10 @@ impl Executor {
                 let text = panic
                     .downcast_ref::<String>()
                     .cloned()
-                    .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
-                let node = state.tasks.remove(&id).map_or(OUTSIDE, |slot| slot.node);
-                state.panics.push((node, text.unwrap_or_default()));
+                    .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+                    .unwrap_or_default();
+                state.tasks.remove(&id);
+                return Err(Stuck::Panicked { node, text });
             }
         }
         drop(state);
@@ -368,11 +390,14 @@ impl Executor {
     }
 
     /// Lets time pass until the next timer.
-    fn advance(&self) -> Result<(), Stuck> {
+    fn advance(&self, time_max: Duration) -> Result<(), Stuck> {
         let mut state = self.state.lock();
         let Some(Reverse(timer)) = state.timers.pop() else {
             return Err(Stuck::Idle);
         };
+        if time_max < Duration::from_nanos(timer.at) {
+            return Err(state.endless());
+        }
         if state.now < timer.at {
             state.now = timer.at;
             state.polls_at_once = 0;
@@ -384,19 +409,30 @@ impl Executor {
 
     /// Drops all tasks, which may hold the executor.
     pub(crate) fn clear(&self) {
-        let (tasks, timers) = {
-            let mut state = self.state.lock();
-            (
-                std::mem::take(&mut state.tasks),
-                std::mem::take(&mut state.timers),
-            )
-        };
-        drop(tasks);
-        drop(timers);
+        loop {
+            let (tasks, timers) = {
+                let mut state = self.state.lock();
+                (
+                    std::mem::take(&mut state.tasks),
+                    std::mem::take(&mut state.timers),
+                )
+            };
+            // Destructors may spawn more.
+            if tasks.is_empty() && timers.is_empty() {
+                break;
+            }
+        }
     }
 }
 
 impl State {
+    const fn endless(&self) -> Stuck {
+        Stuck::Endless {
+            seconds: self.now / 1_000_000_000,
+            polls: self.polls,
+        }
+    }
+
     fn fold(&mut self, what: u64) {
         self.hash = (self.hash ^ what)
             .wrapping_mul(0x0000_0100_0000_01b3)
@@ -472,6 +508,40 @@ mod tests {
 
     use super::*;
 
+    const BOUNDS: Bounds = Bounds {
+        time: Duration::from_secs(60),
+        polls: 100_000,
+    };
+
+    #[test]
+    fn what_never_ends_is_stopped_by_time_and_by_polls() {
+        for step in [Duration::from_millis(100), Duration::from_micros(1)] {
+            let executor = Executor::new(1);
+            let world = Arc::clone(&executor);
+            executor.spawn_on(3, async move {
+                loop {
+                    sleep(&world, step).await;
+                }
+            });
+            let stuck = executor.run_until(BOUNDS, || false);
+            assert!(matches!(stuck, Err(Stuck::Endless { .. })), "{stuck:?}");
+            executor.clear();
+        }
+    }
+
+    #[test]
+    fn a_panic_is_told_with_its_node_and_the_others_can_go_on() {
+        let executor = Executor::new(1);
+        let quiet = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| ()));
+        executor.spawn_on(3, async { panic!("on purpose") });
+        let stuck = executor.run_until(BOUNDS, || false);
+        std::panic::set_hook(quiet);
+        let text = "on purpose".to_owned();
+        assert_eq!(stuck, Err(Stuck::Panicked { node: 3, text }));
+        assert_eq!(executor.run_until(BOUNDS, || false), Err(Stuck::Idle));
+    }
+
     #[test]
     fn a_pace_maps_there_and_back() {
         for drift_ppm in [-50_000, -7, 0, 3, 40_000] {
@@ -511,7 +581,7 @@ mod tests {
                 flag.store(1, Ordering::SeqCst);
             });
             executor
-                .run_until(|| done.load(Ordering::SeqCst) == 1)
+                .run_until(BOUNDS, || done.load(Ordering::SeqCst) == 1)
                 .unwrap();
         };
         let steps = || {

@@ -13,6 +13,6 @@ mod machine;
 mod network;
 mod run;
 
-pub use executor::{Executor, Stuck};
+pub use executor::{Bounds, Executor, Stuck};
 pub use faults::Fault;
 pub use run::{Failure, Plan, Report, run};

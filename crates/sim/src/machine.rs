@@ -83,6 +83,8 @@ struct State {
     id: NodeId,
     disk: SimDisk,
     sync_time: SyncTime,
+    /// The log of its process, while that lives.
+    log: Option<Log>,
     node: Option<Node>,
     /// Whether its process was started and not ended since.
     is_started: bool,
@@ -128,6 +130,7 @@ impl Machine {
                 id: incarnation(number, 1),
                 disk: SimDisk::new(),
                 sync_time: SyncTime::QUICK,
+                log: None,
                 node: None,
                 is_started: false,
                 boot: 1,
@@ -151,13 +154,11 @@ impl Machine {
         self.state.lock().node.is_some()
     }
 
-    /// Whether its log has failed, so that its process must end.
+    /// Whether a failed sync has poisoned its log, so that its process must end.
     pub(crate) fn is_ending(&self) -> bool {
-        let is_injected = |reason: &str| reason.contains("injected failure");
-        let shards = self.node().map_or_else(Vec::new, |node| node.shards);
-        let mut failures = shards.iter().filter_map(|shard| shard.status().failure);
-        self.failure().is_some_and(|reason| is_injected(&reason))
-            || failures.any(|failure| is_injected(&failure.to_string()))
+        let state = self.state.lock();
+        let reason = state.log.as_ref().and_then(Log::poison_reason);
+        reason.is_some_and(|reason| reason.contains("injected failure"))
     }
 
     pub(crate) fn failure(&self) -> Option<String> {
@@ -177,9 +178,12 @@ impl Machine {
     pub(crate) fn crash(&self, loss: CrashLoss) {
         let seed = self.executor.below(u64::MAX);
         self.network.detach(self.number);
-        let node = self.state.lock().node.take();
+        let (log, node) = {
+            let mut state = self.state.lock();
+            (state.log.take(), state.node.take())
+        };
         self.executor.kill(self.number);
-        drop(node);
+        drop((log, node));
         let mut state = self.state.lock();
         state.is_started = false;
         state.failure = None;
@@ -213,6 +217,7 @@ impl Machine {
 
     async fn run(self: &Arc<Self>, formation: Formation) -> Result<(), String> {
         let log = self.open_log()?;
+        self.state.lock().log = Some(log.clone());
         self.drive(&log);
         let mut shards = Vec::new();
         for number in 0..SHARDS {

@@ -1,13 +1,23 @@
 //! Runs simulated clusters by seed, and bugs that they must find.
 #![expect(clippy::print_stdout, reason = "a campaign reports on standard output")]
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use clap::Parser;
-use flux_sim::{Plan, Report, run};
+use flux_sim::{Fault, Plan, Report, run};
 use flux_types::bug::Bug;
+use parking_lot::Mutex;
+
+/// Seconds of the machine's time after which a run hangs where simulated time cannot see it: in the
+/// middle of one step. Some hundred times what a run takes.
+const SECONDS_MAX: u32 = 300;
 
 /// Runs clusters of simulated machines, each from one seed, and judges them.
 #[derive(Debug, Parser)]
@@ -30,6 +40,9 @@ struct Arguments {
     /// How long things break, in simulated seconds.
     #[arg(long, default_value_t = 12)]
     seconds: u64,
+    /// How many runs at the same time.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    jobs: u16,
     /// Prints the history of a run that fails.
     #[arg(long)]
     history: bool,
@@ -40,15 +53,14 @@ struct Arguments {
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    ensure!(arguments.seeds > 0, "no seeds are no proof");
+    ensure!(
+        arguments.start.checked_add(arguments.seeds).is_some(),
+        "there are no seeds beyond {}",
+        u64::MAX
+    );
     if arguments.all_bugs {
-        let mut missed = Vec::new();
-        for bug in Bug::ALL {
-            if !find(*bug, &arguments)? {
-                missed.push(bug.name());
-            }
-        }
-        ensure!(missed.is_empty(), "not found: {}", missed.join(", "));
-        return Ok(());
+        return hunt(Bug::ALL, &arguments);
     }
     if let Some(name) = &arguments.bug {
         let bug = Bug::ALL.iter().find(|bug| bug.name() == name);
@@ -56,8 +68,7 @@ fn main() -> anyhow::Result<()> {
             let names: Vec<_> = Bug::ALL.iter().map(|bug| bug.name()).collect();
             bail!("there is no bug {name}; there are {}", names.join(", "));
         };
-        ensure!(find(*bug, &arguments)?, "{name} was not found");
-        return Ok(());
+        return hunt(&[*bug], &arguments);
     }
     campaign(&arguments)
 }
@@ -75,94 +86,187 @@ fn plan(arguments: &Arguments, seed: u64) -> Plan {
     }
 }
 
-/// Runs seeds until one of them finds a bug; whether one does.
-fn find(bug: Bug, arguments: &Arguments) -> anyhow::Result<bool> {
+/// Does something with each of `items`, several at a time.
+fn each<T: Sync>(items: &[T], jobs: u16, work: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    work(item);
+                }
+            });
+        }
+    });
+}
+
+/// Runs a plan; a panic that no task of the simulation caught, and a run that does not come back, end
+/// the process with its seed.
+fn guarded(plan: Plan) -> Report {
+    std::thread::scope(|scope| {
+        let (done, ended) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            for _ in 0..SECONDS_MAX {
+                // By steps: while the whole process is stopped nothing is counted.
+                if ended.recv_timeout(Duration::from_secs(1)) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+            lost(plan, &format!("a step has not ended for {SECONDS_MAX} s"));
+        });
+        let report = catch_unwind(AssertUnwindSafe(|| run(plan)));
+        drop(done);
+        report.unwrap_or_else(|_| lost(plan, "the simulation itself panicked"))
+    })
+}
+
+fn lost(plan: Plan, what: &str) -> ! {
+    let bug = plan
+        .bug
+        .map_or_else(String::new, |bug| format!(" with {bug}"));
+    println!("FAILED: seed {}{bug}: {what}\n{}", plan.seed, again(plan));
+    std::process::exit(2);
+}
+
+/// The command that repeats a run.
+fn again(plan: Plan) -> String {
+    format!(
+        "reproduce: cargo run --profile ci -p flux-sim -- --start {} --seeds 1 --nodes {} --seconds {} --history",
+        plan.seed,
+        plan.nodes,
+        plan.lasting.as_secs()
+    )
+}
+
+/// Looks for a seed that finds each bug: by a rule that is broken, not by a run that proves nothing.
+fn hunt(bugs: &[Bug], arguments: &Arguments) -> anyhow::Result<()> {
     ensure!(
         cfg!(debug_assertions),
         "this build has no bugs to switch on: it has no debug assertions"
     );
+    let missed = Mutex::new(Vec::new());
+    each(bugs, arguments.jobs, |bug| {
+        if !find(*bug, arguments) {
+            missed.lock().push(bug.name());
+        }
+    });
+    let missed = missed.into_inner();
+    ensure!(missed.is_empty(), "not found: {}", missed.join(", "));
+    Ok(())
+}
+
+/// Runs seeds until one of them finds a bug; whether one does.
+fn find(bug: Bug, arguments: &Arguments) -> bool {
+    let mut unsound = Vec::new();
     for seed in arguments.start..arguments.start + arguments.seeds {
-        let report = run(Plan {
+        let report = guarded(Plan {
             bug: Some(bug),
             ..plan(arguments, seed)
         });
-        if let Some(failure) = &report.failure {
-            let text = failure.to_string();
-            let first = text.lines().next().unwrap_or_default();
+        let Some(failure) = &report.failure else {
+            continue;
+        };
+        let text = failure.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        if failure.is_violation() {
             println!("{bug}: found by seed {seed}: {first}");
             if arguments.history {
                 println!("{text}");
             }
-            std::io::stdout().flush()?;
-            return Ok(true);
+            return true;
         }
+        unsound.push(format!("seed {seed}: {first}"));
     }
-    println!("{bug}: not found by {} seeds", arguments.seeds);
-    Ok(false)
+    println!(
+        "{bug}: not found by {} seeds; {} of them say nothing {unsound:?}",
+        arguments.seeds,
+        unsound.len()
+    );
+    false
 }
 
 fn campaign(arguments: &Arguments) -> anyhow::Result<()> {
-    let mut failed = 0_u64;
-    let mut totals = Totals::default();
-    for seed in arguments.start..arguments.start + arguments.seeds {
-        let report = run(plan(arguments, seed));
+    let began = flux_env::boot_now();
+    let totals = Mutex::new(Totals::default());
+    let seeds: Vec<u64> = (arguments.start..arguments.start + arguments.seeds).collect();
+    each(&seeds, arguments.jobs, |seed| {
+        let report = guarded(plan(arguments, *seed));
+        let mut totals = totals.lock();
         totals.add(&report);
-        if arguments.verbose || report.failure.is_some() {
-            println!("{report}");
-        }
-        if let Some(failure) = &report.failure {
-            failed += 1;
-            println!("FAILED: {failure}");
-            for replica in &report.replicas {
-                println!("{replica}");
-            }
-            println!(
-                "reproduce: cargo run --profile ci -p flux-sim -- --start {seed} --seeds 1 --nodes {} \
-                 --seconds {} --history",
-                report.plan.nodes, arguments.seconds
-            );
-            if arguments.history {
-                for history in &report.histories {
-                    println!("{history}");
-                }
-            }
-        }
-        std::io::stdout().flush()?;
-    }
-    println!("{} seeds, {failed} failed; {totals}", arguments.seeds);
-    ensure!(failed == 0, "{failed} seeds failed");
+        tell(&report, arguments);
+    });
+    let totals = totals.into_inner();
+    let took = flux_env::boot_now().saturating_since(began);
+    println!("{totals}, {} s", took.as_secs());
+    ensure!(totals.failed == 0, "{} seeds failed", totals.failed);
     Ok(())
+}
+
+fn tell(report: &Report, arguments: &Arguments) {
+    if arguments.verbose || report.failure.is_some() {
+        println!("{report}");
+    }
+    if let Some(failure) = &report.failure {
+        println!("FAILED: {failure}");
+        for replica in &report.replicas {
+            println!("{replica}");
+        }
+        println!("{}", again(report.plan));
+        if arguments.history {
+            for history in &report.histories {
+                println!("{history}");
+            }
+        }
+    }
+    // Whoever watches wants to see it; whoever has gone does not.
+    let _ = std::io::stdout().flush().is_ok();
 }
 
 #[derive(Debug, Default)]
 struct Totals {
+    seeds: u64,
+    failed: u64,
     called: usize,
     completed: usize,
-    faults: u64,
+    unknown: usize,
+    faults: BTreeMap<Fault, u64>,
     leaders: usize,
     simulated_millis: u64,
 }
 
 impl Totals {
     fn add(&mut self, report: &Report) {
+        self.seeds += 1;
+        self.failed += u64::from(report.failure.is_some());
         self.called += report.called;
         self.completed += report.completed;
-        self.faults += report.faults.values().sum::<u64>();
+        self.unknown += report.unknown;
+        for (fault, count) in &report.faults {
+            *self.faults.entry(*fault).or_default() += count;
+        }
         self.leaders += report.leaders;
         self.simulated_millis += report.simulated_millis;
     }
 }
 
-impl std::fmt::Display for Totals {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} operations, {} completed, {} faults, {} leaders, {} s simulated",
+            "{} seeds, {} failed; {} operations, {} completed, {} unknown, {} leaders, {} s simulated, {} faults (",
+            self.seeds,
+            self.failed,
             self.called,
             self.completed,
-            self.faults,
+            self.unknown,
             self.leaders,
-            self.simulated_millis / 1000
-        )
+            self.simulated_millis / 1000,
+            self.faults.values().sum::<u64>(),
+        )?;
+        for (at, (fault, count)) in self.faults.iter().enumerate() {
+            let comma = if at == 0 { "" } else { ", " };
+            write!(f, "{comma}{fault} {count}")?;
+        }
+        f.write_str(")")
     }
 }

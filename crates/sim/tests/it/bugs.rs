@@ -13,7 +13,7 @@ fn is_found(bug: Bug, seeds: u64) {
             bug: Some(bug),
             ..short(seed)
         });
-        report.failure.is_some()
+        report.failure.is_some_and(|failure| failure.is_violation())
     });
     assert!(found, "{bug} was not found by {seeds} seeds");
 }
