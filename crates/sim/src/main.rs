@@ -125,7 +125,8 @@ fn lost(plan: Plan, what: &str) -> ! {
         .bug
         .map_or_else(String::new, |bug| format!(" with {bug}"));
     println!("FAILED: seed {}{bug}: {what}\n{}", plan.seed, again(plan));
-    std::process::exit(2);
+    // Neither the thread that hangs nor a scope that waits for it can be left another way.
+    std::process::abort()
 }
 
 /// The command that repeats a run.
