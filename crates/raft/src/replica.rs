@@ -271,8 +271,7 @@ impl Replica {
                 .flatten()
                 .map(|(node, id)| (NodeId::new(*node), index(id)))
                 .collect(),
-            is_writable: matches!(self.leadership(), Leadership::Leads(_)),
-            has_quorum: self.has_quorum(),
+            is_writable: matches!(self.leadership(), Leadership::Leads(_)) && self.has_quorum(),
             queue_operations: self.queue.operations(),
             batches: self.counters.batches.load(Ordering::Relaxed),
             operations: self.counters.operations.load(Ordering::Relaxed),

@@ -85,10 +85,9 @@ pub struct ShardStatus {
     pub learners: Vec<NodeId>,
     /// On the leader: how far each replica's log is known to reach.
     pub replication: Vec<(NodeId, LogIndex)>,
-    /// Whether it leads and has applied all it must before it evaluates.
+    /// Whether it leads, has applied all it must before it evaluates, and was answered by a quorum
+    /// lately.
     pub is_writable: bool,
-    /// On the leader: whether a quorum has answered it lately.
-    pub has_quorum: bool,
     /// Operations waiting for the proposer.
     pub queue_operations: usize,
     /// Batches proposed since the start.

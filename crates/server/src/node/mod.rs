@@ -505,7 +505,7 @@ impl Readiness for Context {
                     .is_some_and(|peers| !status.is_writable && peers.is_served(shard));
                 ShardReadiness {
                     shard: status.id,
-                    is_writable: status.is_writable && status.has_quorum,
+                    is_writable: status.is_writable,
                     is_led_elsewhere,
                     members: (status.voters.len(), status.learners.len()),
                     role: status.role.to_string(),

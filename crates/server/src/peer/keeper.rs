@@ -134,7 +134,6 @@ mod tests {
             learners: learners.to_vec(),
             replication: all.map(|node| (*node, LogIndex::new(reached))).collect(),
             is_writable: true,
-            has_quorum: true,
             queue_operations: 0,
             batches: 0,
             operations: 0,

@@ -267,7 +267,7 @@ impl Peers {
     pub(crate) fn is_served(&self, shard: &Shard) -> bool {
         let status = shard.status();
         match status.role {
-            Role::Leader => status.is_writable && status.has_quorum,
+            Role::Leader => status.is_writable,
             Role::Follower | Role::Candidate | Role::Learner => {
                 self.knows_leader(shard) && shard.is_whole() && status.committed <= status.applied
             }

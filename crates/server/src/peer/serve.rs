@@ -94,7 +94,7 @@ async fn let_in(peers: &Arc<Peers>, mut stream: TcpStream) -> Result<(), Handsha
         let serving = async {
             match TcpStream::from_std(stream) {
                 Ok(stream) if greeting.lane == Lane::Snapshot => {
-                    receive_snapshot(&peers, stream, arrived).await
+                    receive_snapshot(&peers, &greeting, stream, arrived).await
                 }
                 Ok(stream) => serve(&peers, &greeting, stream, arrived).await,
                 Err(error) => Err(error),
@@ -131,6 +131,8 @@ async fn serve(
     let mut bytes_under_way = 0_usize;
     let (mut is_over, mut has_said_goodbye) = (false, false);
     loop {
+        // A node may begin another life under a caller that still looks for the former one.
+        peers.book.judge(greeting).map_err(io::Error::other)?;
         while under_way.len() < UNDER_WAY_MAX && bytes_under_way < UNDER_WAY_BYTES_MAX {
             let frame = decoder.next(&mut arrived).map_err(io::Error::other)?;
             let Some(frame) = frame else { break };
@@ -219,11 +221,28 @@ fn answer(
         if greeting.cluster != peers.book.cluster() || greeting.cluster.get() == 0 {
             return Err(broken("the two nodes do not belong to one cluster"));
         }
-        let shard = peers.shard(frame.shard);
-        let shard = shard.ok_or_else(|| broken("this node does not serve the shard yet"))?;
+        let shard = meant(&peers, &greeting, frame.shard).map_err(broken)?;
         answer_for_shard(&peers, &shard, frame).await
     }
     .boxed()
+}
+
+/// The replica a caller means: of the life it looked for (rule 13). A later life knows nothing of
+/// what the former one acknowledged or voted, and must not answer in its name.
+///
+/// # Errors
+/// Why there is none.
+fn meant(peers: &Peers, greeting: &Greeting, shard: u32) -> Result<Shard, String> {
+    let shard = peers.shard(shard);
+    // Asked after the shard was taken: once shards are served, the life does not change any more.
+    let own = peers.book.node();
+    if greeting.wanted != own {
+        return Err(format!(
+            "this is node {} in another life than the one that was looked for",
+            own.physical()
+        ));
+    }
+    shard.ok_or_else(|| "this node does not serve the shard yet".to_owned())
 }
 
 #[expect(
@@ -300,6 +319,7 @@ async fn execute(peers: &Peers, shard: &Shard, forwarded: Forwarded) -> Vec<Answ
 /// Receives one snapshot and answers with this replica's vote.
 async fn receive_snapshot(
     peers: &Arc<Peers>,
+    greeting: &Greeting,
     mut stream: TcpStream,
     mut arrived: BytesMut,
 ) -> io::Result<()> {
@@ -310,8 +330,7 @@ async fn receive_snapshot(
     }
     let SnapshotBegin { vote, info } =
         SnapshotBegin::read(begin.payload).map_err(io::Error::other)?;
-    let shard = peers.shard(begin.shard);
-    let shard = shard.ok_or_else(|| malformed("this node does not serve the shard yet"))?;
+    let shard = meant(peers, greeting, begin.shard).map_err(io::Error::other)?;
     let (tell, waiting) = mpsc::channel(BLOCKS_AHEAD);
     let transfer = SnapshotTransfer {
         vote,
@@ -393,5 +412,107 @@ impl Iterator for Blocks {
                 Some(Err(io::ErrorKind::UnexpectedEof.into()))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use flux_env::RealClock;
+    use flux_types::{ClusterId, NodeId};
+
+    use super::super::Parts;
+    use super::super::book::Book;
+    use super::super::news::{Card, Decision, Standing};
+    use super::*;
+    use crate::cores::Cores;
+
+    const CLUSTER: ClusterId = ClusterId::new(4);
+    const PASSWORD: &str = "secret";
+
+    fn life(incarnation: u32) -> NodeId {
+        NodeId::of_incarnation(1, incarnation)
+    }
+
+    fn peers(cores: &Cores) -> Arc<Peers> {
+        let clock: Arc<dyn flux_env::Clock> = Arc::new(RealClock::new());
+        let own = News {
+            card: Card {
+                node: life(1),
+                ..Card::default()
+            },
+            standing: Standing::Suspect,
+            decision: Some(Decision {
+                cluster: CLUSTER,
+                voters: vec![vec![life(1)]],
+            }),
+            ..News::default()
+        };
+        Peers::new(Parts {
+            book: Book::new(Arc::clone(&clock), own, Vec::new()),
+            clock,
+            password: Arc::from(PASSWORD),
+            places: Arc::clone(cores.places()),
+            takes_host_from_list: false,
+        })
+    }
+
+    async fn connected(address: SocketAddr, lane: Lane, wanted: NodeId) -> (TcpStream, BytesMut) {
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        let mut arrived = BytesMut::new();
+        let greeting = Greeting {
+            lane,
+            shard: 0,
+            cluster: CLUSTER,
+            node: NodeId::of_incarnation(2, 1),
+            wanted,
+            nonce: [0; 32],
+        };
+        let shaken = handshake::call(&mut stream, &mut arrived, greeting, PASSWORD).await;
+        shaken.expect("let in");
+        (stream, arrived)
+    }
+
+    /// What a node says to one frame: its answer, or nothing before it closes.
+    async fn said(stream: &mut TcpStream, arrived: &mut BytesMut, kind: FrameKind) -> Vec<String> {
+        let mut out = BytesMut::new();
+        write_peer_frame(&mut out, kind, 0, 1, |_| {});
+        // It may have closed already.
+        let _is_sent = stream.write_all(&out).await.is_ok();
+        let mut said = Vec::new();
+        while let Ok(frame) = next_frame(stream, arrived).await {
+            said.push(String::from_utf8_lossy(&frame.payload).into_owned());
+        }
+        said
+    }
+
+    #[tokio::test]
+    async fn rule_13_a_later_life_does_not_answer_who_was_let_in_to_the_former() {
+        let cores = Cores::start(1).expect("a thread");
+        let peers = peers(&cores);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        drop(tokio::spawn(accept(Arc::clone(&peers), listener)));
+        let mut former = Vec::new();
+        for lane in [Lane::Control, Lane::Data] {
+            former.push(connected(address, lane, life(1)).await);
+        }
+        peers.book.tell(|own| own.card.node = life(2));
+        for (stream, arrived) in &mut former {
+            let said = said(stream, arrived, FrameKind::Append).await;
+            assert_eq!(said, Vec::<String>::new(), "closed without a word");
+        }
+        let greeting = Greeting {
+            lane: Lane::Data,
+            shard: 0,
+            cluster: CLUSTER,
+            node: NodeId::of_incarnation(2, 1),
+            wanted: life(1),
+            nonce: [0; 32],
+        };
+        let problem = meant(&peers, &greeting, 0).expect_err("refused");
+        assert!(problem.contains("another life"), "{problem}");
+        peers.stop();
     }
 }

@@ -239,6 +239,11 @@ fn without_a_majority_nothing_hangs_and_nothing_is_pretended() {
     );
     let health = get(nodes.process(0).admin(), "/readyz").unwrap_or_default();
     assert!(health.contains("\"status\":\"not ready\""), "{health}");
+    let metrics = get(nodes.process(0).admin(), "/metrics").unwrap_or_default();
+    assert!(
+        metrics.contains("flux_raft_writable{shard=\"0\"} 0\n"),
+        "{metrics}"
+    );
     nodes.spawn(1);
     nodes.wait_node(1);
     let mut connection = nodes.connect(0);

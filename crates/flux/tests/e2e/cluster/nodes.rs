@@ -271,6 +271,33 @@ impl Nodes {
                 .collect();
             applied.len() == self.count() && applied.windows(2).all(|pair| pair[0] == pair[1])
         });
+        let Value::Array(keys) = self.connect(0).line("KEYS *") else {
+            panic!("the keys of all shards");
+        };
+        assert!(!keys.is_empty(), "there is something to compare");
+        let held: Vec<_> = (0..self.count())
+            .map(|index| self.held(index, &keys))
+            .collect();
+        for (index, other) in held.iter().enumerate().skip(1) {
+            assert_eq!(
+                held[0], *other,
+                "node 0 and node {index} hold different data"
+            );
+        }
+    }
+
+    /// What a node's own replicas hold under these keys, and until when.
+    fn held(&self, index: usize, keys: &[Value]) -> Vec<[Value; 2]> {
+        let mut connection = self.connect(index);
+        assert_eq!(connection.line("READONLY"), Value::ok());
+        let held = keys.iter().map(|key| {
+            let Value::Bulk(key) = key else {
+                panic!("a key is a string: {key:?}");
+            };
+            let key = std::str::from_utf8(key).expect("the tests' keys are text");
+            ["GET", "PEXPIRETIME"].map(|name| connection.command(&[name, key]))
+        });
+        held.collect()
     }
 }
 
