@@ -52,10 +52,8 @@ fn main() {
             timestamp: UnixMillis::new(1),
             payload: bytes.clone(),
         };
-        shard.append(
-            vec![entry],
-            Box::new(|result| result.expect("a healthy disk")),
-        );
+        let told = Box::new(|result: Result<_, _>| result.expect("a healthy disk"));
+        shard.append(vec![entry], told).expect("a healthy disk");
         written += bytes.len() as u64;
     }
     log.close();

@@ -14,13 +14,13 @@ use crate::error::LogError;
 use crate::fields::{narrow, widen};
 use crate::positions::Position;
 use crate::record::{
-    LogEntry, LogId, RECORD_HEADER_BYTES, Record, RecordKind, Vote, decode, size_at,
+    LogEntry, LogId, RECORD_HEADER_BYTES, Record, RecordKind, Vote, decode, record_size, size_at,
 };
 use crate::stream::{Readable, Stream};
 use crate::writer::Shared;
 
-/// Called once, when what it was given with is flushed or the log has failed. May be called on any
-/// thread, including the caller's before the call returns.
+/// Called once, when what it was given with is flushed or the log has failed, whatever the call
+/// itself answers. May be called on any thread, including the caller's before the call returns.
 pub type Flushed = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 
 /// Most bytes read from disk at once when old entries are read, unless one entry is longer.
@@ -91,22 +91,24 @@ impl ShardLog {
 
     /// Appends entries, which must follow the last one without a gap.
     ///
+    /// # Errors
+    /// [`LogError::Poisoned`]: the entries are dropped, or nobody knows whether they are written.
+    ///
     /// # Panics
     /// If there is a gap.
-    pub fn append(&self, entries: Vec<LogEntry>, flushed: Flushed) {
+    pub fn append(&self, entries: Vec<LogEntry>, flushed: Flushed) -> Result<(), LogError> {
         let shard = self.shard;
+        let push = |stream: &mut Stream| stream.push_entries(shard, entries);
         if bug::is_on(Bug::AckBeforeSync) {
-            let push = |stream: &mut Stream| stream.push_entries(shard, entries);
-            self.shared.append(Box::new(drop), false, push);
+            let appended = self.shared.append(Box::new(drop), false, push);
             flushed(Ok(()));
-            return;
+            return appended;
         }
-        self.shared
-            .append(flushed, false, |stream| stream.push_entries(shard, entries));
+        self.shared.append(flushed, false, push)
     }
 
     /// Keeps a vote. The callback comes after a sync under every policy, and so does everything
-    /// appended before.
+    /// appended before; it alone tells of a failure.
     pub fn save_vote(&self, vote: Vote, flushed: Flushed) {
         let shard = self.shard;
         let flushed = if bug::is_on(Bug::VoteNotSynced) {
@@ -115,7 +117,7 @@ impl ShardLog {
         } else {
             flushed
         };
-        self.shared.append(flushed, true, |stream| {
+        let push = |stream: &mut Stream| {
             let id = LogId {
                 term: vote.term,
                 index: LogIndex::new(vote.node.get()),
@@ -132,22 +134,29 @@ impl ShardLog {
                 state.image.vote = Some(vote);
             }
             Ok(())
-        });
+        };
+        let _ = self.shared.append(flushed, true, push).is_ok();
     }
 
     /// Makes the entries after an index void; 0 voids all.
-    pub fn truncate_after(&self, index: LogIndex, flushed: Flushed) {
+    ///
+    /// # Errors
+    /// [`LogError::Poisoned`]: the entries are still there, or nobody knows whether they are.
+    pub fn truncate_after(&self, index: LogIndex, flushed: Flushed) -> Result<(), LogError> {
         let shard = self.shard;
         self.shared
-            .append(flushed, false, |stream| stream.push_truncate(shard, index));
+            .append(flushed, false, |stream| stream.push_truncate(shard, index))
     }
 
     /// Gives up the entries up to an id, which a durable snapshot covers. Their segments are deleted
     /// when no shard needs them.
-    pub fn purge_to(&self, id: LogId, flushed: Flushed) {
+    ///
+    /// # Errors
+    /// [`LogError::Poisoned`]: the entries are still there, or nobody knows whether they are.
+    pub fn purge_to(&self, id: LogId, flushed: Flushed) -> Result<(), LogError> {
         let shard = self.shard;
         self.shared
-            .append(flushed, true, |stream| stream.push_purge(shard, id));
+            .append(flushed, true, |stream| stream.push_purge(shard, id))
     }
 
     /// Notes up to where entries are committed. Written with whatever is appended next; lost
@@ -164,22 +173,25 @@ impl ShardLog {
         });
     }
 
-    /// Notes that a snapshot from elsewhere took the place of everything up to an id.
+    /// Notes that a snapshot from elsewhere took the place of everything up to an id. The callback
+    /// alone tells of a failure.
     pub fn mark_installed(&self, id: LogId, flushed: Flushed) {
         let shard = self.shard;
-        self.shared.append(flushed, true, |stream| {
+        let push = |stream: &mut Stream| {
             let now = stream.now();
             stream.push(shard, RecordKind::SnapshotInstalled, id, now, &[])?;
             if let Some(state) = stream.shards.get_mut(shard) {
                 state.image.installed = Some(id);
             }
             Ok(())
-        });
+        };
+        let _ = self.shared.append(flushed, true, push).is_ok();
     }
 
-    /// Syncs whatever is appended so far, of all shards, under every policy.
+    /// Syncs whatever is appended so far, of all shards, under every policy. The callback alone
+    /// tells of a failure.
     pub fn sync(&self, synced: Flushed) {
-        self.shared.append(synced, true, |_| Ok(()));
+        let _ = self.shared.append(synced, true, |_| Ok(())).is_ok();
     }
 
     /// Sees to it that a snapshot of this shard, of at most so many bytes, finds room on a disk that
@@ -200,7 +212,17 @@ impl ShardLog {
     /// # Errors
     /// [`LogError::NoSpace`], or [`LogError::Poisoned`]. Nothing was written.
     pub fn make_room(&self, payload_bytes: usize, essential: bool) -> Result<(), LogError> {
-        self.shared.make_room(payload_bytes, essential)
+        self.shared
+            .make_room(widen(record_size(payload_bytes)), essential)
+    }
+
+    /// As [`ShardLog::make_room`], for all of these entries together.
+    ///
+    /// # Errors
+    /// As [`ShardLog::make_room`].
+    pub fn make_room_for(&self, entries: &[LogEntry], essential: bool) -> Result<(), LogError> {
+        let sizes = entries.iter().map(|entry| record_size(entry.payload.len()));
+        self.shared.make_room(sizes.map(widen).sum(), essential)
     }
 
     /// Entries from index `from` to before `until`, no more than fit `bytes_max`, but at least one if

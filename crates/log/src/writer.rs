@@ -472,18 +472,23 @@ impl Shared {
         Ok(BlockReader::new(segment, readable))
     }
 
-    /// Appends under the stream's lock and sees to it that `flushed` is called.
+    /// Appends under the stream's lock and sees to it that `flushed` is called, whatever this
+    /// answers.
+    ///
+    /// # Errors
+    /// If the log has failed: what was to be appended is dropped, or nobody knows whether it is
+    /// written.
     pub(crate) fn append(
         &self,
         flushed: Flushed,
         durably: bool,
         push: impl FnOnce(&mut Stream) -> io::Result<()>,
-    ) {
+    ) -> Result<(), LogError> {
         let mut stream = self.stream.lock();
         if let Some(error) = stream.error() {
             drop(stream);
-            flushed(Err(error));
-            return;
+            flushed(Err(error.clone()));
+            return Err(error);
         }
         let inline = self.config.fsync != FsyncPolicy::Always;
         // First of all, so that a failure in between is told too.
@@ -506,10 +511,11 @@ impl Shared {
                 if files {
                     self.want_files();
                 }
+                Ok(())
             }
             Err(error) => {
                 drop(stream);
-                self.fail(&format!("write failed: {error}"), Vec::new());
+                Err(self.fail(&format!("write failed: {error}"), Vec::new()))
             }
         }
     }
@@ -527,9 +533,9 @@ impl Shared {
         }
     }
 
-    pub(crate) fn make_room(&self, payload_bytes: usize, essential: bool) -> Result<(), LogError> {
+    pub(crate) fn make_room(&self, record_bytes: u64, essential: bool) -> Result<(), LogError> {
         let mut stream = self.stream.lock();
-        let result = stream.make_room(payload_bytes, essential);
+        let result = stream.make_room(record_bytes, essential);
         let files = stream.wants_files();
         drop(stream);
         if files {
@@ -572,8 +578,8 @@ impl Shared {
     }
 
     /// Tells everyone that the log has failed. There is no way back: after a failed write or sync
-    /// nothing is known about what the disk holds.
-    fn fail(&self, reason: &str, mut callbacks: Vec<Flushed>) {
+    /// nothing is known about what the disk holds. Answers what is told.
+    fn fail(&self, reason: &str, mut callbacks: Vec<Flushed>) -> LogError {
         let mut stream = self.stream.lock();
         callbacks.extend(stream.poison_with(reason));
         let reason = stream.poison().cloned().unwrap_or_default();
@@ -584,11 +590,11 @@ impl Shared {
         for notify in std::mem::take(&mut *self.on_poison.lock()) {
             notify(&reason);
         }
+        let error = LogError::Poisoned { reason };
         for callback in callbacks {
-            callback(Err(LogError::Poisoned {
-                reason: reason.clone(),
-            }));
+            callback(Err(error.clone()));
         }
+        error
     }
 
     /// Writes and syncs what waits, if anything must be (or `all`, whatever is unsynced).
@@ -619,7 +625,9 @@ impl Shared {
                     self.want_files();
                 }
             }
-            Err(error) => self.fail(&format!("sync failed: {error}"), work.into_callbacks()),
+            Err(error) => {
+                self.fail(&format!("sync failed: {error}"), work.into_callbacks());
+            }
         }
     }
 

@@ -211,10 +211,12 @@ impl Shard {
 
     /// The shard's expiry clock, if its store may be read without asking anybody: what is read may
     /// be behind what others have written, but is a state that was. None while a snapshot's
-    /// state is not yet whole (rule 4).
+    /// state is not yet whole (rule 4), and once this replica has failed.
     #[must_use]
     pub fn stale_now(&self) -> Option<UnixMillis> {
-        self.replica().progress.is_whole().then(|| self.now())
+        let replica = self.replica();
+        let is_sound = replica.failure.borrow().is_none() && replica.progress.is_whole();
+        is_sound.then(|| self.now())
     }
 
     /// The term whose lease is open at `now`. What is read from the store may be answered without

@@ -47,7 +47,11 @@ pub(crate) async fn run(replica: Arc<Replica>, alarm: Arc<SweepAlarm>) {
         && !replica.queue.is_closed()
     {
         tracing::error!(shard = %replica.id, error = %fatal, "the shard's consensus engine stopped");
-        replica.fail(Failure::Engine(fatal.to_string()));
+        // Of a log that has failed the engine may hear before everybody else.
+        replica.fail(match replica.node_log.poison_reason() {
+            Some(reason) => Failure::LogPoisoned(reason),
+            None => Failure::Engine(fatal.to_string()),
+        });
     }
     replica.leadership_changes.send_modify(|count| *count += 1);
 }

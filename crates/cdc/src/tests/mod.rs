@@ -131,7 +131,8 @@ impl TestShard {
 
     fn append(&self, entry: LogEntry) {
         self.shard
-            .append(vec![entry], Box::new(|result| result.unwrap()));
+            .append(vec![entry], Box::new(|result| result.unwrap()))
+            .unwrap();
     }
 
     fn apply(&self, entry: &LogEntry) {

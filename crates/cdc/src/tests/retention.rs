@@ -30,7 +30,10 @@ fn fill_and_purge(shard: &TestShard, count: usize) {
     let applied = shard.applied().expect("entries");
     let purged = LogIndex::new(applied.index.get() - 1);
     let id = shard.shard.id_at(purged).expect("an entry");
-    shard.shard.purge_to(id, Box::new(|result| result.unwrap()));
+    shard
+        .shard
+        .purge_to(id, Box::new(|result| result.unwrap()))
+        .unwrap();
     shard.log.pump();
     shard.log.pump();
 }

@@ -15,7 +15,6 @@ use flux_types::UnixMillis;
 use super::{Active, Prepared, Readable, SLACK_BYTES, Space, Stream, is_full};
 use crate::error::LogError;
 use crate::fields::widen;
-use crate::record::record_size;
 use crate::segment::{PREPARED_SUFFIX, SEGMENT_HEADER_BYTES, SegmentHeader, segment_name};
 
 /// The room of a snapshot grows in steps of this many bytes.
@@ -255,21 +254,17 @@ impl Stream {
         self.is_room_taken = false;
     }
 
-    /// Makes sure that a record with `payload_bytes` can be appended without running out of space.
-    /// Essential records may use up the reserve.
-    pub(crate) fn make_room(
-        &mut self,
-        payload_bytes: usize,
-        essential: bool,
-    ) -> Result<(), LogError> {
+    /// Makes sure that records of so many bytes together can be appended without running out of
+    /// space. Essential records may use up the reserve.
+    pub(crate) fn make_room(&mut self, record_bytes: u64, essential: bool) -> Result<(), LogError> {
         if let Some(error) = self.error() {
             return Err(error);
         }
         if !essential && self.space() == Space::Full {
             return Err(LogError::NoSpace);
         }
-        let needed = widen(record_size(payload_bytes)) + SLACK_BYTES;
-        if self.active.end + needed <= self.active.capacity {
+        let needed = record_bytes.saturating_add(SLACK_BYTES);
+        if self.active.end.saturating_add(needed) <= self.active.capacity {
             return Ok(());
         }
         if self.next.is_none() && essential {
@@ -278,7 +273,7 @@ impl Stream {
         let Some(next) = self.next.as_mut() else {
             return Err(LogError::NoSpace);
         };
-        let capacity = needed + widen(SEGMENT_HEADER_BYTES) + SLACK_BYTES;
+        let capacity = needed.saturating_add(widen(SEGMENT_HEADER_BYTES) + SLACK_BYTES);
         if next.capacity < capacity {
             next.file
                 .allocate(capacity)

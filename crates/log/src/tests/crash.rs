@@ -48,7 +48,7 @@ fn crash_run(seed: u64, policy: FsyncPolicy, loss: CrashLoss) -> (bool, bool) {
                     acknowledged.lock()[number as usize] = next + count - 1;
                 }
             };
-            handle.append(entries, Box::new(note));
+            handle.append(entries, Box::new(note)).unwrap();
             if rng.one_in(3) {
                 log.pump();
             }
@@ -106,10 +106,12 @@ fn a_crash_at_any_write_of_a_roll_and_a_purge_opens_again() {
                     kept.store(index as usize, Ordering::SeqCst);
                 }
             };
-            shard(&log).append(vec![entry(index, &[3; 2000])], Box::new(note));
+            let told = shard(&log).append(vec![entry(index, &[3; 2000])], Box::new(note));
+            assert_eq!(told.is_err(), log.poison_reason().is_some());
             log.pump();
             if index == 20 {
-                shard(&log).purge_to(entry(15, b"").id, Box::new(|_| {}));
+                let told = shard(&log).purge_to(entry(15, b"").id, Box::new(|_| {}));
+                assert_eq!(told.is_err(), log.poison_reason().is_some());
                 log.pump();
             }
         }

@@ -41,11 +41,13 @@ fn format_is_the_golden_one() {
     handle.save_vote(vote, Box::new(|result| result.unwrap()));
     log.pump();
     append(&log, &handle, vec![entry(1, b"first"), entry(2, b"second")]);
-    handle.truncate_after(LogIndex::new(1), Box::new(|_| {}));
+    handle
+        .truncate_after(LogIndex::new(1), Box::new(|_| {}))
+        .unwrap();
     append(&log, &handle, vec![entry(2, b"other")]);
     handle.mark_committed(entry(2, b"").id);
     write_small_snapshot(&handle);
-    handle.purge_to(entry(1, b"").id, Box::new(|_| {}));
+    handle.purge_to(entry(1, b"").id, Box::new(|_| {})).unwrap();
     handle.mark_installed(entry(1, b"").id, Box::new(|_| {}));
     log.close();
     let mut bytes = read_segment(&disk, 1);

@@ -66,13 +66,15 @@ fn shard(log: &Log) -> ShardLog {
 fn append(log: &Log, shard: &ShardLog, entries: Vec<LogEntry>) {
     let done = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&done);
-    shard.append(
-        entries,
-        Box::new(move |result| {
-            result.unwrap();
-            seen.fetch_add(1, Ordering::SeqCst);
-        }),
-    );
+    shard
+        .append(
+            entries,
+            Box::new(move |result| {
+                result.unwrap();
+                seen.fetch_add(1, Ordering::SeqCst);
+            }),
+        )
+        .unwrap();
     log.pump();
     assert_eq!(done.load(Ordering::SeqCst), 1);
 }
@@ -158,7 +160,9 @@ fn log_rolls_over_many_segments_and_deletes_the_purged_ones() {
     }
     assert!(4 < log.stats().segments, "{:?}", log.stats());
     let written = all(&handle);
-    handle.purge_to(entry(50, b"").id, Box::new(|result| result.unwrap()));
+    handle
+        .purge_to(entry(50, b"").id, Box::new(|result| result.unwrap()))
+        .unwrap();
     log.pump();
     log.pump();
     assert!(log.stats().segments <= 3);
@@ -180,7 +184,9 @@ fn truncation_is_remembered_and_the_log_goes_on_after_it() {
         &handle,
         (1..=10).map(|index| entry(index, b"old")).collect(),
     );
-    handle.truncate_after(LogIndex::new(4), Box::new(|result| result.unwrap()));
+    handle
+        .truncate_after(LogIndex::new(4), Box::new(|result| result.unwrap()))
+        .unwrap();
     append(&log, &handle, vec![entry(5, b"new")]);
     let written = all(&handle);
     assert_eq!(written.len(), 5);
@@ -202,12 +208,16 @@ fn a_truncation_that_reaches_below_the_oldest_segment_is_remembered() {
         }
         // The second segment holds the last entry only; the truncation takes others with it.
         let kept = last - 1 - below;
-        shard.truncate_after(LogIndex::new(kept), Box::new(|result| result.unwrap()));
+        shard
+            .truncate_after(LogIndex::new(kept), Box::new(|result| result.unwrap()))
+            .unwrap();
         for index in kept + 1..=last {
             append(&log, &shard, vec![entry(index, b"anew")]);
         }
         let id = entry(kept, b"").id;
-        shard.purge_to(id, Box::new(|result| result.unwrap()));
+        shard
+            .purge_to(id, Box::new(|result| result.unwrap()))
+            .unwrap();
         log.pump();
         log.pump();
         assert_eq!(log.stats().segments_deleted, 1);
@@ -227,7 +237,9 @@ fn a_full_truncation_leaves_an_empty_log() {
     let (log, _) = open(&disk);
     let handle = shard(&log);
     append(&log, &handle, vec![entry(1, b"a"), entry(2, b"b")]);
-    handle.truncate_after(LogIndex::new(0), Box::new(|result| result.unwrap()));
+    handle
+        .truncate_after(LogIndex::new(0), Box::new(|result| result.unwrap()))
+        .unwrap();
     assert_eq!(handle.state().last, None);
     append(&log, &handle, vec![entry(1, b"c")]);
     log.close();
@@ -240,7 +252,9 @@ fn a_purge_beyond_the_log_moves_it_there() {
     let (log, _) = open(&disk);
     let handle = shard(&log);
     append(&log, &handle, vec![entry(1, b"a")]);
-    handle.purge_to(entry(100, b"").id, Box::new(|result| result.unwrap()));
+    handle
+        .purge_to(entry(100, b"").id, Box::new(|result| result.unwrap()))
+        .unwrap();
     append(&log, &handle, vec![entry(101, b"b")]);
     log.close();
     let (log, _) = open(&disk);
@@ -257,13 +271,15 @@ fn appends_that_wait_together_share_one_sync() {
     let done = Arc::new(AtomicUsize::new(0));
     for index in 1..=100 {
         let done = Arc::clone(&done);
-        handle.append(
-            vec![entry(index, b"x")],
-            Box::new(move |result| {
-                result.unwrap();
-                done.fetch_add(1, Ordering::SeqCst);
-            }),
-        );
+        handle
+            .append(
+                vec![entry(index, b"x")],
+                Box::new(move |result| {
+                    result.unwrap();
+                    done.fetch_add(1, Ordering::SeqCst);
+                }),
+            )
+            .unwrap();
     }
     assert_eq!(
         done.load(Ordering::SeqCst),
@@ -297,10 +313,12 @@ fn own_thread_flushes_what_many_threads_append() {
             scope.spawn(move || {
                 for index in 1..=200 {
                     let (told, done) = std::sync::mpsc::channel();
-                    handle.append(
-                        vec![entry(index, &[number as u8; 500])],
-                        Box::new(move |result| told.send(result.is_ok()).unwrap()),
-                    );
+                    handle
+                        .append(
+                            vec![entry(index, &[number as u8; 500])],
+                            Box::new(move |result| told.send(result.is_ok()).unwrap()),
+                        )
+                        .unwrap();
                     assert!(done.recv().unwrap());
                 }
             });
@@ -335,13 +353,20 @@ fn failed_sync_poisons_the_log_for_good() {
             results.lock().push(result.is_ok());
             assert_eq!(told.lock().len(), 1, "whoever must stop learns of it first");
         };
-        handle.append(vec![entry(index, b"lost")], Box::new(note));
+        let told = handle.append(vec![entry(index, b"lost")], Box::new(note));
+        // What is dropped is said so at once.
+        assert_eq!(told.is_ok(), index == 2);
         // The disk would say yes the second time; nobody may ask it.
         log.pump();
     }
     assert_eq!(*results.lock(), [false, false]);
     assert_eq!(told.lock().len(), 1);
     assert!(log.poison_reason().unwrap().contains("injected"));
+    let truncated = handle.truncate_after(LogIndex::new(1), Box::new(drop));
+    assert!(matches!(truncated, Err(LogError::Poisoned { .. })));
+    let purged = handle.purge_to(entry(1, b"").id, Box::new(drop));
+    assert!(matches!(purged, Err(LogError::Poisoned { .. })));
+    assert_eq!(handle.state().last.unwrap().index.get(), 2);
     drop((log, handle));
     disk.crash(CrashLoss::Everything, &mut SeededRng::new(3));
     assert_eq!(all(&shard(&open(&disk).0)), vec![entry(1, b"kept")]);
@@ -358,7 +383,8 @@ fn failed_inline_write_poisons_too() {
         assert!(result.is_err());
         seen.fetch_add(1, Ordering::SeqCst);
     };
-    shard(&log).append(vec![entry(1, b"x")], Box::new(note));
+    let told = shard(&log).append(vec![entry(1, b"x")], Box::new(note));
+    assert!(matches!(told, Err(LogError::Poisoned { .. })));
     assert_eq!(failed.load(Ordering::SeqCst), 1);
     assert!(log.poison_reason().is_some());
 }
@@ -482,10 +508,12 @@ fn no_append_and_no_sync_waits_for_a_file_to_be_prepared() {
         let first = log.end().0;
         for index in 1.. {
             let (told, done) = std::sync::mpsc::channel();
-            handle.append(
-                vec![entry(index, &[1; 20_000])],
-                Box::new(move |result| told.send(result).unwrap()),
-            );
+            handle
+                .append(
+                    vec![entry(index, &[1; 20_000])],
+                    Box::new(move |result| told.send(result).unwrap()),
+                )
+                .unwrap();
             let flushed = done.recv_timeout(std::time::Duration::from_secs(60));
             flushed
                 .expect("flushed while a file is being made")

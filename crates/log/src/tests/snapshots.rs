@@ -161,7 +161,9 @@ fn rule_11_a_snapshot_finds_room_on_a_full_disk_and_what_it_frees_is_used() {
     let last = fill(&disk, &log, &handle);
     assert!(handle.pins_old_segments());
     write_snapshot(&handle, last, last);
-    handle.purge_to(entry(last, b"").id, Box::new(|result| result.unwrap()));
+    handle
+        .purge_to(entry(last, b"").id, Box::new(|result| result.unwrap()))
+        .unwrap();
     log.pump();
     log.pump();
     assert_eq!(log.space(), Space::Enough, "segments were freed");

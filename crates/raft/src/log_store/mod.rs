@@ -118,25 +118,24 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .map(|entry| from_raft_entry(entry, now))
             .collect();
         self.count(entries.iter().map(|entry| entry.payload.len()).sum());
-        self.log.append(
-            entries,
-            Box::new(move |result| callback.io_completed(result.map_err(to_io))),
-        );
-        Ok(())
+        // What the log drops must end openraft here and now: it would go on to apply what it
+        // believes to be at these indexes.
+        let flushed = move |result: Result<_, _>| callback.io_completed(result.map_err(to_io));
+        self.log.append(entries, Box::new(flushed)).map_err(to_io)
     }
 
     async fn truncate_after(&mut self, last: Option<RaftLogId>) -> io::Result<()> {
         let last = last.as_ref().map(|id| from_raft_id(id).index);
-        // Ordered before whatever is appended next, which is all that openraft needs. If it
-        // cannot be written the log is poisoned, and the next append says so.
+        // Ordered before whatever is appended next, which is all that openraft needs.
         self.log
-            .truncate_after(last.unwrap_or_default(), Box::new(drop));
-        Ok(())
+            .truncate_after(last.unwrap_or_default(), Box::new(drop))
+            .map_err(to_io)
     }
 
     async fn purge(&mut self, upto: RaftLogId) -> io::Result<()> {
-        self.log.purge_to(from_raft_id(&upto), Box::new(drop));
-        Ok(())
+        self.log
+            .purge_to(from_raft_id(&upto), Box::new(drop))
+            .map_err(to_io)
     }
 }
 

@@ -105,10 +105,8 @@ fn rule_2_a_batch_of_another_term_than_its_entry_is_skipped_by_replay() {
         payload: batch_of(Term::new(last.term.get() + 1)),
     };
     let (done, flushed) = std::sync::mpsc::channel();
-    shard.append(
-        vec![entry],
-        Box::new(move |result| assert!(done.send(result.is_ok()).is_ok())),
-    );
+    let told = Box::new(move |result: Result<_, _>| assert!(done.send(result.is_ok()).is_ok()));
+    shard.append(vec![entry], told).expect("the log takes it");
     assert_eq!(flushed.recv(), Ok(true));
     log.close();
     let revision = |setup: &Setup| {
