@@ -290,7 +290,9 @@ impl ShardLog {
             begin,
             salt,
         };
-        let name = format!("{:08x}-{:016x}.tmp", self.id.get(), begin.index.get());
+        // Of its own: another of the same entry may be under way.
+        let (shard, index) = (self.id.get(), begin.index.get());
+        let name = format!("{shard:08x}-{index:016x}-{salt:016x}.tmp");
         let temporary = shared.config.snapshot_dir().join(name);
         let create = || -> io::Result<Draft> {
             let draft = Draft::begin(&shared, temporary)?;

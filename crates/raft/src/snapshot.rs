@@ -52,7 +52,7 @@ pub(crate) struct SnapshotData {
 
 /// What is known of a shard's snapshots, and whose turn it is with them.
 ///
-/// Lock order: `turn`, then `files`, then `latest`.
+/// Lock order: `turn` or `placing`, then `files`, then `latest`.
 #[derive(Debug, Default)]
 pub(crate) struct Snapshots {
     /// Held while a snapshot is taken: one at a time.
@@ -62,6 +62,10 @@ pub(crate) struct Snapshots {
     latest: Mutex<Option<SnapshotInfo>>,
     /// Size of the last one named since the start, in bytes.
     size_bytes: AtomicU64,
+    /// How many receipts have begun: each ends the one before.
+    receipts: AtomicU64,
+    /// Held while one that was received is put in place: one at a time.
+    pub(crate) placing: tokio::sync::Mutex<()>,
 }
 
 impl Snapshots {
@@ -368,6 +372,12 @@ impl Iterator for Blocks {
     }
 }
 
+/// A snapshot that another replica sent, whole, in a file without a name.
+pub(crate) struct Incoming {
+    writer: SnapshotWriter,
+    info: SnapshotInfo,
+}
+
 /// A snapshot that another replica sent, on this disk; not counted before it is noted in the log.
 #[derive(Debug)]
 pub(crate) struct Received {
@@ -386,18 +396,38 @@ impl Received {
     }
 }
 
-/// Keeps a snapshot that another replica sends. Blocks on the disk.
+/// Takes in a snapshot that another replica sends. Blocks on the disk, and on the sender: so that
+/// one that is gone holds up nobody, the next receipt ends this one.
 pub(crate) fn receive(
     snapshots: &Snapshots,
     log: &ShardLog,
     transfer: SnapshotTransfer,
-) -> io::Result<Received> {
+) -> io::Result<Incoming> {
+    let receipt = snapshots.receipts.fetch_add(1, Ordering::AcqRel) + 1;
+    let check_last = || {
+        if snapshots.receipts.load(Ordering::Acquire) == receipt {
+            return Ok(());
+        }
+        Err(io::Error::other("another snapshot has begun to arrive"))
+    };
     let SnapshotTransfer { info, blocks, .. } = transfer;
     SnapshotExtra::decode(&info.meta)?;
     let mut writer = log.begin_snapshot(info.start).map_err(to_io)?;
     for block in blocks {
+        check_last()?;
         writer.block(&block?).map_err(to_io)?;
     }
+    check_last()?;
+    Ok(Incoming { writer, info })
+}
+
+/// Gives a snapshot that was received its name. Blocks on the disk.
+pub(crate) fn place(
+    snapshots: &Snapshots,
+    log: &ShardLog,
+    incoming: Incoming,
+) -> io::Result<Received> {
+    let Incoming { writer, info } = incoming;
     let footer = SnapshotFooter::new(info.end, info.meta.clone());
     let reader = snapshots
         .publish(&info, || writer.finish_installed(footer))

@@ -17,7 +17,6 @@ use openraft::storage::{
     RaftStateMachine,
 };
 use openraft::testing::log::{StoreBuilder, Suite};
-use tokio::sync::Notify;
 
 use super::{LogReader, LogStore};
 use crate::codec::from_raft_id;
@@ -25,7 +24,6 @@ use crate::expiry::SweepAlarm;
 use crate::progress::Progress;
 use crate::snapshot::{self, SnapshotData, Snapshots};
 use crate::state_machine::StateMachine;
-use crate::status::Counters;
 use crate::type_config::{
     RaftEntry, RaftLogId, RaftVote, SnapshotMeta, StoredMembership, TypeConfig,
 };
@@ -85,7 +83,7 @@ impl RaftLogStorage<TypeConfig> for BegunAnywhere {
                 term: first.term,
                 index: LogIndex::new(first.index.get() - 1),
             };
-            self.store.log.purge_to(missing, Box::new(drop));
+            self.store.log.purge_to(missing, Box::new(drop)).unwrap();
             self.hidden_purge = Some(missing);
         }
         self.store.append(entries, callback).await
@@ -150,7 +148,10 @@ impl RaftStateMachine<TypeConfig> for Lenient {
         let vote = Vote::default();
         let sent = snapshot::transfer(vote, &snapshot)?.snapshot;
         let machine = self.0.clone();
-        let receive = move || snapshot::receive(&machine.snapshots, &machine.log, sent);
+        let receive = move || {
+            let incoming = snapshot::receive(&machine.snapshots, &machine.log, sent)?;
+            snapshot::place(&machine.snapshots, &machine.log, incoming)
+        };
         let received = tokio::task::spawn_blocking(receive).await??.noted().await?;
         assert_eq!(&received.meta, meta, "the snapshot arrives as it was sent");
         self.0.install_snapshot(meta, received.snapshot).await
@@ -183,7 +184,8 @@ impl RaftSnapshotBuilder<TypeConfig> for LenientSnapshot {
             let (purged, done) = tokio::sync::oneshot::channel();
             machine
                 .log
-                .purge_to(applied, Box::new(move |result| drop(purged.send(result))));
+                .purge_to(applied, Box::new(move |result| drop(purged.send(result))))
+                .unwrap();
             done.await.expect("purged").expect("purged");
         }
         let builder = machine.try_create_snapshot_builder(true).await;
@@ -195,7 +197,7 @@ type RaftSnapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
 
 struct Builder;
 
-fn open_log() -> Log {
+fn open_log(disk: &SimDisk) -> Log {
     let config = LogConfig {
         segment_bytes: 1024 * 1024,
         ..LogConfig::new("/data", 1)
@@ -210,23 +212,27 @@ fn open_log() -> Log {
             salt
         }),
     };
-    let disk = Arc::new(SimDisk::new());
+    let disk = Arc::new(disk.clone());
     let opened = Log::open(disk, Arc::new(RealClock::new()), config, seeds);
     opened.expect("opens").0
 }
 
+fn store_of(log: &Log) -> LogStore {
+    LogStore {
+        log: log.shard(ShardId::new(0)),
+        clock: Arc::new(RealClock::new()),
+        counters: Arc::default(),
+        snapshot_wanted: Arc::default(),
+        committed: None,
+    }
+}
+
 impl StoreBuilder<TypeConfig, BegunAnywhere, Lenient, Log> for Builder {
     async fn build(&self) -> Result<(Log, BegunAnywhere, Lenient), StorageError<TypeConfig>> {
-        let log = open_log();
-        let counters = Arc::new(Counters::default());
-        let snapshot_wanted = Arc::new(Notify::new());
-        let store = LogStore {
-            log: log.shard(ShardId::new(0)),
-            clock: Arc::new(RealClock::new()),
-            counters: Arc::clone(&counters),
-            snapshot_wanted: Arc::clone(&snapshot_wanted),
-            committed: None,
-        };
+        let log = open_log(&SimDisk::new());
+        let store = store_of(&log);
+        let counters = Arc::clone(&store.counters);
+        let snapshot_wanted = Arc::clone(&store.snapshot_wanted);
         let machine = StateMachine {
             block_bytes: 64 * 1024,
             store: Arc::new(Store::new(StoreConfig::default())),
@@ -256,6 +262,39 @@ fn log_and_state_machine_pass_the_suite_of_openraft() {
     result.expect("the suite passes");
 }
 
+#[tokio::test]
+async fn what_a_failed_log_drops_is_an_error() {
+    let disk = SimDisk::new();
+    let log = open_log(&disk);
+    let mut store = store_of(&log);
+    let blank = |index| {
+        let id = LogId {
+            term: flux_types::Term::new(1),
+            index: LogIndex::new(index),
+        };
+        crate::codec::to_raft_entry(flux_log::LogEntry {
+            id,
+            timestamp: flux_types::UnixMillis::ZERO,
+            payload: bytes::Bytes::new(),
+        })
+        .expect("an entry")
+    };
+    disk.fail_sync_after(0);
+    let (failed, hears) = tokio::sync::oneshot::channel();
+    log.on_poison(Box::new(move |_| drop(failed.send(()))));
+    let first = store.append([blank(1)], IOFlushed::noop()).await;
+    first.expect("nothing is known of the disk yet");
+    hears.await.expect("the log fails");
+    let second = store.append([blank(2)], IOFlushed::noop()).await;
+    assert!(second.is_err());
+    assert!(store.truncate_after(None).await.is_err());
+    let purged = blank(1).log_id();
+    assert!(store.purge(purged).await.is_err());
+    // So that nobody can take the old entries for new ones.
+    let state = store.get_log_state().await.expect("known");
+    assert_eq!(state.last_log_id, Some(purged));
+}
+
 #[test]
 fn a_snapshot_that_was_received_and_not_installed_is_not_told_as_taken() {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -282,8 +321,10 @@ fn a_snapshot_that_was_received_and_not_installed_is_not_told_as_taken() {
             },
             blocks: Box::new(std::iter::empty()),
         };
-        let received = snapshot::receive(&machine.snapshots, &machine.log, transfer);
-        let received = received.expect("kept").noted().await.expect("noted");
+        let incoming = snapshot::receive(&machine.snapshots, &machine.log, transfer);
+        let incoming = incoming.expect("received");
+        let placed = snapshot::place(&machine.snapshots, &machine.log, incoming);
+        let received = placed.expect("kept").noted().await.expect("noted");
         let builder = machine.try_create_snapshot_builder(false).await;
         let mut builder = builder.expect("there is a snapshot on disk");
         let mut told = Box::pin(builder.build_snapshot());

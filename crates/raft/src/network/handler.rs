@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use flux_env::Instant;
-use flux_log::{Space, Vote};
+use flux_log::{LogEntry, LogError, LogId, Space, Vote};
+use flux_store::batch::{BatchView, FactRef, is_batch};
+use openraft::async_runtime::WatchReceiver;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest,
     VoteRequest as RaftVoteRequest, VoteResponse,
@@ -14,8 +16,9 @@ use super::{
     VoteReply, VoteRequest,
 };
 use crate::codec::{from_raft_id, from_raft_vote, to_raft_entry, to_raft_id, to_raft_vote};
+use crate::proposer::{SPACE_CHECK, SPACE_CHECKS_MAX};
 use crate::replica::Replica;
-use crate::runtime::blocking;
+use crate::runtime::{blocking, sleep};
 use crate::snapshot;
 use crate::type_config::TypeConfig;
 
@@ -44,12 +47,16 @@ impl PeerHandler {
     ///
     /// # Errors
     /// If the replica has stopped or the entries make no sense.
-    pub async fn append(&self, request: AppendRequest) -> Result<AppendReply, PeerError> {
+    pub async fn append(&self, mut request: AppendRequest) -> Result<AppendReply, PeerError> {
         // A storage error inside openraft would be the end of this replica, so what there is no
         // room for never gets there (rule 11). Heartbeats pass.
-        if !request.entries.is_empty() && matches!(self.replica.node_log.space(), Space::Full) {
+        let taken = self.make_room(&request.entries).await?;
+        if taken == 0 && !request.entries.is_empty() {
             return Ok(AppendReply::NoSpace);
         }
+        let is_whole = taken == request.entries.len();
+        request.entries.truncate(taken);
+        let last = request.entries.last().map(|entry| entry.id);
         let entries: Result<Vec<_>, _> = request.entries.into_iter().map(to_raft_entry).collect();
         let rpc = AppendEntriesRequest {
             vote: to_raft_vote(request.vote),
@@ -64,7 +71,8 @@ impl PeerHandler {
             .await
             .map_err(broken)?;
         Ok(match response {
-            AppendEntriesResponse::Success => AppendReply::Success,
+            AppendEntriesResponse::Success if is_whole => AppendReply::Success,
+            AppendEntriesResponse::Success => AppendReply::Partial(last),
             AppendEntriesResponse::PartialSuccess(last) => {
                 AppendReply::Partial(last.as_ref().map(from_raft_id))
             }
@@ -73,6 +81,31 @@ impl PeerHandler {
                 AppendReply::HigherVote(from_raft_vote(&vote))
             }
         })
+    }
+
+    /// Makes room for entries in the log; answers for how many of them, from the first on. On a
+    /// full disk there is room only for what the group needs and what removes data.
+    async fn make_room(&self, entries: &[LogEntry]) -> Result<usize, PeerError> {
+        for _ in 0..SPACE_CHECKS_MAX {
+            if entries.is_empty() {
+                break;
+            }
+            let is_full = matches!(self.replica.node_log.space(), Space::Full);
+            let taken = if is_full {
+                let essential = entries.iter().take_while(|entry| is_essential(entry));
+                entries.get(..essential.count()).unwrap_or_default()
+            } else {
+                entries
+            };
+            match self.replica.log.make_room_for(taken, is_full) {
+                Ok(()) => return Ok(taken.len()),
+                // Right after a segment was filled the next one is only being prepared.
+                Err(LogError::NoSpace) if !is_full => sleep(SPACE_CHECK).await,
+                Err(LogError::NoSpace) => break,
+                Err(error) => return Err(broken(error)),
+            }
+        }
+        Ok(0)
     }
 
     /// Votes, or refuses to.
@@ -106,28 +139,64 @@ impl PeerHandler {
         }
     }
 
-    /// Receives a snapshot and puts it in the place of the store.
+    /// Receives a snapshot and puts it in the place of the store. One of a leader that is deposed,
+    /// or of what is here already, is not read.
     ///
     /// # Errors
-    /// If the replica has stopped, or the snapshot cannot be read or kept.
+    /// If the replica has stopped, or the snapshot cannot be read or kept, or another one of this
+    /// shard begins to arrive meanwhile.
     pub async fn snapshot(&self, transfer: SnapshotTransfer) -> Result<Vote, PeerError> {
-        let vote = to_raft_vote(transfer.vote);
+        let (vote, start) = (transfer.vote, transfer.info.start);
+        if let Some(answer) = self.answer_unread(vote, start).await? {
+            return Ok(answer);
+        }
         let replica = Arc::clone(&self.replica);
         let receive = move || snapshot::receive(&replica.snapshots, &replica.log, transfer);
-        let received = blocking(receive)
-            .await
-            .map_err(broken)?
-            .map_err(broken)?
-            .noted()
-            .await
-            .map_err(broken)?;
+        let incoming = blocking(receive).await.map_err(broken)?.map_err(broken)?;
+        let _one_at_a_time = self.replica.snapshots.placing.lock().await;
+        // It may have taken minutes.
+        if let Some(answer) = self.answer_unread(vote, start).await? {
+            return Ok(answer);
+        }
+        let replica = Arc::clone(&self.replica);
+        let place = move || snapshot::place(&replica.snapshots, &replica.log, incoming);
+        let placed = blocking(place).await.map_err(broken)?.map_err(broken)?;
+        let received = placed.noted().await.map_err(broken)?;
         let response = self
             .replica
             .raft
-            .install_full_snapshot(vote, received)
+            .install_full_snapshot(to_raft_vote(vote), received)
             .await
             .map_err(broken)?;
         Ok(from_raft_vote(&response.vote))
+    }
+
+    /// What to answer to a snapshot that need not be read: the vote that has replaced its sender's,
+    /// or the sender's if all of it is committed here.
+    async fn answer_unread(&self, vote: Vote, start: LogId) -> Result<Option<Vote>, PeerError> {
+        // Nobody takes a snapshot of a leader whom he does not follow.
+        let heartbeat = AppendRequest {
+            vote,
+            previous: None,
+            entries: Vec::new(),
+            committed: None,
+        };
+        if let AppendReply::HigherVote(higher) = self.append(heartbeat).await? {
+            return Ok(Some(higher));
+        }
+        let metrics = self.replica.raft.metrics();
+        let committed = metrics.borrow_watched().local_committed;
+        let committed = committed.as_ref().map(from_raft_id).unwrap_or_default();
+        if committed.index < start.index {
+            return Ok(None);
+        }
+        if committed.term < start.term {
+            return Err(broken(format!(
+                "a snapshot of term {} at index {} contradicts term {} at index {}",
+                start.term, start.index, committed.term, committed.index
+            )));
+        }
+        Ok(Some(vote))
     }
 
     /// Takes over leadership, or says why not.
@@ -153,6 +222,28 @@ impl PeerHandler {
     }
 }
 
+/// Whether an entry is taken in on a full disk: no-ops, memberships, and what only removes data.
+fn is_essential(entry: &LogEntry) -> bool {
+    if !is_batch(&entry.payload) {
+        return true;
+    }
+    BatchView::parse(&entry.payload).is_ok_and(|batch| {
+        let removes = |fact: FactRef<'_>| match fact {
+            FactRef::Delete { .. }
+            | FactRef::Clear
+            | FactRef::SystemDelete { .. }
+            | FactRef::ForgetSessions { .. }
+            // What became of a delete that had a request id.
+            | FactRef::Request { .. } => true,
+            FactRef::Put { .. }
+            | FactRef::SetDeadline { .. }
+            | FactRef::Patch { .. }
+            | FactRef::SystemPut { .. } => false,
+        };
+        batch.facts().all(|(_, fact)| removes(fact))
+    })
+}
+
 fn vote_rpc(request: &VoteRequest) -> RaftVoteRequest<TypeConfig> {
     let mut rpc = RaftVoteRequest::new(to_raft_vote(request.vote), request.last.map(to_raft_id));
     rpc.leadership_transfer = request.is_transfer;
@@ -166,3 +257,6 @@ fn vote_reply(response: &VoteResponse<TypeConfig>) -> VoteReply {
         last: response.last_log_id.as_ref().map(from_raft_id),
     }
 }
+
+#[cfg(test)]
+mod tests;

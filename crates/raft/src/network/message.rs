@@ -337,7 +337,9 @@ impl Message for SnapshotBegin {
             end: reader.some_id()?,
             meta: reader.bytes(META_BYTES_MAX)?,
         };
-        let is_ordered = info.start.index <= info.end.index && info.start.term <= info.end.term;
+        let is_ordered = info.start.index <= info.end.index
+            && info.start.term <= info.end.term
+            && info.end.term <= vote.term;
         if !vote.committed || !is_ordered {
             return Err(reader.malformed());
         }
@@ -511,6 +513,15 @@ mod tests {
             entries,
             ..append()
         };
+        let later = SnapshotBegin {
+            vote: VOTE,
+            info: SnapshotInfo {
+                start: id(1, 2),
+                end: id(6, 9),
+                meta: Bytes::new(),
+            },
+        };
+        assert!(SnapshotBegin::read(bytes_of(&later)).is_err());
         refused(with(vec![entry(2, 8, b"")]));
         refused(with(vec![entry(2, 7, b""), entry(2, 9, b"")]));
         refused(with(vec![entry(1, 7, b"")]));

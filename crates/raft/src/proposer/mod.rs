@@ -44,10 +44,10 @@ const DEADLINE_CHECK: Duration = Duration::from_millis(10);
 const LEADERSHIP_CHECK: Duration = Duration::from_millis(10);
 
 /// Pause before the log is asked again whether it has space.
-const SPACE_CHECK: Duration = Duration::from_millis(2);
+pub(crate) const SPACE_CHECK: Duration = Duration::from_millis(2);
 /// How often it is asked before a batch is refused: right after a segment was filled the next one
 /// is only being prepared, which is not a full disk.
-const SPACE_CHECKS_MAX: u32 = 50;
+pub(crate) const SPACE_CHECKS_MAX: u32 = 50;
 
 /// What became of a proposed batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

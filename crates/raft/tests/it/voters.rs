@@ -5,13 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use flux_env::{Clock, Instant, RealClock};
-use flux_raft::{Formation, Forward, Submission};
-use flux_types::{Answer, ErrorCode, NodeId, Outcome, Reply, ShardId, Term};
+use flux_env::{Clock, CrashLoss, Instant, RealClock, SeededRng};
+use flux_log::Space;
+use flux_raft::{Failure, Formation, Forward, Submission};
+use flux_types::{Answer, ErrorCode, LogIndex, NodeId, Outcome, ReadCommand, Reply, ShardId, Term};
 use tokio::sync::oneshot;
 
 use crate::cluster::Cluster;
 use crate::harness::*;
+
+fn read_of(key: &str) -> ReadCommand {
+    ReadCommand::Get { key: bytes(key) }
+}
 
 /// A clock that shows another time of day.
 #[derive(Debug)]
@@ -134,6 +139,153 @@ fn rule_11_a_follower_whose_disk_is_full_still_votes_and_hears_and_catches_up_la
         cluster.assert_equal(&leader).await;
         cluster.stop().await;
     });
+}
+
+#[test]
+fn rule_11_what_removes_data_and_a_new_leader_pass_a_follower_whose_disk_is_full() {
+    on_runtime(async {
+        let cluster = Cluster::start_with(3, |setup| setup.segment_bytes = 64 * 1024).await;
+        cluster.grow().await;
+        let leader = cluster.leader().await;
+        assert_eq!(leader.run_one(set("gone", "1")).await, Reply::Ok);
+        assert_eq!(leader.run_one(set("gone too", "1")).await, Reply::Ok);
+        cluster.assert_equal(&leader).await;
+        let full = cluster.node(3);
+        let disk = &cluster.setups[2].disk;
+        disk.set_capacity_bytes(Some(disk.used_bytes()));
+        let value = "v".repeat(4 * 1024);
+        let (segment, _) = full.log.end();
+        // Up to the entry that begins the last segment there is room for.
+        while full.log.end().0 == segment {
+            assert_eq!(leader.run_one(set("key", &value)).await, Reply::Ok);
+            cluster.assert_equal(&leader).await;
+        }
+        until("its disk is full", || full.log.space() == Space::Full).await;
+        // From here on nothing is committed without it.
+        for other in [1, 3] {
+            cluster.network.cut(NodeId::new(2), NodeId::new(other));
+            cluster.network.cut(NodeId::new(other), NodeId::new(2));
+        }
+        assert_eq!(leader.run_one(delete("gone")).await, Reply::Integer(1));
+        let moved = leader
+            .shard
+            .transfer_leadership(NodeId::new(3), leader.after(10));
+        moved.await.expect("node 3 takes over");
+        full.wait_writable().await;
+        assert_eq!(full.run_one(delete("gone too")).await, Reply::Integer(1));
+        let refused = full.run_one(set("key", "v")).await;
+        assert_eq!(error_of(&refused).code, ErrorCode::NoSpace);
+        disk.set_capacity_bytes(None);
+        cluster.network.heal();
+        cluster.assert_equal(full).await;
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn rule_11_an_entry_larger_than_a_nearly_full_disk_does_not_end_a_follower() {
+    on_runtime(async {
+        let cluster = Cluster::start_with(3, |setup| setup.segment_bytes = 64 * 1024).await;
+        cluster.grow().await;
+        let leader = cluster.leader().await;
+        cluster.assert_equal(&leader).await;
+        let small = cluster.node(3);
+        let disk = &cluster.setups[2].disk;
+        disk.set_capacity_bytes(Some(disk.used_bytes() + 96 * 1024));
+        let value = "v".repeat(1024 * 1024);
+        assert_eq!(leader.run_one(set("large", &value)).await, Reply::Ok);
+        for number in 0..20 {
+            let key = format!("key {number}");
+            assert_eq!(leader.run_one(set(&key, "v")).await, Reply::Ok);
+        }
+        until("it has been offered the entry", || {
+            small.shard.status().leader == Some(NodeId::new(1))
+        })
+        .await;
+        assert_eq!(small.log.poison_reason(), None);
+        assert!(small.shard.status().failure.is_none());
+        disk.set_capacity_bytes(None);
+        cluster.assert_equal(&leader).await;
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn a_replica_whose_disk_fails_tells_and_applies_nothing_that_it_could_not_keep() {
+    for syncs in 0..4 {
+        on_runtime(async {
+            let cluster = Cluster::start(3).await;
+            cluster.grow().await;
+            let old = cluster.leader().await;
+            assert_eq!(old.run_one(set("n", "1")).await, Reply::Ok);
+            cluster.assert_equal(&old).await;
+            for other in [2, 3] {
+                cluster.network.cut(NodeId::new(1), NodeId::new(other));
+                cluster.network.cut(NodeId::new(other), NodeId::new(1));
+            }
+            // In its log alone, where the others will have something else.
+            for _ in 0..3 {
+                let deadline = old.clock.now() + Duration::from_millis(30);
+                drop(old.submit_until(vec![increment("n")], deadline).await);
+            }
+            until("another leads", || {
+                [2, 3]
+                    .iter()
+                    .any(|id| cluster.node(*id).shard.is_writable())
+            })
+            .await;
+            let new = [2, 3].map(|id| Arc::clone(cluster.node(id)));
+            let new = new.iter().find(|node| node.shard.is_writable());
+            let new = new.expect("it leads");
+            assert_eq!(new.run_one(set("n", "10")).await, Reply::Ok);
+            let disk = &cluster.setups[0].disk;
+            disk.fail_sync_after(syncs);
+            cluster.network.heal();
+            let mut number = 10;
+            let failed = async {
+                let limit = Duration::from_secs(20);
+                let failed = tokio::time::timeout(limit, old.shard.failed()).await;
+                failed.expect("its disk fails")
+            };
+            let writing = async {
+                loop {
+                    number += 1;
+                    let reply = new.run_one(increment("n")).await;
+                    assert_eq!(reply, Reply::Integer(number));
+                    if let Some(now) = old.shard.stale_now() {
+                        let seen = old.shard.store().read(&read_of("n"), now);
+                        let flux_store::Read::Reply(Reply::Bulk(seen)) = seen else {
+                            panic!("{seen:?}");
+                        };
+                        let seen: i64 = std::str::from_utf8(&seen).unwrap().parse().unwrap();
+                        assert!(seen == 1 || (10..=number).contains(&seen), "{seen}");
+                    }
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            };
+            let failure = tokio::select! {
+                failure = failed => failure,
+                () = writing => unreachable!("it writes on"),
+            };
+            assert!(matches!(failure, Failure::LogPoisoned(_)), "{failure}");
+            assert!(old.shard.stale_now().is_none());
+            // What the leader believes to be there is there after a power cut.
+            let told = new.shard.status().replication;
+            let told = told.iter().find(|(node, _)| *node == NodeId::new(1));
+            let told = told.map_or(LogIndex::new(0), |(_, index)| *index);
+            let kept_id = new.shard.log().id_at(told);
+            disk.fail_sync_after(u64::MAX);
+            old.shard.shutdown().await;
+            old.log.abandon();
+            disk.crash(CrashLoss::Everything, &mut SeededRng::new(syncs));
+            let log = cluster.setups[0].open_log();
+            if told.get() > 0 {
+                assert_eq!(log.shard(SHARD).id_at(told), kept_id, "after {syncs} syncs");
+            }
+            log.close();
+            cluster.stop().await;
+        });
+    }
 }
 
 #[test]
