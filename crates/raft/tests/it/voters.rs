@@ -210,6 +210,18 @@ fn rule_11_an_entry_larger_than_a_nearly_full_disk_does_not_end_a_follower() {
     });
 }
 
+/// What a stale read of the counter tells.
+fn number_seen(node: &Node) -> Option<i64> {
+    let seen = node
+        .shard
+        .store()
+        .read(&read_of("n"), node.shard.stale_now()?);
+    let flux_store::Read::Reply(Reply::Bulk(seen)) = seen else {
+        panic!("{seen:?}");
+    };
+    Some(String::from_utf8_lossy(&seen).parse().expect("a number"))
+}
+
 #[test]
 fn a_replica_whose_disk_fails_tells_and_applies_nothing_that_it_could_not_keep() {
     for syncs in 0..4 {
@@ -252,12 +264,7 @@ fn a_replica_whose_disk_fails_tells_and_applies_nothing_that_it_could_not_keep()
                     number += 1;
                     let reply = new.run_one(increment("n")).await;
                     assert_eq!(reply, Reply::Integer(number));
-                    if let Some(now) = old.shard.stale_now() {
-                        let seen = old.shard.store().read(&read_of("n"), now);
-                        let flux_store::Read::Reply(Reply::Bulk(seen)) = seen else {
-                            panic!("{seen:?}");
-                        };
-                        let seen: i64 = std::str::from_utf8(&seen).unwrap().parse().unwrap();
+                    if let Some(seen) = number_seen(&old) {
                         assert!(seen == 1 || (10..=number).contains(&seen), "{seen}");
                     }
                     tokio::time::sleep(Duration::from_millis(2)).await;
