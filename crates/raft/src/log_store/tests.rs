@@ -281,7 +281,7 @@ async fn what_a_failed_log_drops_is_an_error() {
     };
     disk.fail_sync_after(0);
     let (failed, hears) = tokio::sync::oneshot::channel();
-    log.on_poison(Box::new(move |_| drop(failed.send(()))));
+    log.on_poison(Box::new(move |_| assert!(failed.send(()).is_ok())));
     let first = store.append([blank(1)], IOFlushed::noop()).await;
     first.expect("nothing is known of the disk yet");
     hears.await.expect("the log fails");
