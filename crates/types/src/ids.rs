@@ -35,6 +35,11 @@ id! {
     NodeId(u64)
 }
 id! {
+    /// The number that the operator chose for a node: what stays when its data directory is lost
+    /// and it comes back as another [`NodeId`].
+    NodeNumber(u32)
+}
+id! {
     /// The cluster a data directory belongs to; drawn once, at the first start.
     ClusterId(u64)
 }

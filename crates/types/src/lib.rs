@@ -24,7 +24,7 @@ pub use command::{
 };
 pub use error::{Blame, Error, ErrorCode, Outcome, Retry};
 pub use fact::{DeleteCause, Fact};
-pub use ids::{ClusterId, LogIndex, NodeId, Revision, ShardId, Slot, Term};
+pub use ids::{ClusterId, LogIndex, NodeId, NodeNumber, Revision, ShardId, Slot, Term};
 pub use reply::{Answer, Entry, Reply, RequestOutcome, Written};
 pub use request::{RequestId, SessionId};
 pub use time::UnixMillis;

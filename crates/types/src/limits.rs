@@ -75,6 +75,18 @@ pub const PEER_FRAME_BYTES_MAX: usize = COMMAND_BYTES_MAX + 16 * 1024 * 1024;
 pub const PEER_GREETING_BYTES_MAX: usize = 32 * 1024;
 /// Most nodes that a cluster's list may name.
 pub const CLUSTER_NODES_MAX: usize = 64;
+/// Highest number that a node may have.
+pub const NODE_NUMBER_MAX: u32 = 65_535;
+/// Most shards that one placement is computed for.
+pub const PLACEMENT_SHARDS_MAX: usize = 65_536;
+/// Most replicas of a shard.
+pub const REPLICAS_MAX: usize = 7;
+/// Heaviest weight of a node.
+pub const WEIGHT_MAX: u16 = 1000;
+/// Longest name of a zone, in bytes.
+pub const ZONE_BYTES_MAX: usize = 64;
+/// Largest cluster map in its encoding, in bytes: what etcd takes by default is half as much again.
+pub const CLUSTER_MAP_BYTES_MAX: usize = 1024 * 1024;
 /// Longest host or address of a node, in bytes.
 pub const ADDRESS_BYTES_MAX: usize = 255;
 
@@ -93,5 +105,7 @@ const _: () = assert!(BATCH_BYTES_MAX < SEGMENT_BYTES_DEFAULT);
 const _: () =
     assert!(REQUEST_SESSION_BEGIN_MS + REQUEST_SESSION_AHEAD_MS < REQUEST_SESSION_IDLE_MS);
 const _: () = assert!(REQUEST_REPLY_BYTES_MAX < REQUEST_BYTES_MAX);
+const _: () = assert!(SHARDS_MAX as usize <= PLACEMENT_SHARDS_MAX);
+const _: () = assert!(CLUSTER_NODES_MAX <= NODE_NUMBER_MAX as usize);
 const _: () = assert!(COMMAND_BYTES_MAX < PEER_FRAME_BYTES_MAX);
 const _: () = assert!(CLUSTER_NODES_MAX * (ADDRESS_BYTES_MAX + 4) < PEER_GREETING_BYTES_MAX);

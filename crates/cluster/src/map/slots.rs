@@ -22,6 +22,36 @@ pub struct ShardCountError {
     pub count: u32,
 }
 
+/// Ranges of slots that are no map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SlotMapError {
+    /// No map can have so many shards.
+    #[error(transparent)]
+    Count(#[from] ShardCountError),
+    /// A range that ends before it begins.
+    #[error("slots {first}-{last}: the range ends before it begins")]
+    Backward {
+        /// Its first slot.
+        first: Slot,
+        /// Its last slot.
+        last: Slot,
+    },
+    /// A range of which something belongs to another shard already.
+    #[error("slots {first}-{last}: some of them have another owner as well")]
+    TwoOwners {
+        /// Its first slot.
+        first: Slot,
+        /// Its last slot.
+        last: Slot,
+    },
+    /// A slot of no shard.
+    #[error("slot {0} has no owner")]
+    NoOwner(Slot),
+    /// A shard without slots.
+    #[error("shard {0} owns no slots")]
+    NoSlots(ShardId),
+}
+
 impl SlotMap {
     /// Contiguous ranges, in order of the shards, whose lengths differ by at most one.
     ///
@@ -40,6 +70,49 @@ impl SlotMap {
                 u8::try_from(owner).expect("below the count of shards, which fits")
             })
             .collect();
+        Ok(Self { owners, shards })
+    }
+
+    /// The owner of each slot by ranges, ends included, in any order.
+    ///
+    /// # Errors
+    /// A slot has two owners or none, or there are no shards or too many.
+    pub fn from_ranges(
+        ranges: impl IntoIterator<Item = (Slot, Slot, ShardId)>,
+    ) -> Result<Self, SlotMapError> {
+        let mut owners: Vec<Option<u8>> = vec![None; usize::from(SLOT_COUNT)];
+        let mut shards = 0;
+        for (first, last, shard) in ranges {
+            let count = ShardCountError {
+                count: shard.get().saturating_add(1),
+            };
+            let owner = u8::try_from(shard.get()).ok();
+            let owner = owner.filter(|_| shard.get() < SHARDS_MAX).ok_or(count)?;
+            shards = shards.max(count.count);
+            let range = usize::from(first.get())..=usize::from(last.get());
+            let Some(range) = owners.get_mut(range).filter(|range| !range.is_empty()) else {
+                return Err(SlotMapError::Backward { first, last });
+            };
+            if range.iter().any(Option::is_some) {
+                return Err(SlotMapError::TwoOwners { first, last });
+            }
+            range.fill(Some(owner));
+        }
+        if shards == 0 {
+            return Err(ShardCountError { count: 0 }.into());
+        }
+        let missing = (0..SLOT_COUNT)
+            .zip(&owners)
+            .find(|(_, owner)| owner.is_none());
+        if let Some((slot, _)) = missing {
+            return Err(SlotMapError::NoOwner(Slot::from_crc16(slot)));
+        }
+        let owners: Box<[u8]> = owners.into_iter().flatten().collect();
+        let idle =
+            (0..shards).find(|shard| !owners.iter().any(|owner| u32::from(*owner) == *shard));
+        if let Some(shard) = idle {
+            return Err(SlotMapError::NoSlots(ShardId::new(shard)));
+        }
         Ok(Self { owners, shards })
     }
 
@@ -123,7 +196,34 @@ mod tests {
         assert_eq!(map.ranges().len(), 1);
     }
 
+    #[test]
+    fn ranges_that_are_no_map_are_refused() {
+        let of = |ranges: &[(u16, u16, u32)]| {
+            let range = |(first, last, shard): &(u16, u16, u32)| {
+                let (first, last) = (Slot::from_crc16(*first), Slot::from_crc16(*last));
+                (first, last, ShardId::new(*shard))
+            };
+            SlotMap::from_ranges(ranges.iter().map(range)).map_err(|error| error.to_string())
+        };
+        let refused = |ranges: &[(u16, u16, u32)]| of(ranges).expect_err("no map");
+        assert_eq!(refused(&[]), "0 shards: must be 1 to 64");
+        assert_eq!(refused(&[(0, 16383, 64)]), "65 shards: must be 1 to 64");
+        assert_eq!(refused(&[(0, 16382, 0)]), "slot 16383 has no owner");
+        assert_eq!(refused(&[(0, 16383, 1)]), "shard 0 owns no slots");
+        assert!(refused(&[(0, 16383, 0), (7, 7, 1)]).contains("slots 7-7: some"));
+        assert!(refused(&[(9, 8, 0)]).contains("before it begins"));
+        assert_eq!(of(&[(0, 16383, 0)]), Ok(SlotMap::even(1).unwrap()));
+    }
+
     proptest! {
+        #[test]
+        fn a_map_is_made_again_from_its_ranges(shards in 1..=SHARDS_MAX) {
+            let map = SlotMap::even(shards).unwrap();
+            let mut ranges = map.ranges();
+            ranges.reverse();
+            prop_assert_eq!(SlotMap::from_ranges(ranges), Ok(map));
+        }
+
         #[test]
         fn ranges_are_even_contiguous_and_cover_everything(shards in 1..=SHARDS_MAX) {
             let map = SlotMap::even(shards).unwrap();
