@@ -10,7 +10,7 @@ use std::time::Duration;
 use flux_wire::resp::error;
 use parking_lot::Mutex;
 
-use crate::metrics::{COMMAND_NAMES, Metrics};
+use crate::metrics::{COMMANDS, Metrics};
 
 /// Most entries that the slow log can be told to keep.
 pub(crate) const SLOW_LOG_LEN_MAX: u64 = 4096;
@@ -26,7 +26,7 @@ pub(crate) struct Counted {
     pub(crate) hits: u64,
     pub(crate) misses: u64,
     pub(crate) expired: u64,
-    pub(crate) commands: [CommandTotals; COMMAND_NAMES.len()],
+    pub(crate) commands: [CommandTotals; COMMANDS.len()],
     /// Errors by the index of their word.
     pub(crate) errors: [u64; error::WORDS.len()],
 }

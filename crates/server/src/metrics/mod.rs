@@ -19,8 +19,8 @@ use flux_types::{Command, Error, Outcome, Reply};
 use flux_wire::resp::error;
 
 pub(crate) use changes::{ChangesMetrics, EventKind};
-use command::command_row;
-pub(crate) use command::{COMMAND_NAMES, REDIS_NAMES};
+pub(crate) use command::COMMANDS;
+use command::{command_names, command_row};
 pub(crate) use log::{LogState, register_log};
 #[cfg(feature = "rabbitmq")]
 pub(crate) use rabbitmq::register_rabbitmq;
@@ -98,12 +98,12 @@ impl Metrics {
             commands: registry.counters(
                 "flux_server_commands",
                 "Commands answered, by name and result",
-                Labels::one("command", COMMAND_NAMES).and("result", RESULTS),
+                Labels::one("command", command_names()).and("result", RESULTS),
             ),
             commands_rejected: registry.counters(
                 "flux_server_commands_rejected",
                 "Commands refused before they were looked at, by name",
-                Labels::one("command", COMMAND_NAMES),
+                Labels::one("command", command_names()),
             ),
             errors: registry.counters(
                 "flux_server_errors",
@@ -115,7 +115,7 @@ impl Metrics {
             command_micros: Registry::new().counters(
                 "flux_server_command_microseconds",
                 "Time from arrival to answer on RESP, shared evenly among the commands of a turn",
-                Labels::one("command", COMMAND_NAMES),
+                Labels::one("command", command_names()),
             ),
             latency: registry.histograms(
                 "flux_server_command_duration_seconds",
@@ -196,7 +196,7 @@ impl Metrics {
 
     /// Counts a command that was refused before it was looked at, by Redis's name for it.
     pub(crate) fn command_rejected(&self, redis_name: &str) {
-        let row = REDIS_NAMES.iter().position(|name| *name == redis_name);
+        let row = COMMANDS.iter().position(|(_, name)| *name == redis_name);
         if let Some(row) = row {
             self.commands_rejected.increment(row);
         }
@@ -223,7 +223,7 @@ impl Metrics {
         self.command_micros.add(counted.row, micros);
     }
 
-    /// What was counted since the start of one of [`COMMAND_NAMES`].
+    /// What was counted since the start of one of [`COMMANDS`].
     pub(crate) fn command_totals(&self, row: usize) -> CommandTotals {
         let count = |result| self.commands.get(row * RESULTS.len() + result);
         CommandTotals {
@@ -269,7 +269,7 @@ impl CommandCount {
 
     /// The name under which it is counted.
     pub(crate) fn name(self) -> &'static str {
-        COMMAND_NAMES.get(self.row).copied().unwrap_or("other")
+        COMMANDS.get(self.row).map_or("other", |(name, _)| name)
     }
 }
 

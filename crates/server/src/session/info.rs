@@ -9,7 +9,7 @@ use flux_telemetry::process;
 use flux_wire::resp::error;
 
 use crate::context::Context;
-use crate::metrics::REDIS_NAMES;
+use crate::metrics::COMMANDS;
 use crate::readiness::Readiness;
 use crate::statistics::Counted;
 
@@ -260,7 +260,7 @@ fn cpu(_: &Context, _: &Stats, out: &mut String) {
 
 /// The time is what clients see, from arrival to answer, and the sync of a write is in it.
 fn command_stats(_: &Context, stats: &Stats, out: &mut String) {
-    for (name, totals) in REDIS_NAMES.iter().zip(&stats.counted.commands) {
+    for ((_, name), totals) in COMMANDS.iter().zip(&stats.counted.commands) {
         let calls = totals.calls();
         if calls == 0 && totals.rejected == 0 {
             continue;
