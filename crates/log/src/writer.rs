@@ -244,14 +244,8 @@ impl Log {
     /// # Panics
     /// If a flush leaves a callback behind, which would be a bug here.
     pub fn close(&self) {
-        if self.shared.closing.swap(true, Ordering::AcqRel) {
+        if !self.shared.stop_threads() {
             return;
-        }
-        self.shared.wake.notify_all();
-        self.shared.want_files();
-        self.shared.close_wake.notify_all();
-        for thread in std::mem::take(&mut *self.shared.threads.lock()) {
-            let _ = thread.join().is_ok();
         }
         self.shared.flush(true);
         {
@@ -265,21 +259,13 @@ impl Log {
         assert!(callbacks.is_empty(), "a flush leaves no callback behind");
         *self.shared.lock.lock() = None;
     }
-}
 
-impl Log {
     /// Ends the log as the death of its process would: nothing more is written or synced, no orderly
     /// end is noted, and the directory is released. Whoever waits for a flush hears nothing more.
     /// After [`Log::close`] it does nothing.
     pub fn abandon(&self) {
-        if self.shared.closing.swap(true, Ordering::AcqRel) {
+        if !self.shared.stop_threads() {
             return;
-        }
-        self.shared.wake.notify_all();
-        self.shared.want_files();
-        self.shared.close_wake.notify_all();
-        for thread in std::mem::take(&mut *self.shared.threads.lock()) {
-            let _ = thread.join().is_ok();
         }
         let unheard = self
             .shared
@@ -697,6 +683,20 @@ impl Shared {
         let handle = spawned.map_err(|e| OpenError::io("start a thread for", "log", e))?;
         shared.threads.lock().push(handle);
         Ok(())
+    }
+
+    /// Ends the threads; `false` if somebody did so before.
+    fn stop_threads(&self) -> bool {
+        if self.closing.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        self.wake.notify_all();
+        self.want_files();
+        self.close_wake.notify_all();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            let _ = thread.join().is_ok();
+        }
+        true
     }
 
     /// The thread of files: works when it is told to, and on a full disk tries again and again.
