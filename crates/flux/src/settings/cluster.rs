@@ -2,9 +2,8 @@
 
 use flux_server::{Reads, RespCluster};
 
-use super::{Form, Key, Part, value};
-
-const NODE: &[Part] = &[Part::Node];
+use super::keys::NODE;
+use super::{Form, Key, value};
 
 pub(super) const RESP_CLUSTER: Key = Key {
     name: "node.resp-cluster",
@@ -15,11 +14,8 @@ pub(super) const RESP_CLUSTER: Key = Key {
     parts: NODE,
     help: "auto, moved or proxy: whether RESP clients are told which node leads",
     set: |settings, text| {
-        let found = [RespCluster::Auto, RespCluster::Moved, RespCluster::Proxy]
-            .into_iter()
-            .find(|how| how.as_str() == text);
-        settings.node.resp_cluster =
-            found.ok_or_else(|| format!("{text:?} is not auto, moved or proxy"))?;
+        let ways = [RespCluster::Auto, RespCluster::Moved, RespCluster::Proxy];
+        settings.node.resp_cluster = value::one_of(text, &ways, RespCluster::as_str)?;
         Ok(())
     },
     show: |settings| settings.node.resp_cluster.as_str().to_owned(),
@@ -82,13 +78,8 @@ pub(super) const JOIN: Key = Key {
     parts: NODE,
     help: "Peer addresses of all nodes of a new cluster, this one included; later: where to look",
     set: |settings, text| {
-        let addresses = text
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty());
-        settings.node.join = addresses
-            .map(value::host_and_port)
-            .collect::<Result<_, _>>()?;
+        let addresses = value::parts(text).map(value::host_and_port);
+        settings.node.join = addresses.collect::<Result<_, _>>()?;
         Ok(())
     },
     show: |settings| settings.node.join.join(","),
@@ -120,11 +111,8 @@ pub(super) const READS: Key = Key {
     parts: NODE,
     help: "lease (from memory while no other node can lead) or read-index (ask a majority)",
     set: |settings, text| {
-        settings.node.reads = match text {
-            "lease" => Reads::Lease,
-            "read-index" => Reads::ReadIndex,
-            _ => return Err(format!("{text:?} is neither lease nor read-index")),
-        };
+        let modes = [Reads::Lease, Reads::ReadIndex];
+        settings.node.reads = value::one_of(text, &modes, Reads::as_str)?;
         Ok(())
     },
     show: |settings| settings.node.reads.as_str().to_owned(),

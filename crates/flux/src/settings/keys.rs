@@ -65,7 +65,7 @@ impl Key {
 
 pub(super) const ALL: &[Part] = &[Part::Node, Part::Gateway, Part::Registration];
 const BOTH: &[Part] = &[Part::Node, Part::Gateway];
-const NODE: &[Part] = &[Part::Node];
+pub(super) const NODE: &[Part] = &[Part::Node];
 const GATEWAY: &[Part] = &[Part::Gateway];
 /// Who withdraws something when it stops.
 pub(super) const DRAINING: &[Part] = &[Part::Node, Part::Registration];
@@ -723,17 +723,13 @@ pub(crate) const KEYS: &[Key] = &[
 ];
 
 fn parse_event_format(text: &str) -> Result<EventFormat, String> {
-    [EventFormat::Structured, EventFormat::Binary]
-        .into_iter()
-        .find(|format| format.as_str() == text)
-        .ok_or_else(|| format!("{text:?} is not structured or binary"))
+    let formats = [EventFormat::Structured, EventFormat::Binary];
+    value::one_of(text, &formats, EventFormat::as_str)
 }
 
 fn parse_fsync(text: &str) -> Result<Fsync, String> {
-    [Fsync::Always, Fsync::EverySec, Fsync::Never]
-        .into_iter()
-        .find(|policy| policy.as_str() == text)
-        .ok_or_else(|| format!("{text:?} is not always, everysec or never"))
+    let policies = [Fsync::Always, Fsync::EverySec, Fsync::Never];
+    value::one_of(text, &policies, Fsync::as_str)
 }
 
 pub(super) fn some_text(text: &str) -> Option<String> {

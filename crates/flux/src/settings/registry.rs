@@ -210,7 +210,7 @@ pub(super) const DRAIN_DELAY: Key = Key {
 /// Reads `HOST:PORT,HOST:PORT`; `http://` before one, as etcd's own tools write it, is let pass.
 pub(super) fn parse_etcd(text: &str) -> Result<Vec<String>, String> {
     let mut members = Vec::new();
-    for member in text.split(',').map(str::trim).filter(|m| !m.is_empty()) {
+    for member in value::parts(text) {
         let member = member.strip_prefix("http://").unwrap_or(member);
         let member = member.strip_suffix('/').unwrap_or(member);
         if member.starts_with("https://") {
@@ -226,11 +226,8 @@ pub(super) fn parse_kind(text: &str) -> Result<Option<Kind>, String> {
     if text.is_empty() {
         return Ok(None);
     }
-    [Kind::Memory, Kind::File, Kind::Etcd]
-        .into_iter()
-        .find(|kind| kind.as_str() == text)
-        .map(Some)
-        .ok_or_else(|| format!("{text:?} is not memory, file or etcd"))
+    let kinds = [Kind::Memory, Kind::File, Kind::Etcd];
+    value::one_of(text, &kinds, Kind::as_str).map(Some)
 }
 
 pub(super) fn parse_ttl(text: &str) -> Result<Duration, String> {

@@ -223,10 +223,7 @@ pub(super) fn show_ratio(ratio: f64) -> String {
 
 /// Parses `auto`, `json` or `pretty`.
 pub(super) fn log_format(text: &str) -> Result<Format, String> {
-    Format::ALL
-        .into_iter()
-        .find(|format| format.as_str() == text)
-        .ok_or_else(|| format!("{text:?} is not auto, json or pretty"))
+    super::value::one_of(text, &Format::ALL, Format::as_str)
 }
 
 /// Parses `key=value,key=value`, percent-decoded, as OpenTelemetry's resource specification has it.

@@ -66,6 +66,32 @@ pub(crate) fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
+/// Parses the name of one of several choices.
+pub(crate) fn one_of<Choice: Copy>(
+    text: &str,
+    choices: &[Choice],
+    name: fn(Choice) -> &'static str,
+) -> Result<Choice, String> {
+    let found = choices.iter().find(|choice| name(**choice) == text);
+    found.copied().ok_or_else(|| {
+        let names: Vec<_> = choices.iter().map(|choice| name(*choice)).collect();
+        let names = match names.split_last() {
+            Some((last, others)) if !others.is_empty() => {
+                format!("{} or {last}", others.join(", "))
+            }
+            Some(_) | None => names.concat(),
+        };
+        format!("{text:?} is not {names}")
+    })
+}
+
+/// The parts between commas, without those that are empty.
+pub(crate) fn parts(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+}
+
 /// Parses a plain count.
 pub(crate) fn count(text: &str) -> Result<usize, String> {
     text.parse().map_err(|_| format!("{text:?} is not a count"))
@@ -166,6 +192,22 @@ mod tests {
         for text in ["", "64MB", "MiB", "-1", "99999999999TiB"] {
             assert!(size(text).unwrap_err().contains("is not a size"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_choice_is_one_of_those_that_the_mistake_names() {
+        let one_of = |text: &str, count: usize| {
+            one_of(text, &["lease", "file", "etcd"][..count], |name| name)
+        };
+        assert_eq!(one_of("file", 3), Ok("file"));
+        for (count, expected) in [
+            (1, r#""File" is not lease"#),
+            (2, r#""File" is not lease or file"#),
+            (3, r#""File" is not lease, file or etcd"#),
+        ] {
+            assert_eq!(one_of("File", count), Err(expected.to_owned()));
+        }
+        assert_eq!(parts(" a, ,b,").collect::<Vec<_>>(), ["a", "b"]);
     }
 
     #[test]
