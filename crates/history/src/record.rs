@@ -135,7 +135,37 @@ impl History {
                 | Outcome::Torn(_) => summary.completed += 1,
             }
         }
+        summary.overlapping = self.overlapping();
         summary
+    }
+
+    /// How many answered operations overlapped one of another client on their key, where one of the
+    /// two was a write.
+    fn overlapping(&self) -> usize {
+        let is_answered = |operation: &&&Operation| {
+            !matches!(operation.outcome, Outcome::Unknown | Outcome::Failed)
+        };
+        let mut count = 0;
+        for (_, operations) in self.by_key() {
+            let answered: Vec<&Operation> =
+                operations.iter().filter(is_answered).copied().collect();
+            let mut has_met = vec![false; answered.len()];
+            // In the order of the calls: whoever is called before the return of one overlaps it.
+            for (place, one) in answered.iter().enumerate() {
+                let later = answered.iter().enumerate().skip(place + 1);
+                for (other_place, other) in later.take_while(|(_, it)| it.called < one.returned) {
+                    let meet = one.client != other.client
+                        && (one.action.is_write() || other.action.is_write());
+                    for place in [place, other_place] {
+                        if let Some(has_met) = has_met.get_mut(place).filter(|_| meet) {
+                            *has_met = true;
+                        }
+                    }
+                }
+            }
+            count += has_met.iter().filter(|has_met| **has_met).count();
+        }
+        count
     }
 
     /// Whether enough happened for a verdict to mean something.
@@ -154,6 +184,12 @@ impl History {
             return Err(Vacuous::ValuesRead {
                 values_read: summary.values_read,
                 wanted: demands.values_read_min,
+            });
+        }
+        if summary.overlapping < demands.overlapping_min {
+            return Err(Vacuous::Overlapping {
+                overlapping: summary.overlapping,
+                wanted: demands.overlapping_min,
             });
         }
         let allowed = summary.called * demands.unknown_percent_max / 100;
@@ -184,6 +220,9 @@ pub struct Summary {
     pub completed: usize,
     /// Reads that found a value.
     pub values_read: usize,
+    /// Answered operations that overlapped one of another client on their key, where one of the two
+    /// was a write.
+    pub overlapping: usize,
     /// Not done.
     pub failed: usize,
     /// Unknown.
@@ -197,6 +236,9 @@ pub struct Demands {
     pub completed_min: usize,
     /// Reads that found a value.
     pub values_read_min: usize,
+    /// Answered operations that overlapped one of another client on their key, where one of the two
+    /// was a write: without them any order that was ever seen explains itself.
+    pub overlapping_min: usize,
     /// Most operations with an unknown outcome, in percent of all.
     pub unknown_percent_max: usize,
 }
@@ -206,6 +248,7 @@ impl Default for Demands {
         Self {
             completed_min: 1000,
             values_read_min: 300,
+            overlapping_min: 100,
             unknown_percent_max: 20,
         }
     }
@@ -227,6 +270,14 @@ pub enum Vacuous {
     ValuesRead {
         /// Reads that found a value.
         values_read: usize,
+        /// How many it takes.
+        wanted: usize,
+    },
+    /// Hardly any operations were under way at once on a key.
+    #[error("{overlapping} operations overlapped on a key, at least {wanted} are wanted")]
+    Overlapping {
+        /// Operations that overlapped another's.
+        overlapping: usize,
         /// How many it takes.
         wanted: usize,
     },

@@ -616,6 +616,7 @@ impl Cluster {
         lasting.meets(&Demands {
             completed_min: 300,
             values_read_min: 60,
+            overlapping_min: 1,
             unknown_percent_max: 20,
         })?;
         // The founder of each shard leads first; some other must have after it.
