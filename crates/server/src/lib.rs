@@ -36,6 +36,6 @@ pub use config::{CdcConfig, Config, Fsync, Mistake, Reads, RespCluster};
 pub use error::{NodeFailure, StartError};
 pub use exec::Executor;
 pub use node::{Activity, Leaderships, Node};
-pub use ports::Addresses;
+pub use ports::{Addresses, PeerPort};
 pub use rabbitmq::{EventFormat, RabbitConfig};
 pub use topology::{NodePlace, ShardPlace, Topology, TopologyHandle};

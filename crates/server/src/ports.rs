@@ -6,7 +6,7 @@
 //! start while connections of its predecessor linger; without `SO_REUSEPORT` a second process is
 //! always refused.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -40,34 +40,63 @@ pub struct Addresses {
     pub peer: Option<SocketAddr>,
 }
 
+/// A free port for other nodes, held from now until its node takes it: nodes that start together
+/// must be told each other's addresses before any of them runs.
+#[derive(Debug)]
+pub struct PeerPort {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl PeerPort {
+    /// Takes any free port.
+    ///
+    /// # Errors
+    /// When the system has none.
+    pub fn reserve(bind: IpAddr) -> Result<Self, StartError> {
+        let listener = listen(SocketAddr::new(bind, 0), "peer-port")?;
+        let address = address_of(&listener)?;
+        Ok(Self { listener, address })
+    }
+
+    /// Where its node will be reached.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
 impl Listeners {
-    /// Binds all of them, or none.
-    pub(crate) fn bind(config: &Config) -> Result<Self, StartError> {
+    /// Binds all of them, or none. The peer port may have been reserved before.
+    pub(crate) fn bind(config: &Config, peer: Option<PeerPort>) -> Result<Self, StartError> {
         let bind = |key, port| listen(SocketAddr::new(config.bind, port), key);
         Ok(Self {
             resp: bind("port", config.port)?,
             grpc: bind("grpc-port", config.grpc_port)?,
             admin: bind("admin-port", config.admin_port)?,
-            peer: (config.node_id != 0)
-                .then(|| bind("peer-port", config.peer_port))
-                .transpose()?,
+            peer: match (config.node_id, peer) {
+                (0, _) => None,
+                (_, Some(reserved)) => Some(reserved.listener),
+                (_, None) => Some(bind("peer-port", config.peer_port)?),
+            },
         })
     }
 
     pub(crate) fn addresses(&self) -> Result<Addresses, StartError> {
-        let address = |listener: &TcpListener| {
-            listener.local_addr().map_err(|source| StartError::System {
-                what: "failed to ask a listener for its address",
-                source,
-            })
-        };
         Ok(Addresses {
-            resp: address(&self.resp)?,
-            grpc: address(&self.grpc)?,
-            admin: address(&self.admin)?,
-            peer: self.peer.as_ref().map(address).transpose()?,
+            resp: address_of(&self.resp)?,
+            grpc: address_of(&self.grpc)?,
+            admin: address_of(&self.admin)?,
+            peer: self.peer.as_ref().map(address_of).transpose()?,
         })
     }
+}
+
+fn address_of(listener: &TcpListener) -> Result<SocketAddr, StartError> {
+    listener.local_addr().map_err(|source| StartError::System {
+        what: "failed to ask a listener for its address",
+        source,
+    })
 }
 
 fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, StartError> {
@@ -104,7 +133,7 @@ mod tests {
             admin_port: 0,
             ..Config::default()
         };
-        let error = Listeners::bind(&config).unwrap_err();
+        let error = Listeners::bind(&config, None).unwrap_err();
         assert_eq!(
             error.to_string(),
             format!(
@@ -113,6 +142,33 @@ mod tests {
             )
         );
         assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn a_reserved_port_is_taken_by_nobody_but_its_node() {
+        let reserved = PeerPort::reserve([127, 0, 0, 1].into()).unwrap();
+        let address = reserved.address();
+        let config = Config {
+            node_id: 1,
+            peer_port: address.port(),
+            port: 0,
+            grpc_port: 0,
+            admin_port: 0,
+            ..Config::default()
+        };
+        let error = Listeners::bind(&config, None).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                StartError::Port {
+                    key: "peer-port",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        let listeners = Listeners::bind(&config, Some(reserved)).unwrap();
+        assert_eq!(listeners.addresses().unwrap().peer, Some(address));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! is closed; shards finish their batch; the log is synced and closed; threads end. A node that is
 //! dropped instead leaves its log as a killed process would.
 
+mod activity;
 mod join;
 mod leaderships;
 mod open;
@@ -31,6 +32,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+pub use self::activity::Activity;
 use self::join::{Joined, join};
 pub use self::leaderships::Leaderships;
 use self::open::{Wiring, open_alone, start_shards};
@@ -47,7 +49,7 @@ use crate::metrics::{
     ChangesMetrics, LogState, Metrics, Protocol, register_log, register_raft, register_stores,
 };
 use crate::peer::{self, Forwarder, PeerNetwork, Peers};
-use crate::ports::{Addresses, Listeners};
+use crate::ports::{Addresses, Listeners, PeerPort};
 use crate::rabbitmq::{Publisher, PublisherParts};
 use crate::readiness::{Readiness, ShardReadiness};
 use crate::registration::{host, registration};
@@ -89,27 +91,6 @@ impl fmt::Debug for Node {
     }
 }
 
-/// Counts what changes in a node's data, for who shares answers that were read from it. Entries
-/// count, of whatever kind: more than there are changes, never less.
-#[derive(Clone, Debug)]
-pub struct Activity(Vec<Shard>);
-
-impl Activity {
-    /// Entries applied or being applied, of all shards: an entry counts before anybody sees it.
-    #[must_use]
-    pub fn begun(&self) -> u64 {
-        let applying = self.0.iter().filter_map(Shard::applying);
-        applying.map(|id| id.index.get()).sum()
-    }
-
-    /// Entries applied, of all shards.
-    #[must_use]
-    pub fn ended(&self) -> u64 {
-        let applied = self.0.iter().filter_map(Shard::applied);
-        applied.map(|id| id.index.get()).sum()
-    }
-}
-
 impl Node {
     /// Starts a node. It listens when this returns, and can write when [`Node::wait_ready`] does.
     ///
@@ -138,8 +119,25 @@ impl Node {
         registry: &Registry,
         checks: &Checks,
     ) -> Result<Self, StartError> {
+        Self::start_on(config, None, registry, checks).await
+    }
+
+    /// As [`Node::start_with`], on a peer port that was reserved for it if there is one; the
+    /// configuration's own is then not looked at.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    ///
+    /// # Cancellation
+    /// As [`Node::start`].
+    pub async fn start_on(
+        config: Config,
+        peer_port: Option<PeerPort>,
+        registry: &Registry,
+        checks: &Checks,
+    ) -> Result<Self, StartError> {
         config.validate().map_err(StartError::Config)?;
-        let mut listeners = Listeners::bind(&config)?;
+        let mut listeners = Listeners::bind(&config, peer_port)?;
         let addresses = listeners.addresses()?;
         let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
         let started_at = clock.now();

@@ -1,0 +1,24 @@
+//! What changes in a node's data, counted, whoever changes it.
+
+use flux_raft::Shard;
+
+/// Counts what changes in a node's data, for who shares answers that were read from it. Entries
+/// count, of whatever kind: more than there are changes, never less.
+#[derive(Clone, Debug)]
+pub struct Activity(pub(super) Vec<Shard>);
+
+impl Activity {
+    /// Entries applied or being applied, of all shards: an entry counts before anybody sees it.
+    #[must_use]
+    pub fn begun(&self) -> u64 {
+        let applying = self.0.iter().filter_map(Shard::applying);
+        applying.map(|id| id.index.get()).sum()
+    }
+
+    /// Entries applied, of all shards.
+    #[must_use]
+    pub fn ended(&self) -> u64 {
+        let applied = self.0.iter().filter_map(Shard::applied);
+        applied.map(|id| id.index.get()).sum()
+    }
+}
