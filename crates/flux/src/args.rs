@@ -111,7 +111,7 @@ pub(crate) fn read(words: impl IntoIterator<Item = OsString>) -> Result<Task, cl
 
 fn task(matches: &ArgMatches) -> Result<Task, clap::Error> {
     let Some((name, inner)) = matches.subcommand() else {
-        return Ok(Task::Run(run(matches, NODE_AND_GATEWAY)));
+        return Ok(Task::Run(run_or_try(matches)?));
     };
     Ok(match name {
         "server" => Task::Run(run(inner, &[Part::Node])),
@@ -144,8 +144,33 @@ fn task(matches: &ArgMatches) -> Result<Task, clap::Error> {
         "register" => Task::Register(register(inner)),
         "version" => Task::Version,
         // `start`: clap knows no other name.
-        _ => Task::Run(run(inner, NODE_AND_GATEWAY)),
+        _ => Task::Run(run_or_try(inner)?),
     })
+}
+
+/// What `start` does: a node and a gateway, or a whole cluster for trying.
+fn run_or_try(matches: &ArgMatches) -> Result<Run, clap::Error> {
+    let has_chaos = matches.get_flag("chaos");
+    let nodes = matches.get_one::<u32>("nodes").copied();
+    if has_chaos && nodes == Some(1) {
+        return Err(clap::Error::raw(
+            clap::error::ErrorKind::ArgumentConflict,
+            "--chaos kills leaders, and with --nodes 1 nobody is left to take over: choose 3, 5 or 7\n",
+        ));
+    }
+    Ok(Run {
+        nodes: nodes.unwrap_or(if has_chaos { 3 } else { 1 }),
+        has_chaos,
+        ..run(matches, NODE_AND_GATEWAY)
+    })
+}
+
+/// Reads `--nodes`: majorities want odd numbers.
+fn node_count(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(count @ (1 | 3 | 5 | 7)) => Ok(count),
+        _ => Err("choose 1, 3, 5 or 7".to_owned()),
+    }
 }
 
 fn run(matches: &ArgMatches, parts: &'static [Part]) -> Run {
@@ -169,15 +194,12 @@ fn run(matches: &ArgMatches, parts: &'static [Part]) -> Run {
         .ok()
         .flatten()
         .cloned();
-    let nodes = matches.try_get_one::<u32>("nodes").ok().flatten().copied();
-    let has_chaos = matches.try_get_one::<bool>("chaos").ok().flatten() == Some(&true);
     Run {
         parts,
         config,
         flags,
-        // Chaos wants somebody who is left.
-        nodes: nodes.unwrap_or(if has_chaos { 3 } else { 1 }),
-        has_chaos,
+        nodes: 1,
+        has_chaos: false,
     }
 }
 
@@ -305,7 +327,7 @@ fn trial_args() -> [Arg; 2] {
         Arg::new("nodes")
             .long("nodes")
             .value_name("COUNT")
-            .value_parser(value_parser!(u32))
+            .value_parser(node_count)
             .help("Run so many replicating nodes in this process, for trying: 1, 3, 5 or 7 [default: 1]"),
         switch(
             "chaos",
@@ -538,6 +560,28 @@ mod tests {
         assert!(parse("flux register --service a.B").is_err());
         assert!(parse("flux register --addr h:1").is_err());
         assert!(parse("flux register --service a.B --addr h:1 --http-port 1").is_err());
+    }
+
+    #[test]
+    fn a_cluster_for_trying_has_an_odd_number_of_nodes_and_chaos_somebody_who_is_left() {
+        let tried = |line: &str| {
+            let Task::Run(run) = parse(line).unwrap() else {
+                panic!("{line} runs nothing");
+            };
+            (run.nodes, run.has_chaos)
+        };
+        assert_eq!(tried("flux"), (1, false));
+        assert_eq!(tried("flux --nodes 1"), (1, false));
+        assert_eq!(tried("flux start --nodes 7"), (7, false));
+        assert_eq!(tried("flux start --chaos"), (3, true));
+        assert_eq!(tried("flux --nodes 5 --chaos"), (5, true));
+        for count in ["0", "2", "4", "8", "9", "-1", "x", ""] {
+            let line = format!("flux start --nodes={count}");
+            let problem = parse(&line).unwrap_err().to_string();
+            assert!(problem.contains("choose 1, 3, 5 or 7"), "{problem}");
+        }
+        let problem = parse("flux start --nodes 1 --chaos").unwrap_err();
+        assert!(problem.to_string().contains("choose 3, 5 or 7"));
     }
 
     #[test]

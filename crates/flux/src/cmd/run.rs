@@ -20,7 +20,7 @@ use crate::args::Run;
 use crate::banner::{Facts, banner};
 use crate::cmd::finish;
 use crate::cmd::reload::Reload;
-use crate::cmd::trial::{Chaos, Trial};
+use crate::cmd::trial::{self, Chaos, Trial};
 use crate::panics;
 use crate::ready::{Addresses, ReadyFile};
 use crate::settings::{Part, Settings, UPSTREAM, Upstream, read_layers, resolve};
@@ -42,7 +42,11 @@ const LIBRARIES: &str = "openraft=error,h2=warn,hyper=warn,tower=warn,tonic=warn
 pub(crate) fn run(run: Run) -> Result<(), Failure> {
     let parts = run.parts;
     let layers = read_layers(run.config.clone(), run.flags.clone())?;
-    let settings = resolve(&layers, parts)?.settings;
+    let resolved = resolve(&layers, parts)?;
+    if 1 < run.nodes {
+        trial::review(&resolved, run.nodes)?;
+    }
+    let settings = resolved.settings;
     let ready = settings
         .ready_file
         .as_deref()
@@ -113,7 +117,7 @@ async fn serve(
     }
     out::text(&describe(settings, parts, &addresses, &running));
     let chaos = match (&running.node, &running.trial) {
-        (Some(first), Some(trial)) if has_chaos => Some(Chaos::start(first, trial)),
+        (Some(first), Some(trial)) if has_chaos => Some(Chaos::start(first, trial)?),
         _ => None,
     };
     let waited = loop {
@@ -132,10 +136,10 @@ async fn serve(
             signals.exit_on_the_next();
             let found = match chaos {
                 Some(chaos) => chaos.stop().await,
-                None => None,
+                None => Ok(()),
             };
             running.shutdown(settings).await;
-            found.map_or(Ok(()), |found| Err(Failure::Failed(found)))
+            found.map_err(Failure::Failed)
         }
         Waited::Other(problem) => {
             error!(%problem, "the node cannot go on");
@@ -155,7 +159,7 @@ async fn start(settings: &Settings, parts: &[Part], nodes: u32) -> Result<Runnin
     if parts.contains(&Part::Node) && 1 < nodes {
         let starting = Trial::start(settings, parts, nodes, &running.registry, &running.checks);
         let (first, trial) = Box::pin(starting).await?;
-        running.node = Some(wait_ready(first).await?);
+        running.node = Some(first);
         running.trial = Some(trial);
     } else if parts.contains(&Part::Node) {
         running.node = Some(start_node(settings, parts, &running).await?);
@@ -225,7 +229,7 @@ pub(crate) fn start_error(error: &flux_server::error::StartError) -> Failure {
 }
 
 /// Waits until a node can serve.
-async fn wait_ready(node: Node) -> Result<Node, Failure> {
+pub(crate) async fn wait_ready(node: Node) -> Result<Node, Failure> {
     let failed = |problem: &dyn std::fmt::Display| {
         Failure::Failed(format!("the node cannot start to write: {problem}"))
     };
@@ -309,11 +313,23 @@ impl Running {
         }
     }
 
-    /// Waits until the node says that it cannot go on.
+    /// Waits until a node says that it cannot go on.
     async fn failure(&self) -> String {
-        match &self.node {
-            Some(node) => node.failed().await.to_string(),
-            None => std::future::pending().await,
+        let first = async {
+            match &self.node {
+                Some(node) => node.failed().await.to_string(),
+                None => std::future::pending().await,
+            }
+        };
+        let others = async {
+            match &self.trial {
+                Some(trial) => trial.failed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            problem = first => problem,
+            problem = others => problem,
         }
     }
 
