@@ -9,21 +9,9 @@ use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::harness::resp::{Connection, Value, encode};
-use crate::harness::{Start, wait_until};
+use crate::harness::{Random, Start, wait_until};
 
 const WRITERS: u64 = 4;
-
-/// Numbers that look random; each round prints its seed when it fails.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % below
-    }
-}
 
 /// What one writer knows about its own keys. Nobody else writes them.
 #[derive(Clone, Debug, Default)]
@@ -57,12 +45,12 @@ impl Known {
         self.next_key += 1;
         let value = format!(
             "{key}={}",
-            "x".repeat(usize::try_from(random.next(300)).unwrap_or(0))
+            "x".repeat(usize::try_from(random.below(300)).unwrap_or(0))
         );
-        let deadline = if random.next(2) == 0 {
+        let deadline = if random.below(2) == 0 {
             -1
         } else {
-            now_ms + 3_600_000 + random.next(1_000_000).cast_signed()
+            now_ms + 3_600_000 + random.below(1_000_000).cast_signed()
         };
         if deadline < 0 {
             batch.extend(encode(&["SET", &key, &value]));
@@ -93,8 +81,8 @@ impl Known {
         let now_ms = i64::try_from(now_ms).unwrap_or(0);
         let mut batch = Vec::new();
         let mut sent = Vec::new();
-        for _ in 0..=random.next(24) {
-            sent.push(match random.next(8) {
+        for _ in 0..=random.below(24) {
+            sent.push(match random.below(8) {
                 0 => {
                     self.increments.0 += 1;
                     batch.extend(encode(&["INCR", &format!("w{writer}:counter")]));
@@ -107,7 +95,7 @@ impl Known {
                     Sent::Append
                 }
                 2 if self.present.len() > 10 => {
-                    let position = usize::try_from(random.next(10)).unwrap_or(0);
+                    let position = usize::try_from(random.below(10)).unwrap_or(0);
                     let key = self
                         .present
                         .keys()
@@ -233,7 +221,7 @@ fn rounds(fsync: &str, shards: &str, rounds: u64) {
         .map_or(1, |since| u64::from(since.subsec_nanos()) + since.as_secs())
         | 1;
     eprintln!("seed {seed}");
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut known: Vec<Known> = (0..WRITERS).map(|_| Known::default()).collect();
     let mut folder = None;
     for round in 0..rounds {
@@ -252,7 +240,7 @@ fn rounds(fsync: &str, shards: &str, rounds: u64) {
             .map(|(writer, mut known)| {
                 let mut connection = process.connect();
                 let acknowledged = Arc::clone(&acknowledged);
-                let mut random = Random(seed.wrapping_add(round * WRITERS + writer) | 1);
+                let mut random = Random::new(seed.wrapping_add(round * WRITERS + writer));
                 std::thread::spawn(move || {
                     while known
                         .pipeline(writer, &mut random, &mut connection, &acknowledged)
@@ -262,7 +250,7 @@ fn rounds(fsync: &str, shards: &str, rounds: u64) {
                 })
             })
             .collect();
-        let moment = 20 + random.next(2_000);
+        let moment = 20 + random.below(2_000);
         wait_until("some load", || {
             acknowledged.load(Ordering::Relaxed) >= moment
                 || threads.iter().any(JoinHandle::is_finished)

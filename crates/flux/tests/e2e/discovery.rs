@@ -1,7 +1,6 @@
 //! Registration and discovery with a real etcd: what is written, and that it comes back by itself.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,36 +9,11 @@ use rustix::process::Signal;
 use crate::harness::etcd::Etcd;
 use crate::harness::resp::Value;
 use crate::harness::{
-    FLUX, PATIENCE, Process, Start, command, free_port, have, python, repository, run, skip,
-    stdout, wait_until,
+    FLUX, PATIENCE, Process, Start, command, free_port, get, have, python, repository, request,
+    run, skip, stdout, wait_until,
 };
 
 const KV: &str = "flux/services/flux.kv.v1.Kv/";
-
-/// One request on a connection of its own; status and body.
-fn request(address: SocketAddr, line: &str, body: &str) -> std::io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let length = body.len();
-    write!(
-        stream,
-        "{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
-         content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let status = answer
-        .split(' ')
-        .nth(1)
-        .and_then(|status| status.parse().ok())
-        .ok_or_else(|| std::io::Error::other("no status"))?;
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    Ok((status, body.to_owned()))
-}
-
-fn get(address: SocketAddr, path: &str) -> (u16, String) {
-    request(address, &format!("GET {path}"), "").expect("it answers")
-}
 
 /// The value of a series, if it is exported.
 fn metric(process: &Process, series: &str) -> Option<f64> {

@@ -150,7 +150,7 @@ fn walk(page: &str, least: usize) {
         return;
     }
     let text = std::fs::read_to_string(repository().join(page)).expect("the page is there");
-    let steps = steps(&text);
+    let steps = steps(&text, "sh test");
     assert!(steps.len() >= least, "{steps:?}");
     let weather = Weather::start(&python);
     let process = with_weather(&weather);

@@ -2,27 +2,15 @@
 
 use std::process::{Child, Stdio};
 
+use crate::harness::document::{Step, steps};
 use crate::harness::etcd::Etcd;
 use crate::harness::rabbit::Broker;
 use crate::harness::{FLUX, Process, Start, command, have, repository, run, shell, wait_until};
 
-/// The lines of the blocks so marked, with what the comment behind each promises.
-fn commands(marked: &str) -> Vec<(String, Option<String>)> {
+/// The commands of the blocks so marked.
+fn commands(mark: &str) -> Vec<Step> {
     let text = std::fs::read_to_string(repository().join("README.md")).expect("there is a README");
-    let mut commands = Vec::new();
-    let mut is_inside = false;
-    for line in text.lines() {
-        if let Some(info) = line.strip_prefix("```") {
-            is_inside = info.trim() == marked;
-        } else if is_inside && !line.trim().is_empty() {
-            let (command, promise) = match line.split_once(" # ") {
-                Some((command, promise)) => (command, Some(promise.trim().to_owned())),
-                None => (line, None),
-            };
-            commands.push((command.trim().to_owned(), promise));
-        }
-    }
-    commands
+    steps(&text, mark)
 }
 
 /// The command with the addresses of the process under test instead of the default ones.
@@ -55,7 +43,7 @@ fn every_command_of_the_readme_does_what_it_says() {
     let commands = commands("sh test");
     assert!(commands.len() > 10, "{commands:?}");
     let process = Start::all().ready();
-    for (command, promise) in &commands {
+    for Step { command, promise } in &commands {
         let line = addressed(command, &process);
         assert!(
             !line.contains("7379") && !line.contains(":8080"),
@@ -76,14 +64,14 @@ fn after_a_kill_the_first_answers_come_again() {
     let mut process = Start::all().ready();
     let commands: Vec<_> = commands("sh test").into_iter().take(4).collect();
     for _ in 0..2 {
-        for (command, promise) in &commands {
+        for Step { command, promise } in &commands {
             let output = shell(&addressed(command, &process));
             assert_eq!(Some(output.trim_end()), promise.as_deref(), "{command}");
         }
         process = Start::all().over(process.kill()).ready();
     }
     // Reading alone, without the write of the first line.
-    for (command, promise) in commands.iter().skip(1) {
+    for Step { command, promise } in commands.iter().skip(1) {
         let output = shell(&addressed(command, &process));
         assert_eq!(Some(output.trim_end()), promise.as_deref(), "{command}");
     }
@@ -137,7 +125,7 @@ fn the_quick_start_with_etcd_and_rabbitmq_does_what_it_says() {
         let start = format!("target/release/flux {program} ");
         let line = commands
             .iter()
-            .find_map(|(line, _)| line.strip_prefix(&start));
+            .find_map(|step| step.command.strip_prefix(&start));
         line.expect("it is one of the lines")
             .replace("127.0.0.1:2379", &etcd.address())
             .replace("amqp://guest:guest@127.0.0.1:5672/%2f", &broker.url("%2f"))
@@ -169,11 +157,12 @@ fn the_quick_start_with_etcd_and_rabbitmq_does_what_it_says() {
             .status
             .success()
     });
-    let (curl, promise) = commands.last().expect("the block has lines");
-    let curl = curl
+    let last = commands.last().expect("the block has lines");
+    let curl = last
+        .command
         .replace("localhost:8080", &gateway.http().to_string())
         .replace("curl ", "curl -sS --fail-with-body ");
-    assert_eq!(Some(shell(&curl).trim_end()), promise.as_deref());
+    assert_eq!(Some(shell(&curl).trim_end()), last.promise.as_deref());
     wait_until("the change to arrive", || {
         let text = std::fs::read_to_string(&printed).expect("it was created");
         text.contains("SET     hello = \"world\"")

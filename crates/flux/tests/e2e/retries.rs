@@ -19,13 +19,6 @@ struct Writer {
     answers: Vec<Option<i64>>,
 }
 
-fn draw_session(connection: &mut Connection) -> String {
-    match connection.line("FLUX.SESSION") {
-        Value::Bulk(bytes) => String::from_utf8(bytes).expect("a UUID is text"),
-        other => panic!("{other:?}"),
-    }
-}
-
 impl Writer {
     fn request(&self, sequence: usize) -> Vec<u8> {
         let sequence = sequence.to_string();
@@ -79,7 +72,7 @@ fn every_retry_after_a_kill_is_done_once() {
     let mut process = Start::node().ready();
     let mut writers: Vec<Writer> = (0..WRITERS)
         .map(|_| Writer {
-            session: draw_session(&mut process.connect()),
+            session: process.connect().draw_session(),
             answers: Vec::new(),
         })
         .collect();
@@ -129,7 +122,7 @@ fn every_command_of_the_guide_to_retries_does_what_it_says() {
         return;
     }
     let text = std::fs::read_to_string(repository().join("docs/retries.md")).expect("a page");
-    let steps = steps(&text);
+    let steps = steps(&text, "sh test");
     assert!(steps.len() >= 4, "the page has commands");
     let process = Start::node().ready();
     let port = process.resp().port().to_string();

@@ -10,31 +10,13 @@ use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::harness::document::{Step, steps};
 use crate::harness::{FLUX, command, free_port, have, repository, wait_until};
 
 /// The documented ports; each is replaced by a free one.
 const PORTS: [u16; 4] = [7370, 9170, 7390, 50_050];
 /// Stands between what two lines have printed.
 const MARK: &str = "<<<";
-
-/// The lines of the page's blocks, with what the comment behind each promises.
-fn lines() -> Vec<(String, Option<String>)> {
-    let text = std::fs::read_to_string(repository().join("docs/cluster.md"));
-    let mut lines = Vec::new();
-    let mut is_inside = false;
-    for line in text.expect("there is a page").lines() {
-        if let Some(info) = line.strip_prefix("```") {
-            is_inside = info.trim() == "sh test cluster";
-        } else if is_inside && !line.trim().is_empty() {
-            let (line, promise) = match line.split_once(" # ") {
-                Some((line, promise)) => (line, Some(promise.trim().to_owned())),
-                None => (line, None),
-            };
-            lines.push((line.trim().to_owned(), promise));
-        }
-    }
-    lines
-}
 
 /// The line with looked up ports, those that end in a variable included, and the binary under test.
 fn addressed(line: &str) -> String {
@@ -53,7 +35,7 @@ fn addressed(line: &str) -> String {
 }
 
 /// One script that runs all lines, in a folder, and leaves no process behind.
-fn script(lines: &[(String, Option<String>)], folder: &Path) -> String {
+fn script(lines: &[Step], folder: &Path) -> String {
     let folder = folder.display();
     // An indexed array of ports: its subscripts are arithmetic.
     let mut script =
@@ -67,8 +49,13 @@ fn script(lines: &[(String, Option<String>)], folder: &Path) -> String {
     for (number, free) in &taken {
         writeln!(script, "P[{number}]={free}").expect("into memory");
     }
-    for (number, (line, _)) in lines.iter().enumerate() {
-        writeln!(script, "{}\necho '{MARK}{number}'", addressed(line)).expect("into memory");
+    for (number, step) in lines.iter().enumerate() {
+        writeln!(
+            script,
+            "{}\necho '{MARK}{number}'",
+            addressed(&step.command)
+        )
+        .expect("into memory");
     }
     script
 }
@@ -79,7 +66,8 @@ fn every_command_of_the_page_about_three_nodes_does_what_it_says() {
     if !have("curl", NAME) || !have("redis-cli", NAME) {
         return;
     }
-    let lines = lines();
+    let text = std::fs::read_to_string(repository().join("docs/cluster.md"));
+    let lines = steps(&text.expect("there is a page"), "sh test cluster");
     assert!(lines.len() > 15, "{lines:?}");
     let folder = tempfile::tempdir().expect("a folder");
     let file = |name: &str| File::create(folder.path().join(name)).expect("a file");
@@ -106,13 +94,14 @@ fn every_command_of_the_page_about_three_nodes_does_what_it_says() {
     let (printed, said) = (text("printed"), text("said"));
     assert!(ended.is_ok(), "{printed}\n{said}");
     let mut rest = printed.as_str();
-    for (number, (line, promise)) in lines.iter().enumerate() {
+    for (number, step) in lines.iter().enumerate() {
+        let line = &step.command;
         let mark = format!("{MARK}{number}\n");
         let Some((seen, after)) = rest.split_once(&mark) else {
             panic!("{line} did not end\n{printed}\n{said}");
         };
         rest = after;
-        if let Some(promise) = promise {
+        if let Some(promise) = &step.promise {
             assert_eq!(seen.trim_end(), promise, "{line}\n{said}");
         }
         if line.contains("SET from-") {

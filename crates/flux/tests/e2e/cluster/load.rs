@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use flux_history::{Action, Demands, Options, Outcome, Recorder, check};
 use parking_lot::Mutex;
 
+use crate::harness::Random;
 use crate::harness::resp::encode;
 
 const KEYS: u64 = 12;
@@ -131,7 +132,7 @@ impl Load {
 
 struct Client {
     number: u64,
-    random: u64,
+    random: Random,
     node: usize,
     stream: Option<TcpStream>,
     sequence: u64,
@@ -141,18 +142,11 @@ impl Client {
     fn new(number: u64, shared: &Shared) -> Self {
         Self {
             number,
-            random: (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            random: Random::new(number),
             node: usize::try_from(number).unwrap_or(0) % shared.addresses.len(),
             stream: None,
             sequence: 0,
         }
-    }
-
-    fn next(&mut self, below: u64) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random % below
     }
 
     fn run(mut self, shared: &Shared) {
@@ -182,8 +176,8 @@ impl Client {
     /// One request, recorded.
     fn one(&mut self, shared: &Shared) {
         let prefix = &shared.prefix;
-        let lot = self.next(100);
-        let number = self.next(KEYS);
+        let lot = self.random.below(100);
+        let number = self.random.below(KEYS);
         self.sequence += 1;
         let value = format!("{}.{}", self.number, self.sequence);
         let (key, words, action) = match lot {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::harness::resp::{Connection, Value, encode};
-use crate::harness::{PATIENCE, Process, Start, wait_until};
+use crate::harness::{PATIENCE, Process, Start, get_json, wait_until};
 
 /// A port for a listener that comes and goes: below those that the system gives to connections,
 /// so that none of them has it while its node is down.
@@ -227,8 +227,7 @@ impl Nodes {
             return None;
         };
         let admin = process.addresses().admin?;
-        let body = get(admin, "/readyz")?;
-        let json: serde_json::Value = serde_json::from_str(&body).ok()?;
+        let json = get_json(admin, "/readyz")?;
         json["shards"].as_array().cloned()
     }
 
@@ -299,20 +298,6 @@ impl Nodes {
         });
         held.collect()
     }
-}
-
-/// The body of a page.
-pub(super) fn get(address: SocketAddr, path: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: n\r\nAccept: application/json\r\nConnection: close\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    let (_, body) = answer.split_once("\r\n\r\n")?;
-    Some(body.to_owned())
 }
 
 /// Asks again while the answer is an error that says that nothing was done.

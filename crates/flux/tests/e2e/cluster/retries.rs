@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::nodes::Nodes;
 use crate::harness::PATIENCE;
-use crate::harness::resp::{Connection, Value};
+use crate::harness::resp::Value;
 
 /// Sends a command to one node after the other until there is an answer that leaves nothing open.
 fn until_answered(nodes: &Nodes, down: Option<usize>, words: &[&str]) -> Value {
@@ -37,17 +37,10 @@ fn is_passing(text: &str) -> bool {
     .any(|word| text.starts_with(word))
 }
 
-fn session(connection: &mut Connection) -> String {
-    match connection.line("FLUX.SESSION") {
-        Value::Bulk(bytes) => String::from_utf8(bytes).expect("a UUID is text"),
-        other => panic!("{other:?}"),
-    }
-}
-
 #[test]
 fn a_retry_after_a_failover_is_done_once_at_whatever_node() {
     let mut nodes = Nodes::started(3, &["--shards", "2"]);
-    let session = session(&mut nodes.connect(0));
+    let session = nodes.connect(0).draw_session();
     let mut sent: Vec<String> = Vec::new();
     for round in 0..2 {
         let leader = nodes.leader(round % 2);

@@ -1,4 +1,5 @@
-//! Documents whose commands are tests: what stands in blocks marked `sh test`.
+//! Documents whose commands are tests: what stands in blocks with a mark of their own, such as
+//! `sh test`.
 //!
 //! What a line promises stands behind it after ` # `, or in a block marked `text` right after the
 //! block of which it is the only line.
@@ -10,8 +11,8 @@ pub(crate) struct Step {
     pub(crate) promise: Option<String>,
 }
 
-/// The commands of a document in their order.
-pub(crate) fn steps(text: &str) -> Vec<Step> {
+/// The commands of a document in their order: those in blocks with this mark.
+pub(crate) fn steps(text: &str, mark: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     let mut inside = None;
     // Steps of the block before, if nothing but empty lines has come since.
@@ -21,7 +22,7 @@ pub(crate) fn steps(text: &str) -> Vec<Step> {
         match (inside, line.strip_prefix("```")) {
             (None, Some(info)) => {
                 inside = Some(info.trim());
-                if inside == Some("sh test") {
+                if inside == Some(mark) {
                     just_before = steps.len();
                 }
             }
@@ -31,12 +32,12 @@ pub(crate) fn steps(text: &str) -> Vec<Step> {
                     step.promise = Some(std::mem::take(&mut output).join("\n"));
                 }
                 output.clear();
-                if kind != "sh test" {
+                if kind != mark {
                     just_before = usize::MAX;
                 }
                 inside = None;
             }
-            (Some("sh test"), None) if !line.trim().is_empty() => {
+            (Some(kind), None) if kind == mark && !line.trim().is_empty() => {
                 let (command, promise) = match line.split_once(" # ") {
                     Some((command, promise)) => (command, Some(promise.trim().to_owned())),
                     None => (line, None),

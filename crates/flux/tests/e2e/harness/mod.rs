@@ -9,8 +9,8 @@ pub(crate) mod weather;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -36,6 +36,69 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     }
     command.env("NO_COLOR", "1");
     command
+}
+
+/// Numbers that look random; whoever draws them prints the seed when it fails.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+/// One request on a connection of its own, with a body of JSON; status and body.
+pub(crate) fn request(
+    address: SocketAddr,
+    line: &str,
+    body: &str,
+) -> std::io::Result<(u16, String)> {
+    request_for("*/*", PATIENCE, address, (line, body))
+}
+
+/// Status and body of a page.
+pub(crate) fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    request(address, &format!("GET {path}"), "").expect("it answers")
+}
+
+/// The body of a page as JSON, of a process that may be gone or stand still.
+pub(crate) fn get_json(address: SocketAddr, path: &str) -> Option<serde_json::Value> {
+    let limit = Duration::from_secs(5);
+    let line = format!("GET {path}");
+    let answer = request_for("application/json", limit, address, (&line, ""));
+    serde_json::from_str(&answer.ok()?.1).ok()
+}
+
+fn request_for(
+    accept: &str,
+    limit: Duration,
+    address: SocketAddr,
+    (line, body): (&str, &str),
+) -> std::io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(limit))?;
+    let length = body.len();
+    write!(
+        stream,
+        "{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\naccept: {accept}\r\n\
+         content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let status = answer
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .ok_or_else(|| std::io::Error::other("no status"))?;
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    Ok((status, body.to_owned()))
 }
 
 /// The root of the repository.

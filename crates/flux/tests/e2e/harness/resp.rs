@@ -80,6 +80,14 @@ impl Connection {
         self.command(&line.split_whitespace().collect::<Vec<_>>())
     }
 
+    /// A session of requests.
+    pub(crate) fn draw_session(&mut self) -> String {
+        match self.line("FLUX.SESSION") {
+            Value::Bulk(bytes) => String::from_utf8(bytes).expect("a UUID is text"),
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Reads one reply.
     pub(crate) fn reply(&mut self) -> std::io::Result<Value> {
         let mut line = String::new();
