@@ -9,8 +9,8 @@ use rustix::process::Signal;
 use crate::harness::etcd::Etcd;
 use crate::harness::resp::Value;
 use crate::harness::{
-    FLUX, PATIENCE, Process, Start, command, free_port, get, have, python, repository, request,
-    run, skip, stdout, wait_until,
+    FLUX, Process, Start, command, free_port, get, have, python, repository, request, run, skip,
+    stdout, wait_until,
 };
 
 const KV: &str = "flux/services/flux.kv.v1.Kv/";

@@ -165,7 +165,7 @@ fn every_command_of_the_guide_to_cluster_clients_does_what_it_says() {
         return;
     }
     let text = std::fs::read_to_string(repository().join("docs/cluster-clients.md"));
-    let steps = steps(&text.expect("the page is in the repository"));
+    let steps = steps(&text.expect("the page is in the repository"), "sh test");
     assert!(steps.len() >= 4, "the page has commands");
     let nodes = Nodes::started(3, &["--resp-cluster", "moved"]);
     let port = ports(&nodes)[0].to_string();

@@ -1,8 +1,9 @@
-//! A closed loop of linearizable puts or gets, for `scripts/bench-etcd`:
-//! `consensus_load etcd|grpc|flux put|get|fill HOST:PORT[,HOST:PORT…] CLIENTS SECONDS`.
+//! A closed loop of linearizable puts or gets, for `scripts/bench-etcd` and `scripts/bench-gateway`:
+//! `kv_load etcd|grpc|flux put|get|fill HOST:PORT[,HOST:PORT…] CLIENTS SECONDS [CONNECTIONS [KEYS]]`.
 //!
-//! Each client has one call under way. Up to 64 of them have a connection of their own, further ones
-//! share those. Clients take the addresses in turn. Keys are spread over 10,000, values have 64 bytes.
+//! Each client has one call under way. As many of them as there are connections, 64 unless it is said
+//! otherwise, have one of their own, further ones share those. Clients take the addresses in turn. Keys
+//! are spread over 10,000 unless it is said otherwise, values have 64 bytes.
 //! Prints one line of JSON. etcd is spoken to with the two calls of its public API that are needed
 //! (`etcdserverpb.KV/Put` and `Range`, rpc.proto of etcd 3.4; a range is linearizable unless it says
 //! otherwise).
@@ -24,10 +25,10 @@ use tonic_prost::ProstCodec;
 /// Longest latency that is told apart, in microseconds.
 const MICROS_MAX: u64 = 60_000_000;
 const KEYS: u64 = 10_000;
-/// Most connections.
-const CONNECTIONS_MAX: usize = 64;
-const USAGE: &str =
-    "consensus_load etcd|grpc|flux put|get|fill HOST:PORT[,HOST:PORT...] CLIENTS SECONDS";
+/// Connections, and how many keys are put at once to fill a store.
+const CONNECTIONS: usize = 64;
+const USAGE: &str = "kv_load etcd|grpc|flux put|get|fill HOST:PORT[,HOST:PORT...] CLIENTS SECONDS \
+                     [CONNECTIONS [KEYS]]";
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -145,6 +146,7 @@ where
 #[derive(Clone, Copy, Debug)]
 struct Plan {
     is_put: bool,
+    keys: u64,
     end: Instant,
 }
 
@@ -157,7 +159,7 @@ async fn client(mut target: Target, number: u64, plan: Plan) -> Result<Histogram
         if plan.end <= begun {
             return Ok(latencies);
         }
-        turn = (turn + 1) % KEYS;
+        turn = (turn + 1) % plan.keys;
         let key = format!("bench:{turn:06}");
         if plan.is_put {
             target.put(key, value.clone()).await?;
@@ -170,12 +172,12 @@ async fn client(mut target: Target, number: u64, plan: Plan) -> Result<Histogram
 }
 
 /// Puts every key once, 64 at a time.
-async fn fill(targets: &[Target]) -> Result<(), Failure> {
+async fn fill(targets: &[Target], keys: u64) -> Result<(), Failure> {
     let mut running = JoinSet::new();
-    for (number, target) in targets.iter().cycle().take(CONNECTIONS_MAX).enumerate() {
+    for (number, target) in targets.iter().cycle().take(CONNECTIONS).enumerate() {
         let mut target = target.clone();
         running.spawn(async move {
-            for key in (number as u64..KEYS).step_by(CONNECTIONS_MAX) {
+            for key in (number as u64..keys).step_by(CONNECTIONS) {
                 let value = Bytes::from_static(&[b'x'; 64]);
                 target.put(format!("bench:{key:06}"), value).await?;
             }
@@ -195,20 +197,23 @@ async fn main() -> Result<(), Failure> {
     let mut next = || args.next().ok_or(USAGE);
     let (kind, action, addresses) = (next()?, next()?, next()?);
     let (clients, seconds) = (next()?.parse::<usize>()?, next()?.parse::<u64>()?);
+    let connections = next().map_or(Ok(CONNECTIONS), |text| text.parse())?;
+    let keys = next().map_or(Ok(KEYS), |text| text.parse())?;
     let mut targets = Vec::new();
     for address in addresses
         .split(',')
         .cycle()
-        .take(clients.clamp(1, CONNECTIONS_MAX))
+        .take(clients.min(connections).max(1))
     {
         targets.push(Target::connect(&kind, address).await?);
     }
     if action == "fill" {
-        return fill(&targets).await;
+        return fill(&targets, keys).await;
     }
     let begun = Instant::now();
     let plan = Plan {
         is_put: action == "put",
+        keys: keys.max(1),
         end: begun + Duration::from_secs(seconds),
     };
     let mut running = JoinSet::new();
