@@ -27,6 +27,8 @@ use crate::settings::{KEYS, Part, Resolved, Settings};
 
 pub(crate) use self::chaos::Chaos;
 
+/// Most nodes in one process.
+const NODES_MAX: u32 = 7;
 /// Shards of a cluster for trying, unless something else is asked for.
 const SHARDS: u32 = 4;
 /// How often a killed node is tried again while the system still holds what was its.
@@ -86,15 +88,28 @@ pub(crate) fn review(resolved: &Resolved, count: u32) -> Result<(), Failure> {
             given.join(", ")
         )));
     }
-    review_folder(&settings.node.data_dir)
+    review_folder(&settings.node.data_dir, count)
 }
 
-/// The folder of a node alone is not that of several.
-fn review_folder(folder: &Path) -> Result<(), Failure> {
+/// The folder of a node alone is not that of several, and that of many not that of fewer: what is
+/// left of them may be no majority, and would wait for the others without end.
+fn review_folder(folder: &Path, count: u32) -> Result<(), Failure> {
     let shown = folder.display();
     if folder.join("IDENTITY").exists() {
         return Err(Failure::Mistake(format!(
             "--nodes: data directory {shown} belongs to one node alone; choose another --data-dir"
+        )));
+    }
+    let node = |number: &u32| folder.join(format!("node-{number}"));
+    let more = (count + 1..=NODES_MAX)
+        .rev()
+        .find(|number| node(number).exists());
+    if let Some(last) = more {
+        // Their number was odd; a start that was cut short may have left fewer.
+        let all = last | 1;
+        return Err(Failure::Mistake(format!(
+            "--nodes {count}: data directory {shown} belongs to a cluster of {all} nodes: start it \
+             with --nodes {all}, or choose another --data-dir"
         )));
     }
     Ok(())

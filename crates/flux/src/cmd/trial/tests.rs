@@ -104,14 +104,27 @@ fn the_first_node_has_the_ports_that_were_set_and_all_have_what_else_was() {
 }
 
 #[test]
-fn the_folder_of_a_node_alone_is_not_that_of_several() {
+fn the_folder_of_one_node_or_of_more_is_not_that_of_several() {
+    let refused = |folder: &Path, count| match review_folder(folder, count) {
+        Ok(()) => None,
+        Err(Failure::Mistake(problem)) => Some(problem),
+        Err(other) => panic!("{other:?}"),
+    };
     let folder = tempfile::tempdir().unwrap();
-    assert!(review_folder(folder.path()).is_ok());
+    for number in 1..=5 {
+        std::fs::create_dir(folder.path().join(format!("node-{number}"))).unwrap();
+    }
+    assert_eq!(refused(folder.path(), 5), None);
+    assert_eq!(refused(folder.path(), 7), None);
+    let problem = refused(folder.path(), 3).unwrap();
+    assert!(
+        problem.contains("of 5 nodes: start it with --nodes 5"),
+        "{problem}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(refused(folder.path(), 3), None);
     std::fs::create_dir(folder.path().join("IDENTITY")).unwrap();
-    assert!(matches!(
-        review_folder(folder.path()),
-        Err(Failure::Mistake(_))
-    ));
+    assert!(refused(folder.path(), 3).is_some());
 }
 
 #[tokio::test]
