@@ -25,6 +25,9 @@ pub const IDENTITY_NAME: &str = "IDENTITY";
 pub const LOCK_NAME: &str = "LOCK";
 /// Name of the file in which a node of a cluster notes its id, before anything else is there.
 pub const MEMBER_NAME: &str = "MEMBER";
+/// A folder that some file systems have in their root: in a data directory that is a disk of its
+/// own it is nobody's.
+pub const LOST_AND_FOUND_NAME: &str = "lost+found";
 const TITLE: &str = "flux-kv data directory";
 const IDENTITY_BYTES_MAX: u64 = 4096;
 

@@ -29,7 +29,7 @@ mod writer;
 
 pub use config::{FsyncPolicy, LogConfig, Retention};
 pub use error::{LogError, OpenError};
-pub use identity::{IDENTITY_NAME, Identity, LOCK_NAME, MEMBER_NAME};
+pub use identity::{IDENTITY_NAME, Identity, LOCK_NAME, LOST_AND_FOUND_NAME, MEMBER_NAME};
 pub use record::{LogEntry, LogId, RecordKind, Vote};
 pub use recovery::{Recovery, TornTail};
 pub use shard_log::{Flushed, ShardLog, ShardLogState};

@@ -16,7 +16,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::config::{FsyncPolicy, LogConfig};
 use crate::error::{LogError, OpenError};
 use crate::fields::narrow;
-use crate::identity::{IDENTITY_NAME, Identity, LOCK_NAME, MEMBER_NAME};
+use crate::identity::{IDENTITY_NAME, Identity, LOCK_NAME, LOST_AND_FOUND_NAME, MEMBER_NAME};
 use crate::record::RecordKind;
 use crate::recovery::{Cut, Image, Recovery, scan};
 use crate::segment::{PREPARED_SUFFIX, segment_name, segment_number};
@@ -337,7 +337,14 @@ fn refuse_foreign(disk: &dyn Disk, dir: &Path) -> Result<(), OpenError> {
     {
         return Ok(());
     }
-    let ours = ["IDENTITY.tmp", "MEMBER.tmp", LOCK_NAME, "log", "snap"];
+    let ours = [
+        "IDENTITY.tmp",
+        "MEMBER.tmp",
+        LOCK_NAME,
+        LOST_AND_FOUND_NAME,
+        "log",
+        "snap",
+    ];
     let log_dir = dir.join("log");
     let segments = if disk.exists(&log_dir) {
         disk.read_dir(&log_dir)

@@ -217,6 +217,8 @@ fn a_folder_with_foreign_files_is_refused_and_an_empty_one_is_not() {
     );
     assert_eq!(names(&data), ["thesis.txt"]);
     std::fs::remove_file(data.join("thesis.txt")).expect("a file");
+    // What the root of a file system has is no file of anybody's.
+    std::fs::create_dir(data.join("lost+found")).expect("a folder");
     let path = data.to_str().expect("a plain path").to_owned();
     Start::all().args(&["--data-dir", &path]).ready().stop();
 }

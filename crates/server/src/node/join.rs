@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flux_env::{Clock, Disk, RealDisk};
-use flux_log::{IDENTITY_NAME, Identity, LOCK_NAME, Log, OpenError};
+use flux_log::{IDENTITY_NAME, Identity, LOCK_NAME, LOST_AND_FOUND_NAME, Log, OpenError};
 use flux_raft::Formation;
 use flux_types::{ClusterId, NodeId, ShardId};
 use tokio::net::TcpListener;
@@ -217,7 +217,7 @@ fn prepare(disk: &dyn Disk, config: &Config) -> Result<Prepared, StartError> {
 fn refuse_strangers(disk: &dyn Disk, config: &Config) -> Result<(), StartError> {
     let dir = &config.data_dir;
     let names = disk.read_dir(dir).unwrap_or_default();
-    let ours = [LOCK_NAME, "MEMBER.tmp", "IDENTITY.tmp"];
+    let ours = [LOCK_NAME, LOST_AND_FOUND_NAME, "MEMBER.tmp", "IDENTITY.tmp"];
     let foreign = names.iter().find(|name| !ours.contains(&name.as_str()));
     match foreign {
         None => Ok(()),

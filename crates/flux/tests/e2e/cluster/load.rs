@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use flux_history::{Action, Demands, Options, Outcome, Recorder, check};
+use flux_history::{Action, Demands, Fault, Options, Outcome, Recorder, check};
 use parking_lot::Mutex;
 
 use crate::harness::Random;
@@ -125,7 +125,15 @@ impl Load {
         };
         match check(&history, &Options::default()) {
             Ok(checked) => eprintln!("linearizable: {checked:?} {summary:?}"),
-            Err(fault) => panic!("{fault}"),
+            Err(fault) => {
+                if let Fault::Violation(violation) = &fault {
+                    let all = history.operations().iter();
+                    for operation in all.filter(|other| other.key == violation.last.key) {
+                        eprintln!("{operation}");
+                    }
+                }
+                panic!("{fault}");
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ mod clients;
 mod guide;
 mod load;
 mod nodes;
+mod power;
 mod rebuilt;
 mod retries;
 mod sdk;

@@ -73,6 +73,15 @@ impl Nodes {
         }
     }
 
+    /// Nodes with folders of their own; none is started.
+    pub(super) fn in_folders(folders: Vec<TempDir>, args: &[&str]) -> Self {
+        let nodes = Self::new(folders.len(), args);
+        Self {
+            nodes: folders.into_iter().map(Node::Down).collect(),
+            ..nodes
+        }
+    }
+
     /// Nodes with these peer ports, which others reach under other ones.
     pub(super) fn behind(peers: &[u16], advertised: &[u16], args: &[&str]) -> Self {
         let ports = peers
