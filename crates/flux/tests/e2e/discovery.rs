@@ -9,18 +9,11 @@ use rustix::process::Signal;
 use crate::harness::etcd::Etcd;
 use crate::harness::resp::Value;
 use crate::harness::{
-    FLUX, Process, Start, command, free_port, get, have, python, repository, request, run, skip,
-    stdout, wait_until,
+    FLUX, Process, Start, command, free_port, get, have, metric, python, repository, request, run,
+    skip, stdout, wait_until,
 };
 
 const KV: &str = "flux/services/flux.kv.v1.Kv/";
-
-/// The value of a series, if it is exported.
-fn metric(process: &Process, series: &str) -> Option<f64> {
-    let (_, text) = get(process.admin(), "/metrics");
-    text.lines()
-        .find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
-}
 
 /// The line of a check in `/readyz?verbose`, which must say that the process is ready.
 fn check(process: &Process, name: &str) -> String {

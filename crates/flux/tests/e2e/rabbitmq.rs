@@ -38,12 +38,8 @@ fn admin(process: &Process, path: &str) -> String {
 }
 
 fn metric(process: &Process, name: &str) -> f64 {
-    let text = admin(process, "/metrics");
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.and_then(|number| number.parse().ok())
-        .unwrap_or_else(|| panic!("{name} is missing in\n{text}"))
+    let value = crate::harness::metric(process, name);
+    value.unwrap_or_else(|| panic!("{name} is missing"))
 }
 
 /// Waits for a state of the sink, as `/readyz` tells it.

@@ -7,6 +7,7 @@
 mod changes;
 mod command;
 mod log;
+mod peer;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 mod raft;
@@ -22,6 +23,7 @@ pub(crate) use changes::{ChangesMetrics, EventKind};
 pub(crate) use command::COMMANDS;
 use command::{command_names, command_row};
 pub(crate) use log::{LogState, register_log};
+pub(crate) use peer::register_peers;
 #[cfg(feature = "rabbitmq")]
 pub(crate) use rabbitmq::register_rabbitmq;
 pub(crate) use raft::register_raft;

@@ -159,6 +159,7 @@ impl Node {
             }
         });
         register_shards(registry, &shards);
+        peer::register(registry, peers.as_ref());
         let changes = Changes::new(changes::Parts {
             cluster: log.identity().cluster,
             node: log.identity().node,

@@ -168,6 +168,16 @@ impl Book {
         state.cards.values().map(tell).collect()
     }
 
+    /// How long ago each of the others was heard of by itself, by its number.
+    pub(crate) fn heard_ages(&self) -> BTreeMap<u32, Duration> {
+        let now = self.clock.now();
+        let state = self.state.lock();
+        let cards = state.cards.iter();
+        cards
+            .filter_map(|(number, known)| Some((*number, now.saturating_since(known.heard?))))
+            .collect()
+    }
+
     /// Who is said to lead a shard in at least this term, if it is another node.
     pub(crate) fn leader(&self, shard: ShardId, term: Term) -> Option<Hint> {
         let state = self.state.lock();

@@ -24,7 +24,12 @@ impl Peers {
         let link = self.link_to(address.clone(), 0, Lane::Control);
         let news = self.book.news(self.leaders());
         let asking = link.ask(FrameKind::News, 0, |out: &mut BytesMut| news.write(out));
+        let asked_at = self.clock.now();
         let answer = tokio::time::timeout(LIMIT, asking).await.ok()?.ok()?;
+        if let Address::Node(node) = address {
+            let took = self.clock.now().saturating_since(asked_at);
+            self.traffics.of(node.physical()).answered_after(took);
+        }
         let news = News::read(answer).ok()?;
         self.book.hear(&news);
         if let Address::Place(place) = &address

@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 use flux_env::{Clock, Instant};
 use flux_raft::PeerError;
 use flux_raft::network::frame::{FrameKind, PeerDecoder, PeerFrame, write_peer_frame};
-use flux_types::limits;
+use flux_types::{NodeId, limits};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -25,7 +25,8 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::dial::dial;
-use super::handshake::{self, Greeting, Welcome};
+use super::handshake::{self, Greeting, HandshakeError, Welcome};
+use super::traffic::{Traffic, Way};
 
 /// Pause after a connection that did not come about, doubled up to the second.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
@@ -56,6 +57,10 @@ pub(crate) trait Target: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// Why it is not the one that was looked for.
     fn judge(&self, welcome: Welcome) -> Result<(), String>;
+    /// Where to count what goes to and fro, if that is still of interest.
+    fn traffic(&self, node: NodeId) -> Option<Arc<Traffic>>;
+    /// Told that the other end would not talk.
+    fn refused(&self);
     /// Told why no connection came about.
     fn failed(&self, reason: &str);
 }
@@ -227,15 +232,17 @@ impl Shared {
         !self.outbox.lock().unsent.is_empty()
     }
 
-    /// Takes what is to be sent.
-    fn take_unsent(&self, out: &mut BytesMut) {
+    /// Takes what is to be sent; how many frames that are.
+    fn take_unsent(&self, out: &mut BytesMut) -> u64 {
         let mut outbox = self.outbox.lock();
+        let count = outbox.next_call - outbox.sent_below;
         outbox.sent_below = outbox.next_call;
         if out.is_empty() && out.capacity() <= BUFFER_BYTES_KEPT {
             std::mem::swap(out, &mut outbox.unsent);
         } else {
             *out = outbox.unsent.split();
         }
+        count
     }
 
     /// Whether an answer is due to something that was sent.
@@ -258,6 +265,14 @@ impl Shared {
     }
 }
 
+/// A connection on which both ends know each other.
+struct Connection {
+    stream: TcpStream,
+    /// What has come behind the handshake.
+    arrived: BytesMut,
+    traffic: Arc<Traffic>,
+}
+
 struct Task {
     shared: Arc<Shared>,
     target: Arc<dyn Target>,
@@ -271,9 +286,16 @@ impl Task {
                 self.shared.wake.notified().await;
             }
             let (reason, was_connected) = match self.connect().await {
-                Ok((stream, arrived)) => {
+                Ok(Connection {
+                    stream,
+                    arrived,
+                    traffic,
+                }) => {
                     self.pause = PAUSE_MIN;
-                    (self.carry(stream, arrived).await, true)
+                    let connected = traffic.connected(Way::Out);
+                    let reason = self.carry(stream, arrived, &traffic).await;
+                    drop(connected);
+                    (reason, true)
                 }
                 Err(reason) => {
                     self.target.failed(&reason);
@@ -287,20 +309,30 @@ impl Task {
         }
     }
 
-    async fn connect(&self) -> Result<(TcpStream, BytesMut), String> {
+    async fn connect(&self) -> Result<Connection, String> {
         let address = self.target.address().ok_or("its address is not known")?;
         let problem = |error: &dyn fmt::Display| format!("{address}: {error}");
         let mut stream = dial(&address).await.map_err(|error| problem(&error))?;
         let mut arrived = BytesMut::new();
         let greeting = self.target.greeting();
         let shaking = handshake::call(&mut stream, &mut arrived, greeting, self.target.password());
-        let welcome = shaking.await.map_err(|error| problem(&error))?;
+        let welcome = shaking.await.map_err(|error| {
+            if matches!(error, HandshakeError::Refused(_) | HandshakeError::Password) {
+                self.target.refused();
+            }
+            problem(&error)
+        })?;
+        let node = welcome.node;
         self.target.judge(welcome)?;
-        Ok((stream, arrived))
+        Ok(Connection {
+            stream,
+            arrived,
+            traffic: self.target.traffic(node).unwrap_or_default(),
+        })
     }
 
     /// Carries calls and answers until the connection breaks; says why it did.
-    async fn carry(&self, stream: TcpStream, mut arrived: BytesMut) -> String {
+    async fn carry(&self, stream: TcpStream, mut arrived: BytesMut, traffic: &Traffic) -> String {
         let (mut reader, mut writer) = stream.into_split();
         let decoder = PeerDecoder::new(limits::PEER_FRAME_BYTES_MAX);
         let mut out = BytesMut::new();
@@ -313,8 +345,14 @@ impl Task {
             }
             loop {
                 match decoder.next(&mut arrived) {
-                    Ok(Some(frame)) if frame.kind == FrameKind::Goodbye => is_leaving = true,
-                    Ok(Some(frame)) => self.shared.answered(frame),
+                    Ok(Some(frame)) => {
+                        traffic.carried(Way::In, 0, 1);
+                        if frame.kind == FrameKind::Goodbye {
+                            is_leaving = true;
+                        } else {
+                            self.shared.answered(frame);
+                        }
+                    }
                     Ok(None) => break,
                     Err(error) => return error.to_string(),
                 }
@@ -324,27 +362,34 @@ impl Task {
             tokio::select! {
                 read = reader.read_buf(&mut arrived) => match read {
                     Ok(0) => return "the other node closed the connection".to_owned(),
-                    Ok(_) => silence = Silence::default(),
+                    Ok(count) => {
+                        traffic.carried(Way::In, count, 0);
+                        silence = Silence::default();
+                    }
                     Err(error) => return error.to_string(),
                 },
                 written = writer.write_buf(&mut out), if !out.is_empty() => match written {
                     // What gets through shows that somebody takes it.
-                    Ok(_) => silence.progressed(),
+                    Ok(count) => {
+                        traffic.carried(Way::Out, count, 0);
+                        silence.progressed();
+                    }
                     Err(error) => return error.to_string(),
                 },
                 () = self.shared.wake.notified(), if out.is_empty() && !is_leaving => {
                     // Whoever is ready in this turn of the loop gets to add its frames.
                     tokio::task::yield_now().await;
-                    self.shared.take_unsent(&mut out);
+                    traffic.carried(Way::Out, 0, self.shared.take_unsent(&mut out));
                 }
                 () = tokio::time::sleep(WATCH) => {
                     if out.is_empty() && !is_leaving && self.shared.has_unsent() {
-                        self.shared.take_unsent(&mut out);
+                        traffic.carried(Way::Out, 0, self.shared.take_unsent(&mut out));
                     }
                     match silence.passed(self.shared.is_waited_for() || !out.is_empty()) {
                         Sign::None => {}
                         Sign::Ask if out.is_empty() => {
                             write_peer_frame(&mut out, FrameKind::Ping, 0, NO_CALL, |_| {});
+                            traffic.carried(Way::Out, 0, 1);
                         }
                         Sign::Ask => {}
                         Sign::Dead => return "the other node has fallen silent".to_owned(),

@@ -20,6 +20,7 @@ pub(crate) mod member;
 mod network;
 pub(crate) mod news;
 mod serve;
+pub(crate) mod traffic;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 
 use flux_env::Clock;
 use flux_raft::{Role, Shard};
+use flux_telemetry::Registry;
 use flux_types::{NodeId, ShardId};
 use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
@@ -42,6 +44,8 @@ use self::link::{Link, Target};
 pub(crate) use self::network::PeerNetwork;
 use self::news::{Card, Hint, Standing};
 pub(crate) use self::serve::accept;
+use self::traffic::{PeerStats, Traffic, Traffics, Way};
+use crate::metrics::register_peers;
 use crate::topology::{self, NodePlace, Topology};
 
 /// What all parts of this room share.
@@ -57,6 +61,7 @@ pub(crate) struct Peers {
     /// Tells the others that this node is about to go.
     leaving: CancellationToken,
     links: Mutex<BTreeMap<(Address, usize, u8), Link>>,
+    traffics: Traffics,
     /// Empty until the shards run, and after the node has ended: then nothing but news is answered.
     shards: RwLock<Arc<[Shard]>>,
 }
@@ -96,6 +101,7 @@ impl Peers {
             stop: CancellationToken::new(),
             leaving: CancellationToken::new(),
             links: Mutex::new(BTreeMap::new()),
+            traffics: Traffics::default(),
             shards: RwLock::new(Arc::new([])),
         })
     }
@@ -105,6 +111,12 @@ impl Peers {
         *self.shards.write() = shards.into();
         // Only now is it known that its data is whole: others may count on it.
         self.book.tell(|own| own.standing = Standing::Member);
+    }
+
+    /// What was counted of the other nodes.
+    fn stats(&self) -> PeerStats {
+        let own = self.book.node().physical();
+        self.traffics.stats(own, &self.book.heard_ages())
     }
 
     fn shards(&self) -> Arc<[Shard]> {
@@ -275,6 +287,16 @@ impl Peers {
     }
 }
 
+/// Lets metrics read what goes between this node and the others; there are none if it is alone.
+pub(crate) fn register(registry: &Registry, peers: Option<&Arc<Peers>>) {
+    // The registry may outlive the node.
+    let peers = peers.map(Arc::downgrade);
+    register_peers(registry, move || {
+        let peers = peers.as_ref().and_then(std::sync::Weak::upgrade);
+        peers.map_or_else(PeerStats::default, |peers| peers.stats())
+    });
+}
+
 /// A link's other end.
 #[derive(Debug)]
 struct PeerTarget {
@@ -325,6 +347,16 @@ impl Target for PeerTarget {
                 Err("another node answers there".to_owned())
             }
             Address::Node(_) | Address::Place(_) => Ok(()),
+        }
+    }
+
+    fn traffic(&self, node: NodeId) -> Option<Arc<Traffic>> {
+        Some(self.peers.upgrade()?.traffics.of(node.physical()))
+    }
+
+    fn refused(&self) {
+        if let Some(peers) = self.peers.upgrade() {
+            peers.traffics.refused.add(Way::Out, 1);
         }
     }
 

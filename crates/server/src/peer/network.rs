@@ -16,12 +16,14 @@ use flux_types::{NodeId, ShardId, limits};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::Peers;
 use super::dial::dial;
 use super::handshake::{self, Lane};
 use super::link::Link;
+use super::traffic::{Traffic, Way};
 
 /// Blocks of a snapshot that were read from the disk and not yet sent.
 const BLOCKS_AHEAD: usize = 2;
@@ -90,6 +92,8 @@ impl TcpPeer {
         handshake::call(&mut stream, &mut arrived, greeting, password)
             .await
             .map_err(unreachable)?;
+        let traffic = self.peers.traffics.of(self.target.physical());
+        let _connected = traffic.connected(Way::Out);
         let shard = self.shard.get();
         let SnapshotTransfer { vote, info, blocks } = snapshot;
         let (tell, mut ahead) = mpsc::channel(BLOCKS_AHEAD);
@@ -114,23 +118,41 @@ impl TcpPeer {
                 out.extend_from_slice(&block);
             });
             stream.write_all(&out).await.map_err(broken)?;
+            // The first goes out with the beginning.
+            traffic.carried(Way::Out, out.len(), if count == 1 { 2 } else { 1 });
+            traffic.snapshot_bytes.add(Way::Out, block.len() as u64);
             out.clear();
         }
         reading.await.map_err(broken)?;
         write_peer_frame(&mut out, FrameKind::SnapshotEnd, shard, count, |_| {});
         stream.write_all(&out).await.map_err(broken)?;
-        let decoder = PeerDecoder::new(limits::PEER_GREETING_BYTES_MAX);
-        loop {
-            if let Some(frame) = decoder.next(&mut arrived).map_err(broken)? {
-                if frame.kind == FrameKind::Reply {
-                    return Vote::read(frame.payload).map_err(broken);
-                }
-                return Err(broken(String::from_utf8_lossy(&frame.payload)));
+        traffic.carried(Way::Out, out.len(), 1);
+        let vote = snapshot_answer(&mut stream, &mut arrived, &traffic).await?;
+        traffic.snapshots.add(Way::Out, 1);
+        Ok(vote)
+    }
+}
+
+/// What the other node says once it has the whole snapshot.
+async fn snapshot_answer(
+    stream: &mut TcpStream,
+    arrived: &mut BytesMut,
+    traffic: &Traffic,
+) -> Result<Vote, PeerError> {
+    let decoder = PeerDecoder::new(limits::PEER_GREETING_BYTES_MAX);
+    loop {
+        if let Some(frame) = decoder.next(arrived).map_err(broken)? {
+            traffic.carried(Way::In, 0, 1);
+            if frame.kind == FrameKind::Reply {
+                return Vote::read(frame.payload).map_err(broken);
             }
-            if stream.read_buf(&mut arrived).await.map_err(broken)? == 0 {
-                return Err(broken("the connection was closed"));
-            }
+            return Err(broken(String::from_utf8_lossy(&frame.payload)));
         }
+        let count = stream.read_buf(arrived).await.map_err(broken)?;
+        if count == 0 {
+            return Err(broken("the connection was closed"));
+        }
+        traffic.carried(Way::In, count, 0);
     }
 }
 

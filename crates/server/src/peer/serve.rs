@@ -25,6 +25,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::Peers;
 use super::handshake::{self, Greeting, HandshakeError, Lane};
 use super::news::News;
+use super::traffic::{Traffic, Way};
 use crate::exec::busy;
 
 /// Connections that may be in their handshake at once.
@@ -62,6 +63,12 @@ pub(crate) async fn accept(peers: Arc<Peers>, listener: TcpListener) {
                 drop(tokio::spawn(async move {
                     let let_in = let_in(&peers, stream).await;
                     drop(permit);
+                    if matches!(
+                        let_in,
+                        Err(HandshakeError::Refused(_) | HandshakeError::Password)
+                    ) {
+                        peers.traffics.refused.add(Way::In, 1);
+                    }
                     match let_in {
                         Ok(()) => {}
                         Err(error @ HandshakeError::Refused(_)) => {
@@ -91,6 +98,8 @@ async fn let_in(peers: &Arc<Peers>, mut stream: TcpStream) -> Result<(), Handsha
     // Owned by its runtime; ends with the connection or the node.
     runtime.spawn(async move {
         let stop = peers.stop.clone();
+        let traffic = peers.traffics.of(greeting.node.physical());
+        let _connected = traffic.connected(Way::In);
         let serving = async {
             match TcpStream::from_std(stream) {
                 Ok(stream) if greeting.lane == Lane::Snapshot => {
@@ -130,12 +139,14 @@ async fn serve(
     let mut under_way = FuturesUnordered::new();
     let mut bytes_under_way = 0_usize;
     let (mut is_over, mut has_said_goodbye) = (false, false);
+    let traffic = peers.traffics.of(greeting.node.physical());
     loop {
         // A node may begin another life under a caller that still looks for the former one.
         peers.book.judge(greeting).map_err(io::Error::other)?;
         while under_way.len() < UNDER_WAY_MAX && bytes_under_way < UNDER_WAY_BYTES_MAX {
             let frame = decoder.next(&mut arrived).map_err(io::Error::other)?;
             let Some(frame) = frame else { break };
+            traffic.carried(Way::In, 0, 1);
             let (call, bytes) = (frame.call, frame.payload.len());
             bytes_under_way += bytes;
             let answering = answer(Arc::clone(peers), greeting.clone(), frame);
@@ -156,21 +167,28 @@ async fn serve(
         flux_wire::reserve_for_read(&mut arrived, wanted);
         tokio::select! {
             Some(done) = under_way.next(), if !under_way.is_empty() => {
+                let mut count = 1;
                 bytes_under_way -= done.bytes;
                 write_done(&mut out, done);
                 // What else is ready goes out in the same write.
                 while let Some(Some(done)) = under_way.next().now_or_never() {
+                    count += 1;
                     bytes_under_way -= done.bytes;
                     write_done(&mut out, done);
                 }
+                traffic.carried(Way::Out, 0, count);
             }
             written = writer.write_buf(&mut out), if !out.is_empty() => {
-                if written? == 0 {
+                let count = written?;
+                if count == 0 {
                     return Err(io::ErrorKind::WriteZero.into());
                 }
+                traffic.carried(Way::Out, count, 0);
             }
             read = reader.read_buf(&mut arrived), if has_room && !is_over => {
-                is_over = read? == 0;
+                let count = read?;
+                traffic.carried(Way::In, count, 0);
+                is_over = count == 0;
             }
             () = peers.leaving.cancelled(), if !has_said_goodbye => {
                 has_said_goodbye = true;
@@ -323,7 +341,8 @@ async fn receive_snapshot(
     mut stream: TcpStream,
     mut arrived: BytesMut,
 ) -> io::Result<()> {
-    let begin = next_frame(&mut stream, &mut arrived).await?;
+    let traffic = peers.traffics.of(greeting.node.physical());
+    let begin = next_frame(&mut stream, &mut arrived, &traffic).await?;
     let malformed = |what| io::Error::new(io::ErrorKind::InvalidData, what);
     if begin.kind != FrameKind::SnapshotBegin {
         return Err(malformed("a snapshot was expected"));
@@ -343,9 +362,11 @@ async fn receive_snapshot(
         let tell = tell;
         let mut count = 0;
         loop {
-            let frame = next_frame(&mut stream, &mut arrived).await?;
+            let frame = next_frame(&mut stream, &mut arrived, &traffic).await?;
             if frame.kind == FrameKind::SnapshotBlock && frame.call == count + 1 {
                 count += 1;
+                let bytes = frame.payload.len() as u64;
+                traffic.snapshot_bytes.add(Way::In, bytes);
                 if tell.send(Block::Some(frame.payload)).await.is_err() {
                     // Nobody installs it any more; the answer says why.
                     return Ok(());
@@ -362,6 +383,7 @@ async fn receive_snapshot(
     let (received, result) = tokio::join!(receiving, handler.snapshot(transfer));
     received?;
     let mut out = BytesMut::new();
+    traffic.snapshots.add(Way::In, u64::from(result.is_ok()));
     let result = result.map(|vote| encoded(&vote));
     write_done(
         &mut out,
@@ -372,19 +394,27 @@ async fn receive_snapshot(
         },
     );
     stream.write_all(&out).await?;
+    traffic.carried(Way::Out, out.len(), 1);
     stream.shutdown().await
 }
 
-async fn next_frame(stream: &mut TcpStream, arrived: &mut BytesMut) -> io::Result<PeerFrame> {
+async fn next_frame(
+    stream: &mut TcpStream,
+    arrived: &mut BytesMut,
+    traffic: &Traffic,
+) -> io::Result<PeerFrame> {
     let decoder = PeerDecoder::new(limits::PEER_FRAME_BYTES_MAX);
     loop {
         if let Some(frame) = decoder.next(arrived).map_err(io::Error::other)? {
+            traffic.carried(Way::In, 0, 1);
             return Ok(frame);
         }
         flux_wire::reserve_for_read(arrived, decoder.wanted(arrived));
-        if stream.read_buf(arrived).await? == 0 {
+        let count = stream.read_buf(arrived).await?;
+        if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        traffic.carried(Way::In, count, 0);
     }
 }
 
@@ -481,7 +511,7 @@ mod tests {
         // It may have closed already.
         let _is_sent = stream.write_all(&out).await.is_ok();
         let mut said = Vec::new();
-        while let Ok(frame) = next_frame(stream, arrived).await {
+        while let Ok(frame) = next_frame(stream, arrived, &Traffic::default()).await {
             said.push(String::from_utf8_lossy(&frame.payload).into_owned());
         }
         said

@@ -19,7 +19,7 @@ use rustix::process::Signal;
 use self::load::Load;
 use self::nodes::{Nodes, fixed_port, insist};
 use crate::harness::resp::Value;
-use crate::harness::{Start, get, get_json, wait_until};
+use crate::harness::{Start, get, get_json, metric, wait_until};
 
 /// How long a cluster may take to go on after its leader died. The aim is two seconds; the
 /// machine may be busy.
@@ -74,6 +74,23 @@ fn nodes_started_in_any_order_form_one_cluster_and_each_takes_any_request() {
         }
     }
     nodes.assert_equal();
+    // Each has told each other of all that.
+    for index in 0..3 {
+        let process = nodes.process(index);
+        for other in (1..=3).filter(|other| *other != index + 1) {
+            for name in ["connections", "bytes_total", "frames_total"] {
+                for direction in ["out", "in"] {
+                    let series =
+                        format!("flux_peer_{name}{{node=\"{other}\",direction=\"{direction}\"}}");
+                    wait_until(&series, || metric(process, &series) > Some(0.0));
+                }
+            }
+            let age = format!("flux_peer_heard_age_seconds{{node=\"{other}\"}}");
+            let round_trip = format!("flux_peer_round_trip_seconds{{node=\"{other}\"}}");
+            wait_until(&age, || metric(process, &age).is_some_and(|age| age < 1.5));
+            assert!(metric(process, &round_trip) > Some(0.0));
+        }
+    }
 }
 
 #[test]

@@ -68,6 +68,13 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> (u16, String) {
     request(address, &format!("GET {path}"), "").expect("it answers")
 }
 
+/// The value of a series, if it is exported.
+pub(crate) fn metric(process: &Process, series: &str) -> Option<f64> {
+    let (_, text) = get(process.admin(), "/metrics");
+    text.lines()
+        .find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+}
+
 /// The body of a page as JSON, of a process that may be gone or stand still.
 pub(crate) fn get_json(address: SocketAddr, path: &str) -> Option<serde_json::Value> {
     let limit = Duration::from_secs(5);
