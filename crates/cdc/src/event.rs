@@ -1,6 +1,7 @@
 //! Events: committed facts with what is known of them, before they get an outer form.
 
 use bytes::Bytes;
+use flux_types::bug::{self, Bug};
 use flux_types::{DeleteCause, LogIndex, Revision, ShardId, Term, TraceParent, UnixMillis};
 
 use crate::envelope::write::id;
@@ -180,6 +181,11 @@ impl Event {
             revision,
             ..
         } = self.position;
+        let term = if bug::is_on(Bug::EventWithoutTerm) {
+            Term::new(0)
+        } else {
+            term
+        };
         match self.change {
             Change::Set { .. }
             | Change::Patch { .. }

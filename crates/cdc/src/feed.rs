@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use flux_env::{Instant, Timeout, boot_now};
 use flux_store::Store;
 use flux_types::{ClusterId, ShardId};
 use futures_util::future::{FutureExt as _, select_all};
-use tokio::time::Instant;
 
 use crate::cursor::{Cursor, Place, Start};
 use crate::error::CdcError;
@@ -217,14 +217,14 @@ impl Feed {
                 return Ok(self.progress());
             };
             if let Some(batch) = self.read().await? {
-                self.told_at = Some(Instant::now());
+                self.told_at = Some(boot_now());
                 return Ok(batch);
             }
-            let due = told_at + self.request.progress_interval;
+            let silent = boot_now().saturating_since(told_at);
+            let left = self.request.progress_interval.saturating_sub(silent);
             let waits = self.tails.iter_mut().map(|tail| tail.ready().boxed());
             let any = select_all(waits).map(|(ready, _, _)| ready);
-            let ready = tokio::time::timeout_at(due, any).await;
-            match ready {
+            match Timeout::new(left, any).await {
                 Ok(ready) => ready?,
                 Err(_) => return Ok(self.progress()),
             }
@@ -264,7 +264,7 @@ impl Feed {
     }
 
     fn progress(&mut self) -> Batch {
-        self.told_at = Some(Instant::now());
+        self.told_at = Some(boot_now());
         let cursor = self.cursor();
         let first = self.tails.first();
         let read = first.map(|tail| tail.control(Control::Progress));

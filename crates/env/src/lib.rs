@@ -10,6 +10,7 @@ mod real;
 pub mod rng;
 mod sim_clock;
 mod sim_disk;
+mod tasks;
 pub mod world;
 
 pub use clock::{Clock, Instant};
@@ -21,4 +22,5 @@ pub use real::{
 pub use rng::{Rng, SeededRng};
 pub use sim_clock::SimClock;
 pub use sim_disk::{CrashLoss, SimDisk};
+pub use tasks::{Elapsed, Sleep, TaskError, Timeout, blocking, pause, sleep, stall, timeout};
 pub use world::{World, boot_now, draw_u64, enter_world, world};

@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
+use std::time::Duration;
 
 use crate::{Instant, real};
 
@@ -25,6 +26,10 @@ pub trait World: fmt::Debug + Send + Sync {
 
     /// 64 bits of chance, from the seed.
     fn entropy(&self) -> u64;
+
+    /// How long the task that runs is kept from its processor between the two steps that it is at;
+    /// mostly not at all.
+    fn stall(&self) -> Duration;
 
     /// Runs a task on behalf of the node; answers its number.
     fn spawn(&self, task: WorldTask) -> u64;
@@ -106,6 +111,10 @@ mod tests {
 
         fn entropy(&self) -> u64 {
             11
+        }
+
+        fn stall(&self) -> Duration {
+            Duration::ZERO
         }
 
         fn spawn(&self, task: WorldTask) -> u64 {

@@ -5,15 +5,16 @@
 //! timers, chance and blocking work are its own, so that a run follows from its seed alone. Nothing
 //! of this room calls tokio's clock or spawns by itself.
 
-use std::fmt;
 use std::future::Future;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use flux_env::{World, boot_now, world};
+pub use flux_env::TaskError;
+use flux_env::{Elapsed, Timeout, World, boot_now, world};
+pub(crate) use flux_env::{Sleep, blocking, pause, sleep, stall, timeout};
 use futures_util::FutureExt;
 use openraft::async_runtime::AsyncRuntime;
 use openraft::impls::TokioRuntime;
@@ -35,17 +36,6 @@ enum TaskKind<T> {
     },
 }
 
-/// Why a task has no result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TaskError {
-    /// It was ended.
-    #[error("the task was cancelled")]
-    Cancelled,
-    /// It panicked.
-    #[error("the task panicked")]
-    Panicked,
-}
-
 impl<T> Task<T> {
     /// Ends the task wherever it is.
     pub fn abort(&self) {
@@ -61,13 +51,7 @@ impl<T> Future for Task<T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
-            TaskKind::Real(handle) => handle.poll_unpin(context).map_err(|error| {
-                if error.is_panic() {
-                    TaskError::Panicked
-                } else {
-                    TaskError::Cancelled
-                }
-            }),
+            TaskKind::Real(handle) => handle.poll_unpin(context).map_err(TaskError::from),
             TaskKind::Simulated { result, .. } => {
                 result.poll_unpin(context).map_err(|_| TaskError::Cancelled)
             }
@@ -91,135 +75,6 @@ where
             TaskKind::Simulated { result, id, world }
         }
     })
-}
-
-/// Waits for time to pass; see [`sleep`].
-pub(crate) struct Sleep(SleepKind);
-
-enum SleepKind {
-    Real(Pin<Box<tokio::time::Sleep>>),
-    Simulated {
-        until: flux_env::Instant,
-        world: Arc<dyn World>,
-        told: Option<Waker>,
-    },
-}
-
-impl fmt::Debug for Sleep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sleep").finish_non_exhaustive()
-    }
-}
-
-/// Waits this long.
-pub(crate) fn sleep(duration: Duration) -> Sleep {
-    Sleep(match world() {
-        None => SleepKind::Real(Box::pin(tokio::time::sleep(duration))),
-        Some(world) => SleepKind::Simulated {
-            until: world.now() + duration,
-            world,
-            told: None,
-        },
-    })
-}
-
-impl Sleep {
-    /// Begins to wait again, this long from now.
-    pub(crate) fn reset(&mut self, duration: Duration) {
-        match &mut self.0 {
-            SleepKind::Real(sleep) => {
-                let until = tokio::time::Instant::now() + duration;
-                sleep.as_mut().reset(until);
-            }
-            SleepKind::Simulated { until, world, told } => {
-                *until = world.now() + duration;
-                *told = None;
-            }
-        }
-    }
-}
-
-impl Future for Sleep {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        match &mut self.0 {
-            SleepKind::Real(sleep) => sleep.poll_unpin(context),
-            SleepKind::Simulated { until, world, told } => {
-                if *until <= world.now() {
-                    return Poll::Ready(());
-                }
-                let waker = context.waker();
-                if !told.as_ref().is_some_and(|told| told.will_wake(waker)) {
-                    *told = Some(waker.clone());
-                    world.wake_at(*until, waker.clone());
-                }
-                Poll::Pending
-            }
-        }
-    }
-}
-
-/// The time was over first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the time is over")]
-pub(crate) struct Elapsed;
-
-/// Waits for a future, but no longer than this.
-pub(crate) async fn timeout<F: Future>(
-    duration: Duration,
-    future: F,
-) -> Result<F::Output, Elapsed> {
-    let mut future = pin!(future);
-    let mut sleep = sleep(duration);
-    tokio::select! {
-        biased;
-        output = &mut future => Ok(output),
-        () = &mut sleep => Err(Elapsed),
-    }
-}
-
-/// A future with a limit, by name.
-pub(crate) struct Timeout<F> {
-    future: Pin<Box<F>>,
-    sleep: Sleep,
-}
-
-impl<F: Future> Future for Timeout<F> {
-    type Output = Result<F::Output, Elapsed>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Poll::Ready(output) = self.future.poll_unpin(context) {
-            return Poll::Ready(Ok(output));
-        }
-        self.sleep.poll_unpin(context).map(|()| Err(Elapsed))
-    }
-}
-
-/// Does work that waits for a disk or takes long, where that holds nobody up.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, TaskError> {
-    if world().is_some() {
-        pause().await;
-        return Ok(work());
-    }
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
-        if error.is_panic() {
-            TaskError::Panicked
-        } else {
-            TaskError::Cancelled
-        }
-    })
-}
-
-/// Lets others go on for a moment of chance in a simulated world; nothing in the machine's.
-pub(crate) async fn pause() {
-    /// Longest pause.
-    const MICROS_MAX: u64 = 2_000;
-    if let Some(world) = world() {
-        sleep(Duration::from_micros(world.entropy() % MICROS_MAX)).await;
-    }
 }
 
 /// Where what is dropped may be freed slowly.
@@ -318,10 +173,7 @@ impl AsyncRuntime for CoreRuntime {
         duration: Duration,
         future: F,
     ) -> Self::Timeout<R, F> {
-        Timeout {
-            future: Box::pin(future),
-            sleep: sleep(duration),
-        }
+        Timeout::new(duration, future)
     }
 
     fn timeout_at<R, F: Future<Output = R> + Send>(

@@ -1,7 +1,9 @@
 //! Clients: each asks for one thing after another, follows the leader, and writes down what it saw.
 //!
 //! A client never guesses: what was refused before anything was appended may be asked again
-//! elsewhere, what got lost after it was sent has an unknown outcome.
+//! elsewhere, what got lost after it was sent has an unknown outcome. Most clients give their writes
+//! request ids, and then ask again: such a write is done once, and what it is answered late must be
+//! what it was answered first.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,21 +11,27 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flux_history::{Action, Outcome, Recorder, Value};
+use flux_history::{Action, OperationId, Outcome, Recorder, Value};
 use flux_types::{
-    Answer, Command, Compare, Condition, Expiry, ReadCommand, Reply, Set, SetReply, ShardId,
-    Transaction, WriteCommand,
+    Answer, Command, Compare, Condition, Expiry, ReadCommand, Reply, RequestId, SessionId, Set,
+    SetReply, ShardId, Transaction, UnixMillis, WriteCommand,
 };
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use crate::clock::EPOCH_MILLIS;
 use crate::executor::{Executor, OUTSIDE, sleep};
 use crate::machine::{Machine, SHARDS};
+use crate::run::Failure;
 
 /// How long a client tries to get one thing done.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long it waits for one node.
 const WAIT: Duration = Duration::from_millis(1200);
+/// How long it tries to learn what became of a write that has a request id.
+const PERSISTENCE: Duration = Duration::from_secs(6);
+/// After how many of its writes, at most, a client asks again for one that was answered.
+const HELD_WRITES_MAX: u64 = 200;
 
 /// What is worked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +49,10 @@ pub(crate) struct Shared {
     pub(crate) lasting: Mutex<Recorder>,
     pub(crate) expiring: Mutex<Recorder>,
     pub(crate) stop: AtomicBool,
+    /// What clients and readers saw that no history is needed to judge.
+    pub(crate) complaint: Mutex<Option<Failure>>,
+    /// Which machines believe to lead a shard, and since which term: as of a few milliseconds ago.
+    pub(crate) leading: Mutex<BTreeMap<(ShardId, u64), usize>>,
     values: AtomicU64,
 }
 
@@ -52,8 +64,15 @@ impl Shared {
             lasting: Mutex::new(Recorder::new()),
             expiring: Mutex::new(Recorder::new()),
             stop: AtomicBool::new(false),
+            complaint: Mutex::new(None),
+            leading: Mutex::default(),
             values: AtomicU64::new(0),
         })
+    }
+
+    /// Notes what must not be; the first stays.
+    pub(crate) fn complain(&self, failure: Failure) {
+        self.complaint.lock().get_or_insert(failure);
     }
 
     const fn recorder(&self, phase: Phase) -> &Mutex<Recorder> {
@@ -109,7 +128,20 @@ impl Subject {
         ShardId::new(u32::try_from(number % u64::from(SHARDS)).unwrap_or(0))
     }
 
-    fn keys(self) -> Vec<Bytes> {
+    /// The subject of a history's key.
+    pub(crate) fn of_name(name: &[u8]) -> Option<Self> {
+        let (kind, number) = std::str::from_utf8(name).ok()?.split_once('-')?;
+        let number = number.parse().ok()?;
+        match kind {
+            "plain" => Some(Self::Plain(number)),
+            "counter" => Some(Self::Counter(number)),
+            "group" => Some(Self::Group(number)),
+            "deadline" => Some(Self::Deadline(number)),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn keys(self) -> Vec<Bytes> {
         match self {
             Self::Group(_) => ["a", "b", "c"]
                 .iter()
@@ -209,6 +241,15 @@ fn meaning(action: &Action, answer: &Answer) -> Said {
     Said::Outcome(outcome)
 }
 
+/// A write that was answered, and for whose answer its client pretends to wait.
+struct Held {
+    request: RequestId,
+    subject: Subject,
+    action: Action,
+    outcome: Outcome,
+    until_nanos: u64,
+}
+
 /// One client.
 pub(crate) struct Client {
     number: u64,
@@ -220,10 +261,19 @@ pub(crate) struct Client {
     seen: BTreeMap<Subject, Option<Value>>,
     /// Longest pause between two operations, in microseconds.
     think_micros: u64,
+    /// The session of its request ids; `None`: its writes have none.
+    session: Option<SessionId>,
+    /// Of its last write.
+    sequence: u64,
+    held: Option<Held>,
 }
 
 impl Client {
     pub(crate) fn new(number: u64, shared: &Arc<Shared>, phase: Phase, think_micros: u64) -> Self {
+        let executor = &shared.executor;
+        let now = EPOCH_MILLIS.unsigned_abs() + executor.true_nanos() / 1_000_000;
+        let random = (u128::from(number) << 64) | u128::from(executor.below(u64::MAX));
+        let session = SessionId::draw(UnixMillis::new(now), random);
         Self {
             number,
             shared: Arc::clone(shared),
@@ -231,6 +281,9 @@ impl Client {
             leaders: BTreeMap::new(),
             seen: BTreeMap::new(),
             think_micros,
+            session: Some(session).filter(|_| !number.is_multiple_of(4)),
+            sequence: 0,
+            held: None,
         }
     }
 
@@ -241,29 +294,130 @@ impl Client {
             sleep(&self.shared.executor, Duration::from_micros(think)).await;
             let (subject, action) = self.draw();
             self.perform(subject, action).await;
+            let now = self.shared.executor.true_nanos();
+            if self.held.as_ref().is_some_and(|held| {
+                held.until_nanos <= now || held.request.sequence + HELD_WRITES_MAX < self.sequence
+            }) {
+                self.ask_for_held().await;
+            }
+        }
+        self.ask_for_held().await;
+    }
+
+    /// Asks whoever believes to lead although another leads by now: writes there and reads here,
+    /// again and again while there are two.
+    pub(crate) async fn probe(self) {
+        while !self.shared.stop.load(Ordering::SeqCst) {
+            let micros = 500 + self.shared.executor.below(4_000);
+            sleep(&self.shared.executor, Duration::from_micros(micros)).await;
+            for number in 0..SHARDS {
+                let shard = ShardId::new(number);
+                let leaders: Vec<usize> = {
+                    let leading = self.shared.leading.lock();
+                    let of_shard = leading.range((shard, 0)..=(shard, u64::MAX));
+                    of_shard.map(|(_, machine)| *machine).collect()
+                };
+                let (Some(old), Some(new)) = (leaders.first(), leaders.last()) else {
+                    continue;
+                };
+                if old == new {
+                    continue;
+                }
+                let subject = Subject::Plain(number.into());
+                let (value, ttl_millis) = (self.fresh(), None);
+                let set = Action::Set { value, ttl_millis };
+                self.perform_at(*new, subject, set).await;
+                self.perform_at(*old, subject, Action::Get).await;
+            }
+        }
+    }
+
+    /// Asks one machine, once, and writes it down.
+    async fn perform_at(&self, target: usize, subject: Subject, action: Action) {
+        let id = self.call(subject, &action);
+        let said = self
+            .ask(target, subject.shard(), &action, command(subject, &action))
+            .await;
+        self.finish(
+            id,
+            match said {
+                Said::Outcome(outcome) => outcome,
+                Said::NotHere => Outcome::Failed,
+            },
+        );
+    }
+
+    /// Sends a write again that was answered long ago: nothing must happen, and the answer is the same.
+    async fn ask_for_held(&mut self) {
+        let Some(held) = self.held.take() else {
+            return;
+        };
+        let again = self
+            .ask_until_answered(held.subject, &held.action, Some(held.request))
+            .await;
+        if !matches!(again, Outcome::Failed | Outcome::Unknown) && again != held.outcome {
+            self.shared.complain(Failure::AnsweredOtherwise {
+                subject: held.subject.name(),
+                action: held.action.to_string(),
+                first: format!("{:?}", held.outcome),
+                again: format!("{again:?}"),
+            });
         }
     }
 
     /// Does one thing and writes it down.
     pub(crate) async fn perform(&mut self, subject: Subject, action: Action) -> Outcome {
-        let executor = Arc::clone(&self.shared.executor);
-        let name = subject.name().into_bytes();
-        let now = executor.true_nanos();
-        let id =
-            self.shared
-                .recorder(self.phase)
-                .lock()
-                .call(self.number, name, action.clone(), now);
-        let outcome = self.ask_until_answered(subject, &action).await;
+        let request = self.request(&action);
+        let id = self.call(subject, &action);
+        let outcome = self.ask_until_answered(subject, &action, request).await;
         if let (Outcome::Value(value), Action::Get) = (&outcome, &action) {
             self.seen.insert(subject, value.clone());
         }
-        let now = executor.true_nanos();
-        self.shared
-            .recorder(self.phase)
-            .lock()
-            .finish(id, outcome.clone(), now);
+        self.finish(id, outcome.clone());
+        let is_known = !matches!(outcome, Outcome::Failed | Outcome::Unknown);
+        if let Some(request) = request
+            && is_known
+            && self.held.is_none()
+            && self.shared.executor.below(8) == 0
+        {
+            let executor = &self.shared.executor;
+            let wait = executor.below(3_000_000_000);
+            self.held = Some(Held {
+                request,
+                subject,
+                action,
+                outcome: outcome.clone(),
+                until_nanos: executor.true_nanos() + wait,
+            });
+        }
         outcome
+    }
+
+    /// The request id of a new operation, if it is a write of a client that has them.
+    fn request(&mut self, action: &Action) -> Option<RequestId> {
+        let session = self.session.filter(|_| action.is_write())?;
+        self.sequence += 1;
+        Some(RequestId {
+            session,
+            sequence: self.sequence,
+            lowest_unanswered: self
+                .held
+                .as_ref()
+                .map_or(self.sequence, |held| held.request.sequence),
+        })
+    }
+
+    fn call(&self, subject: Subject, action: &Action) -> OperationId {
+        let now = self.shared.executor.true_nanos();
+        let name = subject.name().into_bytes();
+        let mut recorder = self.shared.recorder(self.phase).lock();
+        recorder.call(self.number, name, action.clone(), now)
+    }
+
+    fn finish(&self, id: OperationId, outcome: Outcome) {
+        let now = self.shared.executor.true_nanos();
+        let mut recorder = self.shared.recorder(self.phase).lock();
+        recorder.finish(id, outcome, now);
     }
 
     fn fresh(&self) -> Value {
@@ -331,22 +485,38 @@ impl Client {
         }
     }
 
-    async fn ask_until_answered(&mut self, subject: Subject, action: &Action) -> Outcome {
+    async fn ask_until_answered(
+        &mut self,
+        subject: Subject,
+        action: &Action,
+        request: Option<RequestId>,
+    ) -> Outcome {
         let executor = Arc::clone(&self.shared.executor);
         let count = self.shared.machines.len() as u64;
         let shard = subject.shard();
-        let give_up = executor.true_nanos() + u64::try_from(PATIENCE.as_nanos()).unwrap_or(0);
+        let began = executor.true_nanos();
+        // Whether some attempt may have done it.
+        let mut is_open = false;
         loop {
             let target = match self.leaders.get(&shard) {
                 Some(leader) if executor.below(20) != 0 => *leader,
                 _ => usize::try_from(executor.below(count)).unwrap_or(0),
             };
-            let said = self.ask(target, shard, subject, action).await;
+            let mut asked = command(subject, action);
+            if let Some(request) = request {
+                asked = asked.once(request);
+            }
+            let said = self.ask(target, shard, action, asked).await;
             match said {
-                Said::Outcome(outcome) => {
-                    if outcome != Outcome::Unknown {
-                        self.leaders.insert(shard, target);
+                Said::Outcome(Outcome::Unknown) => {
+                    self.leaders.remove(&shard);
+                    is_open = true;
+                    if request.is_none() {
+                        return Outcome::Unknown;
                     }
+                }
+                Said::Outcome(outcome) => {
+                    self.leaders.insert(shard, target);
                     return outcome;
                 }
                 Said::NotHere => {
@@ -357,8 +527,14 @@ impl Client {
                     };
                 }
             }
-            if give_up < executor.true_nanos() {
-                return Outcome::Failed;
+            let patience = if is_open { PERSISTENCE } else { PATIENCE };
+            let spent = Duration::from_nanos(executor.true_nanos() - began);
+            if patience < spent {
+                return if is_open {
+                    Outcome::Unknown
+                } else {
+                    Outcome::Failed
+                };
             }
             let micros = 2_000 + executor.below(20_000);
             sleep(&executor, Duration::from_micros(micros)).await;
@@ -374,7 +550,7 @@ impl Client {
     }
 
     /// Sends one request and waits for its answer, for a while.
-    async fn ask(&self, target: usize, shard: ShardId, subject: Subject, action: &Action) -> Said {
+    async fn ask(&self, target: usize, shard: ShardId, action: &Action, request: Command) -> Said {
         let executor = Arc::clone(&self.shared.executor);
         let Some(machine) = self.shared.machines.get(target).cloned() else {
             return Said::NotHere;
@@ -385,7 +561,6 @@ impl Client {
             return Said::NotHere;
         }
         let (done, answer) = oneshot::channel();
-        let request = command(subject, action);
         let by_lease = executor.below(8) != 0;
         let session = Arc::clone(&machine);
         executor.spawn_on(machine.number, async move {

@@ -8,7 +8,7 @@ use flux_env::{Clock, Instant};
 use crate::executor::Executor;
 
 /// What the wall shows at true time zero, in Unix milliseconds.
-const EPOCH_MILLIS: i64 = 1_700_000_000_000;
+pub(crate) const EPOCH_MILLIS: i64 = 1_700_000_000_000;
 
 /// See the module.
 #[derive(Debug)]

@@ -24,6 +24,9 @@ pub(crate) const OUTSIDE: usize = usize::MAX;
 /// Polls at one instant after which something is spinning.
 const POLLS_AT_ONCE_MAX: u64 = 1_000_000;
 
+/// How long a task is kept from its processor at most.
+const STALL_MICROS_MAX: u64 = 400_000;
+
 /// How a node's monotonic clock runs: parts per million faster than true, from an origin.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
@@ -106,6 +109,8 @@ struct State {
     polls: u64,
     polls_at_once: u64,
     hash: u64,
+    /// One in how many times that a task can be kept from its processor it is; 0: never.
+    stall_one_in: u64,
 }
 
 /// Task ids that can run, written to by wakers.
@@ -192,9 +197,15 @@ impl Executor {
                 polls: 0,
                 polls_at_once: 0,
                 hash: 0xcbf2_9ce4_8422_2325,
+                stall_one_in: 0,
             }),
             ready: Ready::default(),
         })
+    }
+
+    /// Lets tasks of nodes stall where they can, one in so many times.
+    pub(crate) fn set_stalls(&self, one_in: u64) {
+        self.state.lock().stall_one_in = one_in;
     }
 
     /// True time since the beginning, in nanoseconds.
@@ -297,7 +308,7 @@ impl Executor {
         self.state.lock().polls
     }
 
-    /// Runs until it is done. After a panic it can be told to go on: the task is gone.
+    /// Runs until it is done, or cannot go on.
     pub(crate) fn run_until(
         &self,
         bounds: Bounds,
@@ -448,6 +459,15 @@ impl World for Executor {
 
     fn entropy(&self) -> u64 {
         self.state.lock().rng.next_u64()
+    }
+
+    fn stall(&self) -> Duration {
+        let mut state = self.state.lock();
+        let one_in = state.stall_one_in;
+        if one_in == 0 || state.rng.below(one_in) != 0 {
+            return Duration::ZERO;
+        }
+        Duration::from_micros(state.rng.below(STALL_MICROS_MAX))
     }
 
     fn spawn(&self, task: WorldTask) -> u64 {

@@ -233,18 +233,39 @@ impl Nemesis {
         let Some((leader, _)) = self.leader(shard) else {
             return;
         };
-        let others = self.machines().iter().filter(|m| m.number != leader.number);
-        for other in others.clone() {
-            self.network.cut(leader.number, other.number);
-            self.network.cut(other.number, leader.number);
-        }
+        let others: Vec<_> = self
+            .machines()
+            .iter()
+            .filter(|machine| machine.number != leader.number)
+            .collect();
         let loss = self.loss();
-        for other in others {
-            other.crash(loss);
-            other.start(Formation::Join);
+        if self.below(2) == 0 {
+            for other in &others {
+                self.cut_off(leader.number, other.number);
+                other.crash(loss);
+                other.start(Formation::Join);
+            }
+        } else {
+            // So many that the leader has a quorum with them still hear it; the rest does not, and
+            // asks them for votes until they have forgotten whom they follow.
+            let (forgetful, eager) = others.split_at(self.machines().len() / 2);
+            for other in eager {
+                self.cut_off(leader.number, other.number);
+            }
+            self.wait_millis(700, 1_700).await;
+            for other in forgetful {
+                self.cut_off(leader.number, other.number);
+                other.crash(loss);
+                other.start(Formation::Join);
+            }
         }
         self.wait_millis(500, 2_000).await;
         self.network.heal();
+    }
+
+    fn cut_off(&self, one: usize, other: usize) {
+        self.network.cut(one, other);
+        self.network.cut(other, one);
     }
 
     fn loss(&self) -> CrashLoss {
@@ -307,25 +328,63 @@ impl Nemesis {
         })
     }
 
+    /// Leadership goes somewhere, in one of three ways: and that is it; and who had it hears of nothing
+    /// any more; and it comes back at once.
     async fn transfer(&self) {
         let shard = ShardId::new(u32::try_from(self.below(SHARDS.into())).unwrap_or(0));
-        let Some((machine, handle)) = self.leader(shard) else {
+        let Some((first, handle)) = self.leader(shard) else {
             return;
         };
+        let way = self.below(3);
         let voters = handle.status().voters;
         let others: Vec<_> = voters
             .into_iter()
-            .filter(|voter| *voter != machine.id())
+            .filter(|voter| *voter != first.id())
             .collect();
         let at = usize::try_from(self.below(others.len().max(1) as u64)).unwrap_or(0);
         let Some(target) = others.get(at).copied() else {
             return;
         };
+        self.hand_over(&first, handle, target);
+        match way {
+            0 => self.wait_millis(50, 500).await,
+            1 => {
+                self.wait_millis(0, 15).await;
+                for other in self.machines() {
+                    self.network.cut(other.number, first.number);
+                }
+                self.wait_millis(300, 1_000).await;
+                self.network.heal();
+            }
+            _ => {
+                for _ in 0..100 {
+                    self.wait_millis(1, 3).await;
+                    let Some((second, handle)) = self.leader_beside(shard, &first) else {
+                        continue;
+                    };
+                    self.wait_millis(5, 60).await;
+                    self.hand_over(&second, handle, first.id());
+                    break;
+                }
+                self.wait_millis(50, 300).await;
+            }
+        }
+    }
+
+    /// Whoever leads a shard besides this machine.
+    fn leader_beside(&self, shard: ShardId, other: &Machine) -> Option<(Arc<Machine>, Shard)> {
+        self.machines().iter().find_map(|machine| {
+            let handle = machine.node()?.shard(shard)?.clone();
+            let leads = machine.number != other.number && handle.is_writable();
+            leads.then(|| (Arc::clone(machine), handle))
+        })
+    }
+
+    fn hand_over(&self, machine: &Arc<Machine>, shard: Shard, target: NodeId) {
         let deadline = machine.clock.now() + STEP_PATIENCE;
         self.shared.executor.spawn_on(machine.number, async move {
-            drop(handle.transfer_leadership(target, deadline).await);
+            drop(shard.transfer_leadership(target, deadline).await);
         });
-        self.wait_millis(50, 500).await;
     }
 
     /// A machine loses everything and comes back as another; the others stay, so that a quorum of

@@ -5,6 +5,7 @@
 //! and judges what clients saw and what replicas hold (`docs/simulation.md`). It must never be green
 //! because little happened, and it must find the bugs of `flux_types::bug`.
 
+mod changes;
 mod client;
 mod clock;
 mod executor;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flux_env::{Clock, CrashLoss, Disk, SeededRng, SimDisk};
-use flux_log::{FsyncPolicy, Log, LogConfig, Seeds};
+use flux_log::{FsyncPolicy, Log, LogConfig, Retention, Seeds};
 use flux_raft::{Formation, Shard, ShardConfig, ShardParts, Submission, Timings};
 use flux_store::{Read, Store, StoreConfig};
 use flux_types::bug::{self, Bug};
@@ -18,15 +18,27 @@ use flux_types::{Answer, ClusterId, Command, Error, ErrorCode, NodeId, Reply, Sh
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
+use crate::changes::{self, Changes};
 use crate::clock::NodeClock;
 use crate::executor::{Executor, Pace, sleep};
 use crate::network::SimNetwork;
+
+/// The only cluster there is.
+pub(crate) const CLUSTER: ClusterId = ClusterId::new(1);
 
 /// Shards of every node; they share its log.
 pub(crate) const SHARDS: u32 = 2;
 
 /// Small enough that segments, snapshots and purges come often.
 const SEGMENT_BYTES: u64 = 64 * 1024;
+
+/// More than a run writes.
+const HISTORY: Retention = Retention {
+    bytes_max: 64 * 1024 * 1024,
+    age_max_ms: 3_600_000,
+    pinned_bytes_max: 64 * 1024 * 1024,
+    settle_ms: 60_000,
+};
 
 /// A node while its process lives.
 #[derive(Clone)]
@@ -67,6 +79,8 @@ pub(crate) struct Character {
     pub(crate) offset_millis: i64,
     pub(crate) snapshot_log_bytes: u64,
     pub(crate) batch_operations_max: usize,
+    /// Whether log is kept for readers of changes beyond what replication needs.
+    pub(crate) keeps_history: bool,
 }
 
 /// See the module.
@@ -92,6 +106,8 @@ struct State {
     boot: u128,
     /// Why the node could not start, or had to end.
     failure: Option<String>,
+    /// Where changes go, in runs that have readers of them.
+    changes: Option<Arc<Changes>>,
 }
 
 impl fmt::Debug for Machine {
@@ -135,8 +151,14 @@ impl Machine {
                 is_started: false,
                 boot: 1,
                 failure: None,
+                changes: None,
             }),
         })
+    }
+
+    /// From now on every process of this machine publishes changes.
+    pub(crate) fn publish_to(&self, changes: &Arc<Changes>) {
+        self.state.lock().changes = Some(Arc::clone(changes));
     }
 
     /// The id of its present incarnation.
@@ -237,6 +259,13 @@ impl Machine {
                 machine.state.lock().failure = Some(failure.to_string());
             });
         }
+        let changes = self.state.lock().changes.clone();
+        if let Some(changes) = &changes {
+            for shard in &shards {
+                let sink = changes::sink(Arc::clone(self), shard.clone(), Arc::clone(changes));
+                self.executor.spawn_on(self.number, sink);
+            }
+        }
         self.state.lock().node = Some(Node { shards });
         Ok(())
     }
@@ -251,11 +280,16 @@ impl Machine {
             segment_bytes: SEGMENT_BYTES,
             tail_bytes_max: 8 * 1024,
             own_thread: false,
+            retention: if self.character.keeps_history {
+                HISTORY
+            } else {
+                Retention::default()
+            },
             ..LogConfig::new(Path::new("/data"), SHARDS)
         };
         let executor = Arc::clone(&self.executor);
         let seeds = Seeds {
-            cluster: ClusterId::new(1),
+            cluster: CLUSTER,
             node: id,
             boot_id,
             draw: Box::new(move || executor.below(u64::MAX)),

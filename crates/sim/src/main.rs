@@ -11,13 +11,16 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use clap::Parser;
+use flux_env::ThreadMeter;
 use flux_sim::{Fault, Plan, Report, run};
 use flux_types::bug::Bug;
 use parking_lot::Mutex;
 
-/// Seconds of the machine's time after which a run hangs where simulated time cannot see it: in the
-/// middle of one step. Some hundred times what a run takes.
-const SECONDS_MAX: u32 = 300;
+/// Seconds of a processor after which a run hangs where simulated time cannot see it: in the middle
+/// of one step. Some hundred times what a run takes.
+const SECONDS_MAX: u64 = 300;
+/// Seconds after which a run that neither ran nor waited for a processor waits for itself.
+const STILL_MAX: u32 = 600;
 
 /// Runs clusters of simulated machines, each from one seed, and judges them.
 #[derive(Debug, Parser)]
@@ -105,19 +108,30 @@ fn each<T: Sync>(items: &[T], jobs: u16, work: impl Fn(&T) + Sync) {
 fn guarded(plan: Plan) -> Report {
     std::thread::scope(|scope| {
         let (done, ended) = mpsc::channel::<()>();
-        scope.spawn(move || {
-            for _ in 0..SECONDS_MAX {
-                // By steps: while the whole process is stopped nothing is counted.
-                if ended.recv_timeout(Duration::from_secs(1)) != Err(RecvTimeoutError::Timeout) {
-                    return;
-                }
-            }
-            lost(plan, &format!("a step has not ended for {SECONDS_MAX} s"));
-        });
+        if let Ok(meter) = ThreadMeter::of_this_thread() {
+            scope.spawn(move || watch(plan, &meter, &ended));
+        }
         let report = catch_unwind(AssertUnwindSafe(|| run(plan)));
         drop(done);
         report.unwrap_or_else(|_| lost(plan, "the simulation itself panicked"))
     })
+}
+
+/// Waits for the end of a run: for so much time of a processor as no run takes, or for so long that it
+/// must stand still. That a machine has no processor left for it is no hang.
+fn watch(plan: Plan, meter: &ThreadMeter, ended: &mpsc::Receiver<()>) {
+    let began = meter.read().unwrap_or_default();
+    let (mut last, mut still) = (began, 0);
+    while ended.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
+        let Ok(now) = meter.read() else {
+            return;
+        };
+        still = if now == last { still + 1 } else { 0 };
+        last = now;
+        if SECONDS_MAX < (now.ran.saturating_sub(began.ran)).as_secs() || STILL_MAX < still {
+            lost(plan, "one step does not end");
+        }
+    }
 }
 
 fn lost(plan: Plan, what: &str) -> ! {
@@ -230,6 +244,7 @@ struct Totals {
     called: usize,
     completed: usize,
     unknown: usize,
+    events: u64,
     faults: BTreeMap<Fault, u64>,
     leaders: usize,
     simulated_millis: u64,
@@ -242,6 +257,7 @@ impl Totals {
         self.called += report.called;
         self.completed += report.completed;
         self.unknown += report.unknown;
+        self.events += report.events;
         for (fault, count) in &report.faults {
             *self.faults.entry(*fault).or_default() += count;
         }
@@ -254,12 +270,13 @@ impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} seeds, {} failed; {} operations, {} completed, {} unknown, {} leaders, {} s simulated, {} faults (",
+            "{} seeds, {} failed; {} operations, {} completed, {} unknown, {} events, {} leaders, {} s simulated, {} faults (",
             self.seeds,
             self.failed,
             self.called,
             self.completed,
             self.unknown,
+            self.events,
             self.leaders,
             self.simulated_millis / 1000,
             self.faults.values().sum::<u64>(),

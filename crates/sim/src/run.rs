@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use flux_env::{CrashLoss, enter_world};
 use flux_history::{Action, Demands, History, Options, Outcome, Vacuous, check};
-use flux_raft::{Formation, Shard};
+use flux_raft::{Formation, Shard, ShardStatus};
 use flux_types::bug::{self, Bug};
 use flux_types::{NodeId, ShardId};
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
+use crate::changes::{self, Changes};
 use crate::client::{Client, Phase, Shared, Subject};
 use crate::executor::{Bounds, Executor, OUTSIDE, Stuck, sleep};
 use crate::faults::{Fault, Nemesis};
@@ -32,9 +34,6 @@ const HEAL_MAX: Duration = Duration::from_secs(60);
 const REST_MAX: Duration = Duration::from_secs(20 * 60);
 /// Polls after which it hangs: some hundred times what a run takes.
 const POLLS_MAX: u64 = 100_000_000;
-
-/// How openraft's assertion begins that finds less in the log than it was told to apply.
-const APPLIES_WHAT_IS_NOT_THERE: &str = "assertion `left == right` failed";
 
 /// How often a key may be asked for once the cluster is whole.
 const READS_MAX: u32 = 10;
@@ -129,6 +128,26 @@ pub enum Failure {
         /// The term that it came back with.
         found: u64,
     },
+    /// What readers of changes were told is not what happened.
+    #[error("changes of shard {shard}: {what}")]
+    Changes {
+        /// Of which shard.
+        shard: ShardId,
+        /// What is wrong.
+        what: String,
+    },
+    /// A write that was asked for again was answered otherwise.
+    #[error("{action} of {subject} was answered {first}, and when it came again {again}")]
+    AnsweredOtherwise {
+        /// Of what.
+        subject: String,
+        /// The write.
+        action: String,
+        /// The first answer.
+        first: String,
+        /// The second.
+        again: String,
+    },
     /// A replica went back behind what it had applied and synced.
     #[error("shard {shard}: an entry that was committed at {index} has changed")]
     Rewritten {
@@ -151,6 +170,8 @@ impl Failure {
             | Self::Diverged { .. }
             | Self::TwoLeaders { .. }
             | Self::VoteForgotten { .. }
+            | Self::AnsweredOtherwise { .. }
+            | Self::Changes { .. }
             | Self::Rewritten { .. } => true,
             Self::Vacuous(_) | Self::Calm | Self::NotWhole { .. } => false,
         }
@@ -180,6 +201,8 @@ pub struct Report {
     pub messages: (u64, u64, u64),
     /// Simulated time, in milliseconds.
     pub simulated_millis: u64,
+    /// Events that readers of changes were told, repeated ones included.
+    pub events: u64,
     /// Polls of tasks.
     pub polls: u64,
     /// What clients saw.
@@ -196,7 +219,7 @@ impl fmt::Display for Report {
         write!(
             f,
             "seed {}: {} nodes, {} operations ({} completed, {} unknown, {} values read), {} faults, \
-             {} changes of leader, {} messages ({} lost, {} twice), {} s simulated, hash {:016x}",
+             {} changes of leader, {} messages ({} lost, {} twice), {} events, {} s simulated, hash {:016x}",
             self.plan.seed,
             self.plan.nodes,
             self.called,
@@ -208,6 +231,7 @@ impl fmt::Display for Report {
             self.messages.0,
             self.messages.1,
             self.messages.2,
+            self.events,
             self.simulated_millis / 1000,
             self.hash
         )
@@ -229,6 +253,8 @@ struct Cluster {
     shared: Arc<Shared>,
     nemesis: Nemesis,
     watched: Arc<Mutex<Watched>>,
+    /// In runs that have readers of changes.
+    changes: Option<Arc<Changes>>,
     plan: Plan,
 }
 
@@ -251,6 +277,7 @@ pub fn run(plan: Plan) -> Report {
     });
     let ended = cluster.run_until(|| is_done.load(Ordering::SeqCst));
     let mut failure = cluster.watched.lock().failure.take();
+    failure = failure.or_else(|| cluster.shared.complaint.lock().take());
     failure = failure.or_else(|| ended.err().map(Failure::Stuck));
     failure = failure.or_else(|| outcome.lock().take());
     let report = cluster.report(failure);
@@ -273,8 +300,14 @@ impl Cluster {
         let drift_max = [0, 1_000, DRIFT_PPM_MAX];
         let drift_max = drift_max.get(usize::try_from(below(3)).unwrap_or(0));
         let drift_max = drift_max.copied().unwrap_or(0);
+        let stall_one_in = [0, 0, 400, 40]
+            .get(usize::try_from(below(4)).unwrap_or(0))
+            .copied();
+        executor.set_stalls(stall_one_in.unwrap_or(0));
         let snapshot_log_bytes = 500 + below(8_000);
         let batch_operations_max = if below(4) == 0 { 2 } else { 64 };
+        let has_readers = below(2) == 0;
+        let keeps_history = has_readers && below(4) != 0;
         let machines: Vec<_> = (0..plan.nodes)
             .map(|number| {
                 let character = Character {
@@ -283,6 +316,7 @@ impl Cluster {
                     offset_millis: signed(OFFSET_MILLIS_MAX),
                     snapshot_log_bytes,
                     batch_operations_max,
+                    keeps_history,
                 };
                 Machine::new(number, executor, &network, character)
             })
@@ -297,6 +331,10 @@ impl Cluster {
             enabled.push(Fault::Crash);
         }
         let shared = Shared::new(executor, &machines);
+        let changes = has_readers.then(|| Changes::new(&shared));
+        for (machine, changes) in machines.iter().zip(changes.iter().cycle()) {
+            machine.publish_to(changes);
+        }
         Self {
             nemesis: Nemesis::new(&shared, &network, enabled),
             executor: Arc::clone(executor),
@@ -304,6 +342,7 @@ impl Cluster {
             machines,
             shared,
             watched: Arc::default(),
+            changes,
             plan,
         }
     }
@@ -314,21 +353,11 @@ impl Cluster {
             time: self.plan.lasting + self.plan.expiring + REST_MAX,
             polls: POLLS_MAX,
         };
-        loop {
-            let is_over = || is_done() || self.watched.lock().failure.is_some();
-            match self.executor.run_until(bounds, is_over) {
-                Err(Stuck::Panicked { node, text }) if self.is_tolerated(node, &text) => {}
-                ended => return ended,
-            }
-        }
-    }
-
-    /// openraft asserts that what it was told to apply is in the log, and a log that has failed takes
-    /// nothing more: such a process is ending, this way or the other.
-    fn is_tolerated(&self, node: usize, text: &str) -> bool {
-        let machine = self.machines.get(node);
-        text.starts_with(APPLIES_WHAT_IS_NOT_THERE)
-            && machine.is_some_and(|machine| machine.is_ending())
+        self.executor.run_until(bounds, || {
+            is_done()
+                || self.watched.lock().failure.is_some()
+                || self.shared.complaint.lock().is_some()
+        })
     }
 
     async fn pause(&self, duration: Duration) {
@@ -344,7 +373,35 @@ impl Cluster {
         self.nemesis.heal();
         self.become_whole().await?;
         self.read_everything().await?;
+        self.hear_everything().await?;
         self.become_whole().await
+    }
+
+    /// Waits until the broker has every change, and looks whether they are right.
+    async fn hear_everything(&self) -> Result<(), Failure> {
+        let Some(changes) = &self.changes else {
+            return Ok(());
+        };
+        let recorders = [&self.shared.lasting, &self.shared.expiring];
+        let histories = recorders.map(|recorder| recorder.lock().clone().history());
+        let missing = || {
+            histories
+                .iter()
+                .find_map(|history| changes.missing(history))
+        };
+        if let Err(Failure::NotWhole { missing }) = self.eventually(missing).await {
+            let (shard, what) = (
+                ShardId::new(0),
+                format!("in vain is waited until {missing}"),
+            );
+            return Err(Failure::Changes { shard, what });
+        }
+        // Increments and deletes are in no list of what is missing: the last of them too.
+        self.pause(Duration::from_secs(2)).await;
+        let nodes = self.machines.iter().filter_map(|machine| machine.node());
+        let shards: Vec<Shard> = nodes.take(1).flat_map(|node| node.shards).collect();
+        let mut histories = histories.iter();
+        histories.try_for_each(|history| changes.judge(history, &shards))
     }
 
     /// All machines begin every shard with the same voters.
@@ -374,12 +431,14 @@ impl Cluster {
         let mut running = Vec::new();
         for number in 0..CLIENTS {
             let client = Client::new(number, &self.shared, phase, think_micros);
-            let (done, ended) = tokio::sync::oneshot::channel::<()>();
-            running.push(ended);
-            self.executor.spawn_on(OUTSIDE, async move {
-                client.run().await;
-                drop(done);
-            });
+            running.push(self.spawn(client.run()));
+        }
+        if phase == Phase::Lasting {
+            let prober = Client::new(CLIENTS, &self.shared, phase, 1);
+            running.push(self.spawn(prober.probe()));
+        }
+        for watcher in self.changes.iter().flat_map(changes::spawn_watchers) {
+            running.push(self.spawn(watcher));
         }
         self.pause(Duration::from_millis(500)).await;
         if phase == Phase::Expiring && self.executor.below(2) == 0 {
@@ -388,19 +447,23 @@ impl Cluster {
         }
         // Two things may be wrong at once.
         for _ in 0..2 {
-            let nemesis = self.nemesis.clone();
-            let (done, ended) = tokio::sync::oneshot::channel::<()>();
-            running.push(ended);
-            self.executor.spawn_on(OUTSIDE, async move {
-                nemesis.run(phase).await;
-                drop(done);
-            });
+            running.push(self.spawn(self.nemesis.clone().run(phase)));
         }
         self.pause(duration).await;
         self.shared.stop.store(true, Ordering::SeqCst);
         for ended in running {
             let _ = ended.await.is_ok();
         }
+    }
+
+    /// Runs something beside; the answer errs once it has ended.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> oneshot::Receiver<()> {
+        let (done, ended) = oneshot::channel();
+        self.executor.spawn_on(OUTSIDE, async move {
+            task.await;
+            drop(done);
+        });
+        ended
     }
 
     /// Starts again whatever ended by itself after a failed sync.
@@ -430,18 +493,24 @@ impl Cluster {
     fn spawn_watch(&self) {
         let (executor, machines) = (Arc::clone(&self.executor), self.machines.clone());
         let network = self.network.clone();
-        let watched = Arc::clone(&self.watched);
+        let (watched, shared) = (Arc::clone(&self.watched), Arc::clone(&self.shared));
         self.executor.spawn_on(OUTSIDE, async move {
             loop {
                 sleep(&executor, Duration::from_millis(7)).await;
                 let mut watched = watched.lock();
+                let mut leading = BTreeMap::new();
                 for machine in &machines {
                     let node = machine.node();
                     for shard in node.iter().flat_map(|node| &node.shards) {
-                        watched.look_at(shard);
-                        watched.look_at_vote(shard, &network);
+                        let status = shard.status();
+                        if status.role == flux_raft::Role::Leader {
+                            leading.insert((shard.id(), status.term.get()), machine.number);
+                        }
+                        watched.look_at(shard, &status);
+                        watched.look_at_vote(shard, status.node, &network);
                     }
                 }
+                *shared.leading.lock() = leading;
             }
         });
     }
@@ -565,6 +634,7 @@ impl Cluster {
             ),
             simulated_millis: self.executor.true_nanos() / 1_000_000,
             polls: self.executor.polls(),
+            events: self.changes.as_ref().map_or(0, |changes| changes.events()),
             histories: [lasting, expiring],
             replicas: self.replicas(),
             failure,
@@ -629,8 +699,7 @@ impl Cluster {
 
 impl Watched {
     /// A vote that was given is never forgotten, whatever happened to the machine since.
-    fn look_at_vote(&mut self, shard: &Shard, network: &SimNetwork) {
-        let node = shard.status().node;
+    fn look_at_vote(&mut self, shard: &Shard, node: NodeId, network: &SimNetwork) {
         let given = network.vote_given(shard.id(), node);
         let found = shard.log().state().vote.map_or(0, |vote| vote.term.get());
         if found < given {
@@ -644,8 +713,7 @@ impl Watched {
     }
 
     /// What this replica shows must fit what was seen before.
-    fn look_at(&mut self, shard: &Shard) {
-        let status = shard.status();
+    fn look_at(&mut self, shard: &Shard, status: &ShardStatus) {
         let id = shard.id();
         if status.role == flux_raft::Role::Leader {
             let term = status.term.get();

@@ -46,6 +46,12 @@ bugs! {
     ExpiredWithoutFact = "expired-without-fact",
     /// A received snapshot counts before the log has noted it.
     InstallNotNoted = "install-not-noted",
+    /// A snapshot holds nothing of the requests that were done.
+    RequestsNotInSnapshot = "requests-not-in-snapshot",
+    /// A sink's cursor goes on before the broker has confirmed.
+    CursorBeforeConfirm = "cursor-before-confirm",
+    /// The id of an event does not tell the term.
+    EventWithoutTerm = "event-without-term",
     /// Records are taken without looking at their checksum.
     ChecksumIgnored = "checksum-ignored",
     /// What was cut off the log is cut in memory only.

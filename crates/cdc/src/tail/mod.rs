@@ -11,6 +11,7 @@ mod snapshot;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flux_env::{Instant, blocking, boot_now, sleep};
 use flux_log::{LogEntry, LogError, LogId};
 use flux_store::{Store, batch};
 use flux_types::{LogIndex, Revision, ShardId};
@@ -44,7 +45,7 @@ pub(crate) struct Tail {
     /// A snapshot that was walked and is whole once this entry was read, and its items.
     completing: Option<(LogIndex, u64)>,
     gather: bool,
-    synced_at: Option<tokio::time::Instant>,
+    synced_at: Option<Instant>,
 }
 
 /// A place in the log.
@@ -253,7 +254,7 @@ impl Tail {
         if applied(&*self.origin) < next {
             self.origin.wait_applied(next).await;
             if self.gather {
-                tokio::time::sleep(GATHER).await;
+                sleep(GATHER).await;
             }
             self.gather = true;
         } else {
@@ -373,7 +374,7 @@ impl Tail {
         } else {
             let log = log.clone();
             let read = move || log.history(from, until, READ_BYTES);
-            match tokio::task::spawn_blocking(read).await {
+            match blocking(read).await {
                 Ok(entries) => entries,
                 Err(_) => return Err(CdcError::Stopped { shard: self.shard }),
             }
@@ -400,9 +401,10 @@ impl Tail {
         let shard = self.shard;
         while self.origin.log().durable() < index {
             if let Some(at) = self.synced_at {
-                tokio::time::sleep_until(at + SYNC_PAUSE).await;
+                let waited = boot_now().saturating_since(at);
+                sleep(SYNC_PAUSE.saturating_sub(waited)).await;
             }
-            self.synced_at = Some(tokio::time::Instant::now());
+            self.synced_at = Some(boot_now());
             if index <= self.origin.log().durable() {
                 break;
             }

@@ -33,7 +33,7 @@ use self::weight::{frees_space, weight};
 use crate::codec::committed_leader;
 use crate::queue::Submission;
 use crate::replica::{Leadership, Replica};
-use crate::runtime::{Sleep, sleep};
+use crate::runtime::{Sleep, sleep, stall};
 use crate::type_config::{Applied, Batch};
 
 /// How many commands ahead memory is asked for.
@@ -127,6 +127,7 @@ impl Proposer {
             return;
         }
         self.rooms_missed = 0;
+        stall().await;
         let bytes = facts.as_ref().map_or(0, Bytes::len);
         let spans = traced::begin(&asked, self.replica.id, term, bytes);
         let fate = match facts {
