@@ -51,16 +51,23 @@ pub(crate) struct Shared {
     pub(crate) stop: AtomicBool,
     /// What clients and readers saw that no history is needed to judge.
     pub(crate) complaint: Mutex<Option<Failure>>,
+    /// Whether acknowledged writes may be lost: syncs come later, and the power is cut once.
+    pub(crate) is_relaxed: bool,
     /// Which machines believe to lead a shard, and since which term: as of a few milliseconds ago.
     pub(crate) leading: Mutex<BTreeMap<(ShardId, u64), usize>>,
     values: AtomicU64,
 }
 
 impl Shared {
-    pub(crate) fn new(executor: &Arc<Executor>, machines: &[Arc<Machine>]) -> Arc<Self> {
+    pub(crate) fn new(
+        executor: &Arc<Executor>,
+        machines: &[Arc<Machine>],
+        is_relaxed: bool,
+    ) -> Arc<Self> {
         Arc::new(Self {
             executor: Arc::clone(executor),
             machines: machines.to_vec(),
+            is_relaxed,
             lasting: Mutex::new(Recorder::new()),
             expiring: Mutex::new(Recorder::new()),
             stop: AtomicBool::new(false),
@@ -355,7 +362,8 @@ impl Client {
         let again = self
             .ask_until_answered(held.subject, &held.action, Some(held.request))
             .await;
-        if !matches!(again, Outcome::Failed | Outcome::Unknown) && again != held.outcome {
+        let is_answer = !matches!(again, Outcome::Failed | Outcome::Unknown);
+        if is_answer && again != held.outcome && !self.shared.is_relaxed {
             self.shared.complain(Failure::AnsweredOtherwise {
                 subject: held.subject.name(),
                 action: held.action.to_string(),

@@ -72,6 +72,13 @@ impl Fault {
     ];
 }
 
+impl Fault {
+    /// Whether everything that is written stays.
+    pub(crate) const fn keeps_disks(self) -> bool {
+        !matches!(self, Self::SyncFailure | Self::Replace)
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
@@ -269,6 +276,10 @@ impl Nemesis {
     }
 
     fn loss(&self) -> CrashLoss {
+        if self.shared.is_relaxed {
+            // Who has lost what it acknowledged must not come back under its name.
+            return CrashLoss::Nothing;
+        }
         match self.below(4) {
             0 => CrashLoss::Nothing,
             1 => CrashLoss::Everything,
@@ -473,6 +484,35 @@ impl Nemesis {
     /// Which machine is being replaced.
     pub(crate) fn replaced(&self) -> Option<usize> {
         self.replacing.lock().map(|replacement| replacement.machine)
+    }
+
+    /// Cuts the power of all machines. They go on with what is on their disks, as after `--accept-loss`,
+    /// but for one that led: its disk is gone, and with it what it alone had synced. `down` is called
+    /// while none runs.
+    pub(crate) async fn cut_power(&self, down: impl FnOnce()) {
+        let loss = if self.below(2) == 0 {
+            CrashLoss::Everything
+        } else {
+            CrashLoss::Random
+        };
+        let shard = ShardId::new(u32::try_from(self.below(SHARDS.into())).unwrap_or(0));
+        let leader = self.leader(shard).map(|(machine, _)| machine);
+        let lost = leader.unwrap_or_else(|| self.victim());
+        let old = lost.id();
+        for machine in self.machines() {
+            machine.crash(loss);
+        }
+        down();
+        lost.wipe();
+        *self.replacing.lock() = Some(Replacement {
+            machine: lost.number,
+            old,
+            new: lost.id(),
+        });
+        for machine in self.machines() {
+            machine.start(Formation::Join);
+        }
+        self.replace().await;
     }
 
     /// Steps all wall clocks, until everything is healed.

@@ -81,6 +81,7 @@ pub(crate) struct Character {
     pub(crate) batch_operations_max: usize,
     /// Whether log is kept for readers of changes beyond what replication needs.
     pub(crate) keeps_history: bool,
+    pub(crate) fsync: FsyncPolicy,
 }
 
 /// See the module.
@@ -276,7 +277,7 @@ impl Machine {
             (state.disk.as_process(), state.id, state.boot)
         };
         let config = LogConfig {
-            fsync: FsyncPolicy::Always,
+            fsync: self.character.fsync,
             segment_bytes: SEGMENT_BYTES,
             tail_bytes_max: 8 * 1024,
             own_thread: false,
@@ -388,7 +389,10 @@ impl Machine {
     /// Between two steps of a session its thread may have to wait for a processor, now and then long.
     async fn descheduled(&self) {
         if self.executor.below(4) == 0 {
-            let micros = self.executor.below(10_000);
+            let micros = match self.executor.below(16) {
+                0 => self.executor.below(400_000),
+                _ => self.executor.below(10_000),
+            };
             sleep(&self.executor, Duration::from_micros(micros)).await;
         }
     }
