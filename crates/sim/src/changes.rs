@@ -295,7 +295,7 @@ type Message = (Event, oneshot::Sender<()>);
 async fn connection(
     executor: Arc<Executor>,
     changes: Arc<Changes>,
-    mut messages: mpsc::UnboundedReceiver<Message>,
+    mut messages: mpsc::Receiver<Message>,
 ) {
     // One in so many messages breaks it, and in some connections the broker takes its time.
     let breaks_one_in = 50 + executor.below(500);
@@ -393,7 +393,7 @@ async fn follow(
         }
         opened => opened?,
     };
-    let (outlet, messages) = mpsc::unbounded_channel();
+    let (outlet, messages) = mpsc::channel(WINDOW);
     let executor = Arc::clone(&machine.executor);
     executor.spawn_on(
         OUTSIDE,
@@ -423,7 +423,7 @@ async fn follow(
                     let Some(place) = batch.place_at(event) else {
                         continue;
                     };
-                    if outlet.send((event.clone(), confirm)).is_err() {
+                    if outlet.send((event.clone(), confirm)).await.is_err() {
                         return Ok(());
                     }
                     if bug::is_on(Bug::CursorBeforeConfirm) {
