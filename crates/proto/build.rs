@@ -16,6 +16,10 @@ const FILES: [&str; 6] = [
     "service/kv.proto",
 ];
 
+/// What governs a cluster. Not among the descriptors: a gateway exposes whatever those have, and
+/// nobody should govern a cluster through a gateway by accident.
+const ADMIN_FILE: &str = "flux/admin/v1/cluster.proto";
+
 /// Messages that are written as JSON without descriptors, since the program itself writes many.
 const EVENT_MESSAGES: [&str; 6] = [
     "CloudEvent",
@@ -67,5 +71,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         builder = builder.field_attribute(path, "#[serde(with = \"crate::text_number\")]");
     }
     builder.compile_fds(compiler.file_descriptor_set())?;
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_imports(true).include_source_info(true);
+    compiler.open_file(ADMIN_FILE)?;
+    tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

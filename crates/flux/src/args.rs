@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use crate::cmd::admin::{self, Admin};
 use crate::settings::{Form, KEYS, Part, Settings};
 
 /// What the process was asked to do.
@@ -19,6 +20,8 @@ pub(crate) enum Task {
     Run(Run),
     /// `flux cli`.
     Cli(Cli),
+    /// `flux admin …`.
+    Admin(Admin),
     /// `flux log …`.
     Log(LogTask, PathBuf),
     /// `flux config`.
@@ -117,6 +120,7 @@ fn task(matches: &ArgMatches) -> Result<Task, clap::Error> {
         "server" => Task::Run(run(inner, &[Part::Node])),
         "gateway" => Task::Run(run(inner, &[Part::Gateway])),
         "cli" => Task::Cli(cli(inner)?),
+        "admin" => Task::Admin(admin::read(inner)),
         "log" => {
             let (verb, inner) = inner.subcommand().unwrap_or(("verify", inner));
             let task = match verb {
@@ -272,6 +276,7 @@ pub(crate) fn command() -> Command {
         )
         .subcommand(cli_command())
         .subcommand(crate::cmd::cdc_consumer::command())
+        .subcommand(admin::command())
         .subcommand(log_command())
         .subcommand(
             Command::new("config")

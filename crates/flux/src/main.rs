@@ -55,6 +55,7 @@ fn main() -> ExitCode {
     let outcome = match task {
         Task::Run(run) => cmd::run::run(run),
         Task::Cli(cli) => cmd::cli::run(cli),
+        Task::Admin(admin) => cmd::admin::run(admin),
         Task::Log(task, dir) => cmd::log::run(task, &dir),
         Task::Config(run, view) => cmd::config::run(run, view),
         Task::CdcConsumer(matches) => cmd::cdc_consumer::run(&matches),

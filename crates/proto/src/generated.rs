@@ -34,6 +34,15 @@ pub(crate) mod flux {
         }
     }
 
+    pub(crate) mod admin {
+        //! The cluster.
+
+        pub mod v1 {
+            //! The interface `flux.admin.v1`.
+            tonic::include_proto!("flux.admin.v1");
+        }
+    }
+
     pub(crate) mod error {
         //! What went wrong.
 

@@ -15,6 +15,10 @@ pub use generated::flux::kv::v1 as kv;
 /// The interface `flux.cdc.v1`.
 pub use generated::flux::cdc::v1 as cdc;
 
+/// The interface `flux.admin.v1`, of which neither reflection nor [`FILE_DESCRIPTOR_SET`] tells: a
+/// gateway in front of a node does not expose it.
+pub use generated::flux::admin::v1 as admin;
+
 /// The interface of the first Flux-KV, package `service`.
 pub use generated::service as original;
 
@@ -63,6 +67,16 @@ mod tests {
             marked += 1;
         }
         assert!(marked >= 12, "{marked}");
+    }
+
+    #[test]
+    fn a_gateway_that_exposes_all_descriptors_does_not_let_anybody_govern() {
+        let mut services = pool()
+            .services()
+            .map(|service| service.full_name().to_owned())
+            .collect::<Vec<_>>();
+        services.sort();
+        assert_eq!(services, [WATCH_SERVICE, KV_SERVICE, ORIGINAL_SERVICE]);
     }
 
     #[test]

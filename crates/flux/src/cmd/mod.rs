@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+pub(crate) mod admin;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod cdc_consumer;
 #[cfg(not(feature = "rabbitmq"))]
@@ -27,6 +28,15 @@ pub(crate) fn runtime() -> Result<Runtime, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("the runtime: {error}")))
+}
+
+/// The innermost reason, which is what a person can do something about.
+pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
 }
 
 /// Runs a program to its end, and does not wait for what still blocks a thread then: such as looking

@@ -21,6 +21,11 @@ impl Password {
 }
 
 impl Password {
+    /// What it is now; empty: none.
+    pub(crate) fn current(&self) -> Arc<str> {
+        (self.0)()
+    }
+
     /// Whether a request that presents this may read values.
     pub(crate) fn allows(&self, presented: Option<&[u8]>) -> bool {
         Authorization::new(self.clone()).check(presented).is_ok()
@@ -45,7 +50,7 @@ impl Authorization {
     }
 
     fn check(&self, presented: Option<&[u8]>) -> Result<(), Error> {
-        let password = (self.password.0)();
+        let password = self.password.current();
         if password.is_empty() {
             return Ok(());
         }

@@ -5,6 +5,7 @@
 
 mod auth;
 mod batch;
+mod cluster;
 mod deadline;
 mod health;
 mod kv;
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use axum::Router;
 use flux_env::{Clock, Instant};
+use flux_proto::admin::cluster_server::ClusterServer;
 use flux_proto::cdc::watch_server::WatchServer;
 use flux_proto::convert::{Call, Limits};
 use flux_proto::kv::kv_server::KvServer;
@@ -41,6 +43,7 @@ use crate::readiness::Readiness;
 use auth::Authorization;
 
 pub(crate) use auth::Password;
+pub(crate) use cluster::ClusterApi;
 use health::HealthService;
 use watch::WatchApi;
 
@@ -63,6 +66,8 @@ pub(crate) struct Parts<E> {
     pub(crate) password: Password,
     /// The change stream; without it the port has no such service.
     pub(crate) changes: Option<Changes>,
+    /// What is known of the cluster; without it the port has no such service.
+    pub(crate) cluster: Option<ClusterApi>,
 }
 
 /// All services of the gRPC port. Keys and reflection ask for the password; health does not, because
@@ -117,7 +122,11 @@ pub(crate) fn router<E: Execute>(parts: Parts<E>) -> Router {
             authorization.clone(),
         ));
     let routes = match watch {
-        Some(watch) => routes.add_service(InterceptedService::new(watch, authorization)),
+        Some(watch) => routes.add_service(InterceptedService::new(watch, authorization.clone())),
+        None => routes,
+    };
+    let routes = match parts.cluster.map(ClusterServer::new) {
+        Some(cluster) => routes.add_service(InterceptedService::new(cluster, authorization)),
         None => routes,
     };
     routes

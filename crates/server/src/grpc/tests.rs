@@ -87,6 +87,7 @@ async fn start(password: &'static str) -> Server {
         value_bytes_max: VALUE_BYTES_MAX,
         password: Password::new(move || password.into()),
         changes: None,
+        cluster: None,
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());

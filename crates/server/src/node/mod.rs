@@ -224,6 +224,7 @@ impl Node {
             value_bytes_max: usize::try_from(context.config.value_size_max).unwrap_or(usize::MAX),
             password: password.clone(),
             changes: Some(changes.clone()),
+            cluster: Some(grpc::ClusterApi::of(&context, password.clone())),
         });
         let admin = admin::router(context.metrics.clone(), readiness, checks.clone());
         let admin = admin.merge(admin::changes_router(changes.clone(), password));

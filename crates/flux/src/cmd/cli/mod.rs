@@ -80,7 +80,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 /// The environment is read in one place, but for the password of a client that no settings concern.
-fn password() -> Option<String> {
+pub(crate) fn password() -> Option<String> {
     std::env::var_os("FLUX_PASSWORD")?
         .into_string()
         .ok()

@@ -15,6 +15,7 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 
 use super::quoted;
+use crate::cmd::innermost;
 use crate::{Failure, out};
 
 const USAGE: &str =
@@ -164,7 +165,7 @@ async fn stream(
     mut more: impl FnMut(&WatchResponse) -> bool,
 ) -> Result<(), Status> {
     let channel = endpoint.connect().await;
-    let channel = channel.map_err(|error| Status::unavailable(said(&error)))?;
+    let channel = channel.map_err(|error| Status::unavailable(innermost(&error)))?;
     let mut client = WatchClient::new(channel).max_decoding_message_size(usize::MAX);
     let mut messages = client.watch(asked).await?.into_inner();
     while let Some(response) = messages.message().await? {
@@ -174,15 +175,6 @@ async fn stream(
         }
     }
     Err(Status::unavailable("the node ended the stream"))
-}
-
-/// The innermost reason, which is what a person can do something about.
-fn said(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }
 
 /// Shows an event; whether it is a change.

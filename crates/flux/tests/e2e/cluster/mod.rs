@@ -1,5 +1,6 @@
 //! Three real processes as one cluster: how they find each other, and what failures they survive.
 
+mod admin;
 mod chaos;
 mod clients;
 mod guide;

@@ -1,0 +1,301 @@
+//! `flux.admin.v1.Cluster`: what the cluster looks like, and who is to lead.
+//!
+//! Every node answers. What only the leader of a shard can do is passed on to it, once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flux_cluster::SlotMap;
+use flux_env::Clock;
+use flux_proto::admin::cluster_client::ClusterClient;
+use flux_proto::admin::cluster_server::Cluster;
+use flux_proto::admin::{self, DescribeRequest, DescribeResponse};
+use flux_proto::admin::{TransferLeadershipRequest, TransferLeadershipResponse};
+use flux_raft::{MembershipError, Role, Shard};
+use flux_types::{ClusterId, Error, ErrorCode, NodeId, ShardId};
+use tonic::metadata::MetadataValue;
+use tonic::transport::Endpoint;
+use tonic::{Request, Response, Status};
+
+use super::{Password, to_status};
+use crate::context::Context;
+use crate::topology::{NodePlace, ShardPlace, Topology, TopologyHandle};
+
+/// How long a voter gets to take over; commands of the shard wait as long.
+const HAND_OVER: Duration = Duration::from_secs(3);
+/// How long the leader gets to say how that went, beyond it.
+const PASSED_ON: Duration = Duration::from_secs(2);
+/// Marks a call that came from another node: it is not passed on again.
+const PASSED_ON_KEY: &str = "flux-passed-on";
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(crate) struct ClusterApi {
+    cluster: ClusterId,
+    topology: TopologyHandle,
+    slots: SlotMap,
+    shards: Arc<[Shard]>,
+    /// Whether its nodes have numbers.
+    has_peers: bool,
+    clock: Arc<dyn Clock>,
+    /// What other nodes want to hear: the same as this one.
+    password: Password,
+}
+
+impl ClusterApi {
+    /// That of a node; `password` is what other nodes want to hear too.
+    pub(crate) fn of(context: &Context, password: Password) -> Self {
+        Self {
+            cluster: context.identity.cluster,
+            topology: context.topology.clone(),
+            slots: context.home.map().clone(),
+            shards: context.home.shards().into(),
+            has_peers: context.peers.is_some(),
+            clock: Arc::clone(&context.clock),
+            password,
+        }
+    }
+
+    fn description(&self, topology: &Topology) -> DescribeResponse {
+        let ranges = self.slots.ranges();
+        let slots_of = |shard: ShardId| {
+            let own = ranges.iter().filter(|(_, _, owner)| *owner == shard);
+            own.map(|(first, last, _)| admin::SlotRange {
+                first: u32::from(first.get()),
+                last: u32::from(last.get()),
+            })
+            .collect()
+        };
+        let shard = |place: &ShardPlace| admin::Shard {
+            shard: place.shard.get(),
+            slots: slots_of(place.shard),
+            leader: place.leader.map(NodeId::get),
+            term: place.term.get(),
+            voters: place.voters.iter().map(|node| node.get()).collect(),
+            learners: place.learners.iter().map(|node| node.get()).collect(),
+        };
+        let node = |place: &NodePlace| admin::Node {
+            id: place.node.get(),
+            number: if self.has_peers {
+                place.node.physical()
+            } else {
+                0
+            },
+            host: place.host.clone(),
+            resp_port: u32::from(place.resp),
+            grpc_port: u32::from(place.grpc),
+            admin_port: u32::from(place.admin),
+            peer_port: u32::from(place.peer),
+            reachable: place.is_reachable,
+        };
+        DescribeResponse {
+            cluster: self.cluster.get(),
+            node: topology.own.get(),
+            nodes: topology.nodes.iter().map(node).collect(),
+            shards: topology.shards.iter().map(shard).collect(),
+        }
+    }
+
+    /// Hands over a shard that this node leads.
+    async fn hand_over(&self, shard: &Shard, target: NodeId) -> Result<(), Error> {
+        let deadline = self.clock.now() + HAND_OVER;
+        let handed_over = shard.transfer_leadership(target, deadline).await;
+        handed_over.map_err(|error| of_membership(&error))
+    }
+
+    /// Asks the leader to do it.
+    async fn pass_on(
+        &self,
+        leader: &NodePlace,
+        asked: TransferLeadershipRequest,
+    ) -> Result<Response<TransferLeadershipResponse>, Status> {
+        let host = &leader.host;
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host.clone()
+        };
+        let address = format!("http://{host}:{}", leader.grpc);
+        let endpoint = Endpoint::from_shared(address);
+        let endpoint = endpoint.map_err(|_| unavailable(leader))?;
+        let endpoint = endpoint
+            .connect_timeout(PASSED_ON)
+            .timeout(HAND_OVER + PASSED_ON);
+        let channel = endpoint.connect().await;
+        let channel = channel.map_err(|_| unavailable(leader))?;
+        let mut request = Request::new(asked);
+        let metadata = request.metadata_mut();
+        metadata.insert(PASSED_ON_KEY, MetadataValue::from_static("1"));
+        let password = self.password.current();
+        if !password.is_empty() {
+            let value = format!("Bearer {password}").parse();
+            let value = value.map_err(|_| {
+                let problem = "the password cannot be sent to the leader: it has characters that \
+                               no header may have";
+                to_status(&Error::not_done(ErrorCode::Invalid, problem))
+            })?;
+            metadata.insert("authorization", value);
+        }
+        ClusterClient::new(channel)
+            .transfer_leadership(request)
+            .await
+    }
+}
+
+#[tonic::async_trait]
+impl Cluster for ClusterApi {
+    async fn describe(
+        &self,
+        _: Request<DescribeRequest>,
+    ) -> Result<Response<DescribeResponse>, Status> {
+        Ok(Response::new(self.description(&self.topology.current())))
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<TransferLeadershipRequest>,
+    ) -> Result<Response<TransferLeadershipResponse>, Status> {
+        let is_passed_on = request.metadata().contains_key(PASSED_ON_KEY);
+        let asked = request.into_inner();
+        let topology = self.topology.current();
+        let target = target(&topology, asked).map_err(|error| to_status(&error))?;
+        let shard = self.shards.get(asked.shard as usize);
+        let shard = shard.ok_or_else(|| to_status(&no_shard(asked.shard)))?;
+        let status = shard.status();
+        let done = |former: NodeId| {
+            let (former, leader) = (former.get(), target.get());
+            Ok(Response::new(TransferLeadershipResponse { former, leader }))
+        };
+        if status.role == Role::Leader {
+            if status.node == target {
+                return done(target);
+            }
+            let handed_over = self.hand_over(shard, target).await;
+            return match handed_over {
+                Ok(()) => done(status.node),
+                Err(error) => Err(to_status(&error)),
+            };
+        }
+        let leader = topology.leader_of(ShardId::new(asked.shard));
+        match leader {
+            Some(leader) if leader.node != topology.own && !is_passed_on => {
+                self.pass_on(leader, asked).await
+            }
+            Some(_) | None => {
+                let problem = format!("nobody is known to lead shard {} now", asked.shard);
+                Err(to_status(&Error::not_done(ErrorCode::Unavailable, problem)))
+            }
+        }
+    }
+}
+
+/// The voter of that number, if it is there: the shard stands still until it has taken over.
+fn target(topology: &Topology, asked: TransferLeadershipRequest) -> Result<NodeId, Error> {
+    let shard = ShardId::new(asked.shard);
+    let place = topology.shard(shard).ok_or_else(|| no_shard(asked.shard))?;
+    let voter = place
+        .voters
+        .iter()
+        .find(|voter| voter.physical() == asked.node);
+    let voter = voter.copied().ok_or_else(|| {
+        let voters = place
+            .voters
+            .iter()
+            .map(|voter| voter.physical().to_string());
+        let voters = voters.collect::<Vec<_>>().join(", ");
+        let problem = format!(
+            "node {} has no vote in shard {shard}: choose one of {voters}",
+            asked.node
+        );
+        Error::not_done(ErrorCode::Conflict, problem)
+    })?;
+    if topology.node(voter).is_some_and(|node| node.is_reachable) {
+        return Ok(voter);
+    }
+    let problem = format!("node {} has not been heard of lately", asked.node);
+    Err(Error::not_done(ErrorCode::Conflict, problem))
+}
+
+fn no_shard(shard: u32) -> Error {
+    Error::not_done(ErrorCode::Invalid, format!("there is no shard {shard}"))
+}
+
+fn unavailable(leader: &NodePlace) -> Status {
+    let problem = format!(
+        "the leader, node {} at {}:{}, cannot be reached",
+        leader.node.physical(),
+        leader.host,
+        leader.grpc
+    );
+    to_status(&Error::not_done(ErrorCode::Unavailable, problem))
+}
+
+fn of_membership(error: &MembershipError) -> Error {
+    let text = error.to_string();
+    match error {
+        MembershipError::NotLeader { .. } => Error::not_done(ErrorCode::NotLeader, text),
+        MembershipError::Timeout => Error::unknown(
+            ErrorCode::Timeout,
+            "the node did not take over in time; it still may",
+        ),
+        MembershipError::Interrupted(_) => Error::unknown(ErrorCode::Unavailable, text),
+        MembershipError::InProgress
+        | MembershipError::NotALearner(_)
+        | MembershipError::VoterCount(_) => Error::not_done(ErrorCode::Conflict, text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topology() -> Topology {
+        let node = |number| NodeId::of_incarnation(number, 7);
+        Topology {
+            own: node(1),
+            shards: vec![ShardPlace {
+                leader: Some(node(1)),
+                voters: [1, 2, 3].map(node).to_vec(),
+                learners: vec![node(4)],
+                ..ShardPlace::default()
+            }],
+            nodes: [1, 2, 3, 4]
+                .map(|number| NodePlace {
+                    node: node(number),
+                    is_reachable: number != 3,
+                    ..NodePlace::default()
+                })
+                .to_vec(),
+        }
+    }
+
+    #[test]
+    fn only_a_voter_that_is_there_can_be_asked_to_lead_a_shard() {
+        let asked = |shard, node| target(&topology(), TransferLeadershipRequest { shard, node });
+        assert_eq!(asked(0, 2), Ok(NodeId::of_incarnation(2, 7)));
+        let learner = asked(0, 4).expect_err("no vote");
+        assert_eq!(learner.code, ErrorCode::Conflict);
+        assert!(
+            learner.message.contains("choose one of 1, 2, 3"),
+            "{learner:?}"
+        );
+        let away = asked(0, 3).expect_err("not there");
+        assert!(away.message.contains("has not been heard of"), "{away:?}");
+        assert_eq!(asked(1, 1).expect_err("no shard").code, ErrorCode::Invalid);
+    }
+
+    #[test]
+    fn whether_it_was_done_is_said_for_every_failure() {
+        let outcome = |error| of_membership(&error).outcome;
+        assert_eq!(
+            outcome(MembershipError::NotLeader { leader: None }),
+            flux_types::Outcome::NotDone
+        );
+        assert_eq!(
+            outcome(MembershipError::Timeout),
+            flux_types::Outcome::Unknown
+        );
+        let interrupted = MembershipError::Interrupted("gone".to_owned());
+        assert_eq!(outcome(interrupted), flux_types::Outcome::Unknown);
+    }
+}
