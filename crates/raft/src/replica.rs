@@ -264,6 +264,10 @@ impl Replica {
             purged: index(&metrics.purged),
             flushed: self.log.state().flushed,
             voters: membership.voter_ids().map(NodeId::new).collect(),
+            voters_after: match &**membership.get_joint_config() {
+                [_, .., after] => Some(after.iter().copied().map(NodeId::new).collect()),
+                [] | [_] => None,
+            },
             learners: membership.learner_ids().map(NodeId::new).collect(),
             replication: metrics
                 .replication

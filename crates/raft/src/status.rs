@@ -79,8 +79,10 @@ pub struct ShardStatus {
     pub purged: LogIndex,
     /// Flushed under its fsync policy.
     pub flushed: LogIndex,
-    /// Who votes.
+    /// Who votes; while a change of voters is under way, those before and after it.
     pub voters: Vec<NodeId>,
+    /// While a change of voters is under way, or was left behind: who votes after it.
+    pub voters_after: Option<Vec<NodeId>>,
     /// Who follows without a vote.
     pub learners: Vec<NodeId>,
     /// On the leader: how far each replica's log is known to reach.

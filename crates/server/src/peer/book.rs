@@ -3,7 +3,7 @@
 //!
 //! Lock order: the book's lock is a leaf.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -158,6 +158,15 @@ impl Book {
         let known = state.cards.get(&physical)?;
         let is_well = known.is_alive(now) && known.standing == Standing::Member;
         is_well.then_some(known.card.node)
+    }
+
+    /// The lives of other nodes that have been heard of lately and are well.
+    pub(crate) fn all_living(&self) -> BTreeSet<NodeId> {
+        let now = self.clock.now();
+        let state = self.state.lock();
+        let well = |known: &&Known| known.is_alive(now) && known.standing == Standing::Member;
+        let living = state.cards.values().filter(well);
+        living.map(|known| known.card.node).collect()
     }
 
     /// Everybody else, and whether each has been heard of lately.

@@ -1,14 +1,16 @@
-//! Keeps a shard's voters alive: the leader replaces one whose node has begun another life.
+//! Keeps a shard's voters alive: its leader takes one step after the other
+//! ([`flux_cluster::reconcile`]) until the members are those that should be.
 //!
 //! A node that lost its disk, or cannot trust it, comes back under the same number as another
 //! node. Its shards' leaders see that in the news, let it follow, wait until it has caught up, give
-//! it the vote of its former life, and let that go. One step at a time, and nothing that a restart
-//! of the leader could not take up again, because each step starts from the shard's own membership.
+//! it the vote of its former life, and let that go. Nothing is remembered between two looks, so that
+//! another leader can take it up: each step starts from the shard's own membership.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flux_cluster::reconcile::{Members, Step, next_step};
 use flux_raft::{MembershipError, Shard, ShardStatus};
 use flux_types::NodeId;
 
@@ -21,50 +23,20 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// How many entries behind the leader counts as caught up: what a change of voters waits for.
 const LAG_MAX: u64 = 64;
 
-/// What a leader does next about its shard's members.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
-    /// Lets a node follow.
-    Learn(NodeId),
-    /// Gives the votes to these.
-    Vote(BTreeSet<NodeId>),
-    /// Lets a follower go.
-    Forget(NodeId),
-}
-
-/// Decides. `living` names the life of a node that is there and well, by its number.
-fn next_step(status: &ShardStatus, living: impl Fn(u32) -> Option<NodeId>) -> Option<Step> {
-    let is_member = |node: &NodeId| status.voters.contains(node) || status.learners.contains(node);
-    for voter in &status.voters {
-        let Some(newer) = living(voter.physical()).filter(|newer| newer != voter) else {
-            continue;
-        };
-        if voter.physical() == status.node.physical() {
-            continue;
-        }
-        if !is_member(&newer) {
-            return Some(Step::Learn(newer));
-        }
-        let reached = status.replication.iter().find(|(node, _)| *node == newer);
-        let has_caught_up =
-            reached.is_some_and(|(_, index)| status.last.get() <= index.get() + LAG_MAX);
-        if status.learners.contains(&newer) && has_caught_up {
-            let mut voters: BTreeSet<NodeId> = status.voters.iter().copied().collect();
-            voters.remove(voter);
-            voters.insert(newer);
-            return Some(Step::Vote(voters));
-        }
+/// A shard as its leader sees it. `living` are the lives of other nodes that are there and well.
+fn members(status: &ShardStatus, living: BTreeSet<NodeId>) -> Members {
+    let reached = |index: u64| status.last.get() <= index + LAG_MAX;
+    let caught_up = status.replication.iter();
+    let caught_up = caught_up.filter(|(_, index)| reached(index.get()));
+    let after = status.voters_after.as_ref();
+    Members {
+        own: status.node,
+        voters: status.voters.iter().copied().collect(),
+        after: after.map(|after| after.iter().copied().collect()),
+        learners: status.learners.iter().copied().collect(),
+        caught_up: caught_up.map(|(node, _)| *node).collect(),
+        living,
     }
-    let is_former = |learner: &&NodeId| {
-        living(learner.physical()).is_some_and(|newer| newer != **learner)
-            || (learner.physical() == status.node.physical() && **learner != status.node)
-    };
-    status
-        .learners
-        .iter()
-        .find(is_former)
-        .copied()
-        .map(Step::Forget)
 }
 
 /// Looks after the shards that this node leads, until it ends.
@@ -81,11 +53,12 @@ pub(crate) async fn keep(peers: Arc<Peers>) {
             if !shard.is_writable() {
                 continue;
             }
-            let status = shard.status();
-            let Some(step) = next_step(&status, |number| peers.book.living(number)) else {
+            let members = members(&shard.status(), peers.book.all_living());
+            let Some(step) = next_step(&members, None) else {
                 continue;
             };
             match take(&peers, shard, step.clone()).await {
+                Ok(()) if matches!(step, Step::Wait(_)) => {}
                 Ok(()) => tracing::info!(shard = %shard.id(), ?step, "membership changed"),
                 Err(error) => {
                     tracing::debug!(shard = %shard.id(), ?step, %error, "membership not changed");
@@ -99,8 +72,10 @@ async fn take(peers: &Peers, shard: &Shard, step: Step) -> Result<(), Membership
     let deadline = peers.clock.now() + LIMIT;
     match step {
         Step::Learn(node) => shard.add_learner(node, deadline).await,
+        Step::Wait(_) => Ok(()),
         Step::Vote(voters) => shard.change_voters(voters, deadline).await,
         Step::Forget(node) => shard.remove_learner(node, deadline).await,
+        Step::Lead(node) => shard.transfer_leadership(node, deadline).await,
     }
 }
 
@@ -131,6 +106,7 @@ mod tests {
             purged: index,
             flushed: index,
             voters: voters.to_vec(),
+            voters_after: None,
             learners: learners.to_vec(),
             replication: all.map(|node| (*node, LogIndex::new(reached))).collect(),
             is_writable: true,
@@ -144,37 +120,26 @@ mod tests {
     }
 
     #[test]
-    fn another_life_follows_then_votes_then_the_former_goes() {
+    fn another_life_gets_the_vote_of_the_former_once_it_lacks_little() {
         let (one, two, three, newer) = (node(1, 1), node(2, 1), node(3, 1), node(3, 9));
-        let living = |number| match number {
-            2 => Some(two),
-            3 => Some(newer),
-            _ => None,
+        let step = |reached| {
+            let status = status(&[one, two, three], &[newer], reached);
+            next_step(&members(&status, BTreeSet::from([two, newer])), None)
         };
-        let step = |voters: &[NodeId], learners: &[NodeId], reached| {
-            next_step(&status(voters, learners, reached), living)
-        };
-        assert_eq!(step(&[one, two, three], &[], 0), Some(Step::Learn(newer)));
-        assert_eq!(
-            step(&[one, two, three], &[newer], 0),
-            None,
-            "not yet caught up"
-        );
+        assert_eq!(step(1000 - LAG_MAX - 1), Some(Step::Wait(newer)));
         let voters = BTreeSet::from([one, two, newer]);
-        assert_eq!(
-            step(&[one, two, three], &[newer], 990),
-            Some(Step::Vote(voters))
-        );
-        assert_eq!(
-            step(&[one, two, newer], &[three], 990),
-            Some(Step::Forget(three))
-        );
-        assert_eq!(step(&[one, two, newer], &[], 990), None);
+        assert_eq!(step(1000 - LAG_MAX), Some(Step::Vote(voters)));
     }
 
     #[test]
-    fn a_node_that_is_only_away_keeps_its_vote() {
-        let voters = [node(1, 1), node(2, 1), node(3, 1)];
-        assert_eq!(next_step(&status(&voters, &[], 0), |_| None), None);
+    fn a_change_that_a_leader_left_behind_is_finished_by_the_next() {
+        let (one, two, three, newer) = (node(1, 1), node(2, 1), node(3, 1), node(3, 9));
+        let left_behind = ShardStatus {
+            voters_after: Some(vec![one, two, newer]),
+            ..status(&[one, two, three, newer], &[], 1000)
+        };
+        let seen = members(&left_behind, BTreeSet::from([two]));
+        let voters = BTreeSet::from([one, two, newer]);
+        assert_eq!(next_step(&seen, None), Some(Step::Vote(voters)));
     }
 }
