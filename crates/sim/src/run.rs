@@ -346,6 +346,10 @@ impl Cluster {
         if !enabled.contains(&Fault::Crash) {
             enabled.push(Fault::Crash);
         }
+        // And leadership that moves without an end is what most rules are about.
+        if !enabled.contains(&Fault::Transfer) && below(2) == 0 {
+            enabled.push(Fault::Transfer);
+        }
         let shared = Shared::new(executor, &machines, is_relaxed);
         let changes = has_readers.then(|| Changes::new(&shared));
         for (machine, changes) in machines.iter().zip(changes.iter().cycle()) {
