@@ -1,11 +1,9 @@
 //! One connection to a broker with one channel, both gone together.
 
 use std::fmt;
-use std::pin::Pin;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
-use lapin::{Channel, Connection, ConnectionProperties, Event};
+use lapin::{Channel, Connection, ConnectionProperties};
 
 use super::{Address, Trouble};
 
@@ -20,24 +18,12 @@ pub struct Link {
     connection: Connection,
     /// For everything that is said to the broker.
     pub channel: Channel,
-    events: Pin<Box<dyn Stream<Item = Event> + Send>>,
 }
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link").finish_non_exhaustive()
     }
-}
-
-/// What happens to a connection by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LinkEvent {
-    /// The broker takes nothing for now, and says why: it is short of memory or disk.
-    Blocked(String),
-    /// It takes messages again.
-    Unblocked,
-    /// The connection has ended.
-    Ended(Trouble),
 }
 
 impl Link {
@@ -52,40 +38,15 @@ impl Link {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let opening = async {
             let connection = Connection::connect_uri(address.uri(), properties).await?;
-            let events = connection.events_listener().boxed();
             let channel = connection.create_channel().await?;
             Ok(Self {
                 connection,
                 channel,
-                events,
             })
         };
         tokio::time::timeout(PATIENCE, opening)
             .await
             .map_err(|_| Trouble::silent("the opening of a connection"))?
-    }
-
-    /// Waits for what happens by itself.
-    ///
-    /// # Cancellation
-    /// Safe to drop.
-    pub async fn event(&mut self) -> LinkEvent {
-        loop {
-            match self.events.next().await {
-                Some(Event::ConnectionBlocked(reason)) => return LinkEvent::Blocked(reason),
-                Some(Event::ConnectionUnblocked) => return LinkEvent::Unblocked,
-                Some(Event::Error(error)) => return LinkEvent::Ended(error.into()),
-                // Flow control within the channel, and what later versions may add.
-                Some(_) => {}
-                None => return LinkEvent::Ended(Trouble::silent("anything: it is closed")),
-            }
-        }
-    }
-
-    /// Whether both still are open.
-    #[must_use]
-    pub fn is_open(&self) -> bool {
-        self.connection.status().connected() && self.channel.status().connected()
     }
 
     /// Says farewell, for as long as that makes sense.

@@ -8,6 +8,7 @@ pub mod routing;
 
 mod address;
 mod backoff;
+mod commits;
 mod config;
 mod frames;
 mod link;
@@ -25,7 +26,7 @@ mod window;
 pub use address::Address;
 pub use backoff::Backoff;
 pub use config::{Shape, SinkConfig, WINDOW_EVENTS_MAX};
-pub use link::{Link, LinkEvent};
+pub use link::Link;
 pub use pace::Pace;
 pub use sink::{CURSOR_NAME, Sink, SinkParts};
 pub use status::{Count, State, Status};

@@ -3,19 +3,10 @@
 /// Longest namespace; the whole key then stays far below AMQP's 255 bytes.
 const NAMESPACE_BYTES_MAX: usize = 64;
 
-/// The routing key of a data event: `kv.0.set.user` for a put of `user:1`.
+/// Appends the routing key of a data event: `kv.0.set.user` for a put of `user:1`.
 ///
 /// The namespace is the key up to the first `:`, in characters that are safe in a pattern; `_` if
 /// there is none of it.
-#[must_use]
-pub fn of_data(event: &str, key: &[u8]) -> String {
-    let mut routing = Vec::new();
-    write_of_data(event, key, &mut routing);
-    // Letters, digits and signs.
-    String::from_utf8(routing).unwrap_or_default()
-}
-
-/// Appends that routing key.
 pub(super) fn write_of_data(event: &str, key: &[u8], out: &mut Vec<u8>) {
     let end = key.iter().position(|byte| *byte == b':');
     let namespace = end.map_or(key, |end| key.get(..end).unwrap_or_default());
@@ -40,6 +31,12 @@ pub fn of_control(event: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn of_data(event: &str, key: &[u8]) -> String {
+        let mut routing = Vec::new();
+        write_of_data(event, key, &mut routing);
+        String::from_utf8(routing).expect("letters, digits and signs")
+    }
 
     #[test]
     fn the_namespace_is_the_key_up_to_the_first_colon() {

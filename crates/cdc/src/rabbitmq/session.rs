@@ -1,6 +1,6 @@
 //! One connection of the sink: reads, publishes, takes confirms, commits cursors.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use futures_util::future::select_all;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tracing::warn;
 
+use super::commits::Commits;
 use super::config::WINDOW_BYTES_MAX;
 use super::message::Message;
 use super::outlet::{Outlet, Told};
@@ -43,15 +44,11 @@ pub(super) enum End {
     Troubled(Trouble),
 }
 
-/// What was sent, until it is settled.
-#[derive(Clone, Copy, Debug)]
-struct Sent {
-    shard: ShardId,
-    place: Place,
-}
-
-/// A message on its way.
+/// A message on its way, until it is settled.
 struct Flight {
+    shard: ShardId,
+    /// The place in the change stream behind it.
+    place: Place,
     /// When its event was decided.
     at: UnixMillis,
     span: Option<Span>,
@@ -65,6 +62,8 @@ enum Step {
     Silence,
     Tick,
     Batch(usize, Result<Batch, CdcError>),
+    /// A commit has ended.
+    Committed,
     /// More may go.
     Go,
 }
@@ -77,9 +76,8 @@ pub(super) struct Session {
     turn: usize,
     /// The events being published, and how many of them were.
     batch: Option<(Batch, usize)>,
-    window: Window<Sent>,
-    /// What is in flight, oldest first, and the number of the oldest.
-    flights: VecDeque<Flight>,
+    /// What is in flight, and the number of the oldest.
+    window: Window<Flight>,
     oldest_tag: u64,
     /// The message that is being published.
     message: Message,
@@ -93,9 +91,7 @@ pub(super) struct Session {
     is_blocked: bool,
     heard_at: Instant,
     tick: Interval,
-    /// Settled and not yet committed.
-    uncommitted: BTreeMap<ShardId, Place>,
-    settled_since_commit: u64,
+    commits: Commits,
 }
 
 impl Session {
@@ -121,7 +117,6 @@ impl Session {
             turn: 0,
             batch: None,
             window: Window::new(sink.config.window, WINDOW_BYTES_MAX),
-            flights: VecDeque::new(),
             oldest_tag: 1,
             message: Message::default(),
             pace: Pace::new(sink.config.rate_max),
@@ -131,8 +126,7 @@ impl Session {
             is_blocked: false,
             heard_at: Instant::now(),
             tick,
-            uncommitted: BTreeMap::new(),
-            settled_since_commit: 0,
+            commits: Commits::default(),
         })
     }
 
@@ -155,7 +149,7 @@ impl Session {
     ) -> End {
         loop {
             let step = self.step(stop.as_mut()).await;
-            if let Err(end) = self.take(sink, step).await {
+            if let Err(end) = self.take(sink, step) {
                 return end;
             }
             self.publish(sink);
@@ -187,13 +181,14 @@ impl Session {
             && self.wait_until.is_none()
             && self.window.has_room();
         let silent_at = self.heard_at + CONFIRM_PATIENCE;
-        let waits_for_confirm = !self.flights.is_empty();
+        let waits_for_confirm = self.window.in_flight() > 0;
         let go_at = self.wait_until.unwrap_or(silent_at);
         let Self {
             outlet,
             followed,
             turn,
             tick,
+            commits,
             ..
         } = self;
         tokio::select! {
@@ -201,6 +196,7 @@ impl Session {
             () = stop => Step::Stop,
             told = outlet.hear() => Step::Told(told),
             _ = tick.tick() => Step::Tick,
+            Some(()) = commits.next() => Step::Committed,
             () = tokio::time::sleep_until(silent_at), if waits_for_confirm && !self.is_blocked => {
                 Step::Silence
             }
@@ -209,7 +205,7 @@ impl Session {
         }
     }
 
-    async fn take(&mut self, sink: &mut Sink, step: Step) -> Result<(), End> {
+    fn take(&mut self, sink: &mut Sink, step: Step) -> Result<(), End> {
         match step {
             Step::Stop => return Err(End::Stopped),
             Step::Silence => {
@@ -218,19 +214,20 @@ impl Session {
             }
             Step::Told(told) => {
                 self.take_told(sink, told).map_err(End::Troubled)?;
-                if self.settled_since_commit >= COMMIT_EVENTS {
-                    self.commit(sink).await;
+                if self.commits.settled() >= COMMIT_EVENTS {
+                    self.begin_commits(sink);
                 }
             }
             Step::Tick => {
                 self.outlet.beat(Instant::now()).map_err(End::Troubled)?;
-                self.commit(sink).await;
+                self.begin_commits(sink);
                 sink.note_lag(Some(self));
                 let followed: BTreeSet<_> = self.followed.iter().map(|one| one.shard).collect();
                 if followed != sink.led().collect() {
                     return Err(End::Moved);
                 }
             }
+            Step::Committed => {}
             Step::Go => {
                 self.wait_until = None;
                 self.rest(sink);
@@ -286,37 +283,34 @@ impl Session {
         };
         let place = usize::try_from(place).unwrap_or(usize::MAX);
         let first = if is_multiple { 0 } else { place };
-        let confirmed = self.flights.iter_mut().take(place.saturating_add(1));
+        let confirmed = self.window.iter_mut().take(place.saturating_add(1));
         for flight in confirmed.skip(first) {
             flight.is_confirmed = true;
         }
-        while self
-            .flights
-            .front()
-            .is_some_and(|flight| flight.is_confirmed)
+        let is_settled =
+            |window: &Window<Flight>| window.oldest().is_some_and(|it| it.is_confirmed);
+        while is_settled(&self.window)
+            && let Some(Flight { shard, place, .. }) = self.window.confirmed()
         {
-            self.flights.pop_front();
             self.oldest_tag += 1;
             sink.status.add(Count::Confirmed);
-            if let Some(Sent { shard, place }) = self.window.confirmed() {
-                sink.settled.insert(shard, place);
-                self.uncommitted.insert(shard, place);
-                self.settled_since_commit += 1;
-            }
+            sink.settled.insert(shard, place);
+            self.commits.settle(shard, place);
         }
         if !self.is_blocked {
             sink.flows();
         }
     }
 
-    /// Commits what has settled. What fails is committed with what settles later.
+    fn begin_commits(&mut self, sink: &Sink) {
+        self.commits.begin(|shard, place| sink.commit(shard, place));
+    }
+
+    /// Commits what has settled and waits for it.
     pub(super) async fn commit(&mut self, sink: &Sink) {
-        self.settled_since_commit = 0;
-        for (shard, place) in std::mem::take(&mut self.uncommitted) {
-            if !sink.commit(shard, place).await {
-                self.uncommitted.insert(shard, place);
-            }
-        }
+        self.commits
+            .finish(|shard, place| sink.commit(shard, place))
+            .await;
     }
 
     /// Publishes as much of the batch at hand as may go now.
@@ -350,15 +344,17 @@ impl Session {
             *done += 1;
             self.outlet
                 .publish(&message.routing_key, &message.properties, &message.body);
-            if self.flights.is_empty() {
+            if self.window.in_flight() == 0 {
                 self.heard_at = Instant::now();
             }
-            self.window.sent(message.body.len(), Sent { shard, place });
-            self.flights.push_back(Flight {
+            let flight = Flight {
+                shard,
+                place,
                 at,
                 span,
                 is_confirmed: false,
-            });
+            };
+            self.window.sent(message.body.len(), flight);
             sink.status.add(Count::Published);
         }
     }
@@ -382,13 +378,13 @@ impl Session {
             let (batch, done) = self.batch.as_ref()?;
             batch.events.get(*done).map(|event| event.at)
         };
-        let oldest = self.flights.front().map(|flight| flight.at);
+        let oldest = self.window.oldest().map(|flight| flight.at);
         oldest.or_else(next)
     }
 
     /// Says farewell.
     pub(super) async fn close(self) {
-        for flight in &self.flights {
+        for flight in self.window.iter() {
             if let Some(span) = &flight.span {
                 span.fail("UNCONFIRMED");
             }

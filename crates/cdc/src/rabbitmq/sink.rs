@@ -15,8 +15,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use flux_env::{Clock, Instant, Rng};
 use flux_types::{ClusterId, ShardId, UnixMillis};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tracing::{debug, info, warn};
 
+use super::commits::Committed;
 use super::session::{End, Session};
 use super::status::Count;
 use super::{Backoff, SinkConfig, State, Status, Trouble, TroubleKind};
@@ -247,30 +250,22 @@ impl Sink {
         }
     }
 
-    /// Commits how far a shard has got into its own replicated state.
-    pub(super) async fn commit(&self, shard: ShardId, place: Place) -> bool {
-        let Some(origin) = self.origin(shard) else {
-            return false;
-        };
+    /// Commits how far a shard has got into its own replicated state, within a limit of its own.
+    pub(super) fn commit(&self, shard: ShardId, place: Place) -> BoxFuture<'static, Committed> {
         let cursor = Cursor::new(self.cluster).with(shard, place);
-        let name = Bytes::from_static(CURSOR_NAME);
-        let put = origin.put_system(name, Some(Bytes::from(cursor.encode())));
-        match tokio::time::timeout(COMMIT_PATIENCE, put).await {
-            Ok(Ok(())) => {
-                self.status.add(Count::Commits);
-                pin(origin, place);
-                true
-            }
-            // It is tried again; until then the older cursor stands, which only repeats events.
-            Ok(Err(error)) => {
-                debug!(shard = shard.get(), %error, "a cursor was not committed");
-                false
-            }
-            Err(_) => {
-                debug!(shard = shard.get(), "a cursor was not committed in time");
-                false
+        let (origin, status) = (self.origin(shard).cloned(), Arc::clone(&self.status));
+        async move {
+            let is_done = match origin {
+                Some(origin) => put_cursor(&origin, &cursor, place, &status).await,
+                None => false,
+            };
+            Committed {
+                shard,
+                place,
+                is_done,
             }
         }
+        .boxed()
     }
 
     fn origin(&self, shard: ShardId) -> Option<&Arc<dyn Origin>> {
@@ -336,6 +331,33 @@ impl Sink {
     pub(super) fn flows(&self) {
         if self.status.set(State::Flowing) {
             info!(broker = %self.config.address, "changes flow to RabbitMQ");
+        }
+    }
+}
+
+/// Whether a cursor is committed now. If not, the older one stands, which only repeats events.
+async fn put_cursor(
+    origin: &Arc<dyn Origin>,
+    cursor: &Cursor,
+    place: Place,
+    status: &Status,
+) -> bool {
+    let shard = origin.log().id();
+    let name = Bytes::from_static(CURSOR_NAME);
+    let put = origin.put_system(name, Some(Bytes::from(cursor.encode())));
+    match tokio::time::timeout(COMMIT_PATIENCE, put).await {
+        Ok(Ok(())) => {
+            status.add(Count::Commits);
+            pin(origin, place);
+            true
+        }
+        Ok(Err(error)) => {
+            debug!(shard = shard.get(), %error, "a cursor was not committed");
+            false
+        }
+        Err(_) => {
+            debug!(shard = shard.get(), "a cursor was not committed in time");
+            false
         }
     }
 }

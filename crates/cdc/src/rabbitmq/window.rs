@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-/// Messages in flight; `P` is the place in the change stream behind each of them.
+/// Messages in flight; `P` is what is known of each, such as its place in the change stream.
 #[derive(Debug)]
 pub struct Window<P> {
     count_max: usize,
@@ -38,6 +38,22 @@ impl<P> Window<P> {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
+    }
+
+    /// The oldest message in flight.
+    #[must_use]
+    pub fn oldest(&self) -> Option<&P> {
+        self.in_flight.front().map(|(_, place)| place)
+    }
+
+    /// The messages in flight, the oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &P> {
+        self.in_flight.iter().map(|(_, place)| place)
+    }
+
+    /// The messages in flight, the oldest first, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut P> {
+        self.in_flight.iter_mut().map(|(_, place)| place)
     }
 
     /// Notes a message of `bytes` that was sent; `place` is how far the stream is with it.

@@ -86,7 +86,7 @@ impl Connection {
             Ok(Err(PeerError::Broken(reason))) => {
                 Err(RPCError::Network(NetworkError::from_string(reason)))
             }
-            Ok(Err(PeerError::Timeout)) | Err(_) => Err(RPCError::Timeout(late())),
+            Err(_) => Err(RPCError::Timeout(late())),
         }
     }
 }

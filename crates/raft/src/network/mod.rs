@@ -61,9 +61,6 @@ pub enum PeerError {
     /// The message or its answer got lost.
     #[error("the exchange with the peer broke: {0}")]
     Broken(String),
-    /// No answer in time.
-    #[error("the peer did not answer in time")]
-    Timeout,
 }
 
 /// Leader to follower: these entries follow that one.

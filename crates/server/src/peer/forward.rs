@@ -88,12 +88,10 @@ async fn carry(peers: Arc<Peers>, shard: ShardId, leader: NodeId, submission: Su
         },
         Ok(Err(PeerError::Unreachable(_))) => requeue(&peers, shard, submission).await,
         // A read can be asked again whatever became of it.
-        Ok(Err(PeerError::Broken(_) | PeerError::Timeout))
-            if !submission.commands.iter().any(Command::is_write) =>
-        {
+        Ok(Err(PeerError::Broken(_))) if !submission.commands.iter().any(Command::is_write) => {
             requeue(&peers, shard, submission).await;
         }
-        Ok(Err(PeerError::Broken(_) | PeerError::Timeout)) => {
+        Ok(Err(PeerError::Broken(_))) => {
             answer_all(submission, ErrorCode::Unavailable, LOST);
         }
         Err(_) => answer_all(submission, ErrorCode::Timeout, LATE),
