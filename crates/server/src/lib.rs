@@ -35,7 +35,7 @@ mod units;
 pub use config::{CdcConfig, Config, Fsync, Mistake, Reads, RespCluster};
 pub use error::{NodeFailure, StartError};
 pub use exec::Executor;
-pub use node::{Activity, Leaderships, Node};
+pub use node::{Activity, Given, Leaderships, Node};
 pub use ports::{Addresses, PeerPort};
 pub use rabbitmq::{EventFormat, RabbitConfig};
 pub use topology::{NodePlace, ShardPlace, Topology, TopologyHandle};

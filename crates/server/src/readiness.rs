@@ -4,10 +4,14 @@
 //! [`flux_telemetry::Checks`].
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 
 use flux_telemetry::checks::{Finding, Need, Report};
 use flux_types::{LogIndex, ShardId, Term};
 use serde::Serialize;
+
+use crate::context::Context;
+use crate::peer::Clockwork;
 
 /// Tells the state of every shard of this node.
 pub(crate) trait Readiness: fmt::Debug + Send + Sync + 'static {
@@ -17,9 +21,63 @@ pub(crate) trait Readiness: fmt::Debug + Send + Sync + 'static {
     /// Whether the node is shutting down and wants no new work.
     fn is_draining(&self) -> bool;
 
+    /// What else it finds of itself.
+    fn reports(&self) -> Vec<Report> {
+        Vec::new()
+    }
+
     /// Whether every shard takes writes, here or by way of here, and the node is not shutting down.
     fn is_ready(&self) -> bool {
         !self.is_draining() && self.shards().iter().all(ShardReadiness::is_served)
+    }
+}
+
+impl Readiness for Context {
+    fn shards(&self) -> Vec<ShardReadiness> {
+        self.home
+            .shards()
+            .iter()
+            .map(|shard| {
+                let status = shard.status();
+                let is_led_elsewhere = self
+                    .peers
+                    .as_ref()
+                    .is_some_and(|peers| !status.is_writable && peers.is_served(shard));
+                ShardReadiness {
+                    shard: status.id,
+                    is_writable: status.is_writable,
+                    is_led_elsewhere,
+                    members: (status.voters.len(), status.learners.len()),
+                    role: status.role.to_string(),
+                    term: status.term,
+                    committed: status.committed,
+                    applied: status.applied,
+                    failure: status.failure.map(|failure| failure.to_string()),
+                }
+            })
+            .collect()
+    }
+
+    fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::SeqCst)
+    }
+
+    fn reports(&self) -> Vec<Report> {
+        let report = |found: Clockwork| {
+            let text = found.describe();
+            Report {
+                name: "clock".to_owned(),
+                // Others lead what it does not: it serves all the same.
+                need: Need::Optional,
+                finding: if found.is_near() {
+                    Finding::Ok(text)
+                } else {
+                    Finding::Failed(text)
+                },
+            }
+        };
+        let found = self.peers.as_ref().map(|peers| peers.clockwork());
+        found.map(report).into_iter().collect()
     }
 }
 

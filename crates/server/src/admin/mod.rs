@@ -80,6 +80,7 @@ async fn readyz(
     let shards = admin.readiness.shards();
     let is_draining = admin.readiness.is_draining();
     let mut reports: Vec<Report> = shards.iter().map(ShardReadiness::report).collect();
+    reports.extend(admin.readiness.reports());
     reports.extend(admin.checks.reports());
     let is_ready = !is_draining && !reports.iter().any(Report::blocks);
     let status = if is_ready {

@@ -26,7 +26,7 @@ pub(crate) use log::{LogState, register_log};
 pub(crate) use peer::register_peers;
 #[cfg(feature = "rabbitmq")]
 pub(crate) use rabbitmq::register_rabbitmq;
-pub(crate) use raft::register_raft;
+pub(crate) use raft::{register_clock, register_raft};
 pub(crate) use store::register_stores;
 
 use crate::statistics::CommandTotals;

@@ -112,3 +112,21 @@ pub(crate) fn register_raft(
         });
     }
 }
+
+/// Adds how far this node's clock is ahead of the others', if they have told. `read` must not block.
+pub(crate) fn register_clock(
+    registry: &Registry,
+    read: impl Fn() -> Option<f64> + Send + Sync + 'static,
+) {
+    registry.collect(
+        "flux_raft_clock_ahead_seconds",
+        "How far this node's clock is ahead of the middle of the other nodes'; a leader beyond half a second hands its shards over",
+        Kind::Gauge,
+        &[],
+        move |samples| {
+            if let Some(seconds) = read() {
+                samples.push(&[], seconds);
+            }
+        },
+    );
+}

@@ -9,6 +9,7 @@
 //! dropped instead leaves its log as a killed process would.
 
 mod activity;
+mod given;
 mod join;
 mod leaderships;
 mod open;
@@ -21,7 +22,7 @@ use std::time::Duration;
 
 use flux_cluster::SlotMap;
 use flux_cluster::registry::{Registered, RegistryError};
-use flux_env::{Clock, Instant, RealClock};
+use flux_env::{Clock, Instant};
 use flux_log::Log;
 use flux_raft::Shard;
 use flux_telemetry::{Checks, Registry};
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use self::activity::Activity;
+pub use self::given::Given;
 use self::join::{Joined, join};
 pub use self::leaderships::Leaderships;
 use self::open::{Wiring, open_alone, start_shards};
@@ -46,12 +48,13 @@ use crate::exec::{Executor, Home, Lane};
 use crate::http_listener::HttpListener;
 use crate::listen::{Acceptor, end_idle};
 use crate::metrics::{
-    ChangesMetrics, LogState, Metrics, Protocol, register_log, register_raft, register_stores,
+    ChangesMetrics, LogState, Metrics, Protocol, register_clock, register_log, register_raft,
+    register_stores,
 };
 use crate::peer::{self, Forwarder, PeerNetwork, Peers};
 use crate::ports::{Addresses, Listeners, PeerPort};
 use crate::rabbitmq::{Publisher, PublisherParts};
-use crate::readiness::{Readiness, ShardReadiness};
+use crate::readiness::Readiness;
 use crate::registration::{host, registration};
 use crate::statistics::Statistics;
 use crate::topology::{self, NodePlace, Topology, TopologyHandle};
@@ -136,10 +139,30 @@ impl Node {
         registry: &Registry,
         checks: &Checks,
     ) -> Result<Self, StartError> {
+        let given = Given {
+            peer_port,
+            ..Given::default()
+        };
+        Self::start_given(given, config, registry, checks).await
+    }
+
+    /// As [`Node::start_with`], with what is not its configuration's.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    ///
+    /// # Cancellation
+    /// As [`Node::start`].
+    pub async fn start_given(
+        given: Given,
+        config: Config,
+        registry: &Registry,
+        checks: &Checks,
+    ) -> Result<Self, StartError> {
+        let Given { clock, peer_port } = given;
         config.validate().map_err(StartError::Config)?;
         let mut listeners = Listeners::bind(&config, peer_port)?;
         let addresses = listeners.addresses()?;
-        let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
         let started_at = clock.now();
         let mut cores = start_cores(&config)?;
         let places = Arc::clone(cores.places());
@@ -160,6 +183,10 @@ impl Node {
         });
         register_shards(registry, &shards);
         peer::register(registry, peers.as_ref());
+        if let Some(peers) = &peers {
+            let peers = Arc::downgrade(peers);
+            register_clock(registry, move || peers.upgrade()?.clock_ahead_seconds());
+        }
         let changes = Changes::new(changes::Parts {
             cluster: log.identity().cluster,
             node: log.identity().node,
@@ -489,37 +516,6 @@ impl Drop for Node {
         for task in &self.tasks {
             task.abort();
         }
-    }
-}
-
-impl Readiness for Context {
-    fn shards(&self) -> Vec<ShardReadiness> {
-        self.home
-            .shards()
-            .iter()
-            .map(|shard| {
-                let status = shard.status();
-                let is_led_elsewhere = self
-                    .peers
-                    .as_ref()
-                    .is_some_and(|peers| !status.is_writable && peers.is_served(shard));
-                ShardReadiness {
-                    shard: status.id,
-                    is_writable: status.is_writable,
-                    is_led_elsewhere,
-                    members: (status.voters.len(), status.learners.len()),
-                    role: status.role.to_string(),
-                    term: status.term,
-                    committed: status.committed,
-                    applied: status.applied,
-                    failure: status.failure.map(|failure| failure.to_string()),
-                }
-            })
-            .collect()
-    }
-
-    fn is_draining(&self) -> bool {
-        self.is_draining.load(Ordering::SeqCst)
     }
 }
 

@@ -39,6 +39,10 @@ struct Known {
     card: Card,
     heard: Option<Instant>,
     standing: Standing,
+    /// How far its clock is ahead of this node's at least, in milliseconds.
+    clock_offset_ms: Option<i64>,
+    /// Whether it says that its clock is too far from the others'.
+    is_clock_far: bool,
 }
 
 impl fmt::Debug for Book {
@@ -60,6 +64,8 @@ impl Book {
             card,
             heard: None,
             standing: Standing::Member,
+            clock_offset_ms: None,
+            is_clock_far: false,
         };
         let number = own.card.node.physical();
         let cards = cards
@@ -104,10 +110,11 @@ impl Book {
 
     /// What this node tells, with who leads which shard as far as it knows by itself.
     pub(crate) fn news(&self, leaders: Vec<Hint>) -> News {
-        let now = self.clock.now();
+        let (now, time_ms) = (self.clock.now(), self.clock.unix_millis());
         let state = self.state.lock();
         News {
             leaders,
+            time_ms,
             cards: state
                 .cards
                 .values()
@@ -131,6 +138,11 @@ impl Book {
             return;
         }
         state.note(&news.card, Some(now), news.standing);
+        if let Some(known) = state.cards.get_mut(&news.card.node.physical())
+            && known.card.node == news.card.node
+        {
+            known.is_clock_far = news.is_clock_far;
+        }
         for card in &news.cards {
             if card.node.physical() != own.physical() {
                 state.note(card, None, Standing::Member);
@@ -142,6 +154,45 @@ impl Book {
                 state.hints.insert(hint.shard, *hint);
             }
         }
+    }
+
+    /// Takes in how far another node's clock is ahead of this one's, by an answer that told `time_ms`
+    /// and was asked for and came at these times of this node.
+    pub(crate) fn note_clock(&self, node: NodeId, time_ms: u64, asked_ms: u64, came_ms: u64) {
+        let signed = |millis: u64| i64::try_from(millis).unwrap_or(i64::MAX);
+        // Between the two it was told; nothing more is known.
+        let (earliest, latest) = (
+            signed(time_ms).saturating_sub(signed(came_ms)),
+            signed(time_ms).saturating_sub(signed(asked_ms)),
+        );
+        let offset = if 0 < earliest {
+            earliest
+        } else {
+            latest.min(0)
+        };
+        let mut state = self.state.lock();
+        if let Some(known) = state.cards.get_mut(&node.physical())
+            && known.card.node == node
+        {
+            known.clock_offset_ms = Some(offset);
+        }
+    }
+
+    /// How far the clocks of those who are there are ahead of this node's, in milliseconds, and how
+    /// many nodes there are, this one included.
+    pub(crate) fn clock_offsets(&self) -> (Vec<i64>, usize) {
+        let now = self.clock.now();
+        let state = self.state.lock();
+        let alive = state.cards.values().filter(|known| known.is_alive(now));
+        let offsets = alive.filter_map(|known| known.clock_offset_ms).collect();
+        (offsets, state.cards.len() + 1)
+    }
+
+    /// Whether another node has said nothing against its own clock.
+    pub(crate) fn is_clock_near(&self, node: NodeId) -> bool {
+        let state = self.state.lock();
+        let known = state.cards.get(&node.physical());
+        known.is_some_and(|known| known.card.node == node && !known.is_clock_far)
     }
 
     /// Where another node is reached.
@@ -244,6 +295,8 @@ impl State {
                 card: card.clone(),
                 heard,
                 standing,
+                clock_offset_ms: None,
+                is_clock_far: false,
             };
             self.cards.insert(number, known);
             self.is_changed = true;
@@ -256,6 +309,7 @@ impl State {
             self.is_changed = true;
             if known.card.node != card.node {
                 known.heard = None;
+                (known.clock_offset_ms, known.is_clock_far) = (None, false);
             }
             known.card = card.clone();
         }
@@ -334,6 +388,32 @@ mod tests {
             1,
             "only who is there is told of"
         );
+    }
+
+    #[test]
+    fn a_clock_is_as_far_as_the_round_trip_proves_and_only_while_its_node_is_there() {
+        let (book, clock) = book();
+        book.hear(&member(2, 7, 10));
+        let two = NodeId::of_incarnation(2, 7);
+        let offset = |time, asked, came| {
+            book.note_clock(two, time, asked, came);
+            book.clock_offsets()
+        };
+        assert_eq!(offset(1_050, 1_000, 1_100), (vec![0], 2));
+        assert_eq!(offset(1_000, 1_000, 1_100), (vec![0], 2));
+        assert_eq!(offset(1_150, 1_000, 1_100), (vec![50], 2));
+        assert_eq!(offset(900, 1_000, 1_100), (vec![-100], 2));
+        book.note_clock(NodeId::of_incarnation(2, 6), 9_000, 1_000, 1_001);
+        assert_eq!(book.clock_offsets(), (vec![-100], 2));
+        assert!(book.is_clock_near(two));
+        let far = News {
+            is_clock_far: true,
+            ..member(2, 7, 10)
+        };
+        book.hear(&far);
+        assert!(!book.is_clock_near(two));
+        clock.advance(ALIVE);
+        assert_eq!(book.clock_offsets(), (vec![], 2));
     }
 
     #[test]

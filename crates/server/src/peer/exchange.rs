@@ -23,6 +23,7 @@ impl Peers {
     async fn ask(self: &Arc<Self>, address: Address) -> Option<News> {
         let link = self.link_to(address.clone(), 0, Lane::Control);
         let news = self.book.news(self.leaders());
+        let asked_ms = news.time_ms;
         let asking = link.ask(FrameKind::News, 0, |out: &mut BytesMut| news.write(out));
         let asked_at = self.clock.now();
         let answer = tokio::time::timeout(LIMIT, asking).await.ok()?.ok()?;
@@ -30,8 +31,11 @@ impl Peers {
             let took = self.clock.now().saturating_since(asked_at);
             self.traffics.of(node.physical()).answered_after(took);
         }
+        let came_ms = self.clock.unix_millis();
         let news = News::read(answer).ok()?;
         self.book.hear(&news);
+        self.book
+            .note_clock(news.card.node, news.time_ms, asked_ms, came_ms);
         if let Address::Place(place) = &address
             && self.takes_host_from_list
             && news.card.node == self.book.node()

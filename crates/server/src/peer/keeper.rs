@@ -14,7 +14,7 @@ use flux_cluster::reconcile::{Members, Step, next_step};
 use flux_raft::{MembershipError, Shard, ShardStatus};
 use flux_types::NodeId;
 
-use super::Peers;
+use super::{Peers, clock};
 
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -39,11 +39,15 @@ fn members(status: &ShardStatus, living: BTreeSet<NodeId>) -> Members {
     }
 }
 
-/// Looks after the shards that this node leads, until it ends.
+/// Looks after the shards that this node leads, and after whether it should, until it ends.
 ///
 /// # Cancellation
 /// Safe to drop; a step under way goes on.
 pub(crate) async fn keep(peers: Arc<Peers>) {
+    tokio::join!(keep_members(&peers), clock::watch(&peers));
+}
+
+async fn keep_members(peers: &Arc<Peers>) {
     loop {
         tokio::select! {
             () = peers.stop.cancelled() => return,
@@ -57,7 +61,7 @@ pub(crate) async fn keep(peers: Arc<Peers>) {
             let Some(step) = next_step(&members, None) else {
                 continue;
             };
-            match take(&peers, shard, step.clone()).await {
+            match take(peers, shard, step.clone()).await {
                 Ok(()) if matches!(step, Step::Wait(_)) => {}
                 Ok(()) => tracing::info!(shard = %shard.id(), ?step, "membership changed"),
                 Err(error) => {

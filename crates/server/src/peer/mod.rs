@@ -8,6 +8,7 @@
 //! how a command reaches the leader of its shard ([`forward`]).
 
 pub(crate) mod book;
+mod clock;
 mod dial;
 mod exchange;
 mod field;
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cores::Places;
 
 use self::book::Book;
+pub(crate) use self::clock::Clockwork;
 pub(crate) use self::exchange::{ask_news, exchange};
 pub(crate) use self::forward::Forwarder;
 use self::handshake::{Greeting, Lane, Welcome};
@@ -201,7 +203,8 @@ impl Peers {
         }
     }
 
-    /// Who could lead a shard that this node leads: voters that are there, the furthest first.
+    /// Who could lead a shard that this node leads: voters that are there, those first whose clocks
+    /// are near the others', and of these the furthest.
     pub(crate) fn heirs(&self, shard: &Shard) -> Vec<NodeId> {
         let status = shard.status();
         if status.role != Role::Leader {
@@ -218,7 +221,10 @@ impl Peers {
             .filter(|voter| *voter != status.node)
             .filter(|voter| self.book.living(voter.physical()) == Some(*voter))
             .collect();
-        heirs.sort_by_key(|heir| std::cmp::Reverse(reached(heir)));
+        heirs.sort_by_key(|heir| {
+            let is_far = !self.book.is_clock_near(*heir);
+            (is_far, std::cmp::Reverse(reached(heir)))
+        });
         heirs
     }
 

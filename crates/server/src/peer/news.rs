@@ -104,6 +104,10 @@ pub(crate) struct News {
     pub(crate) leaders: Vec<Hint>,
     /// Where others are.
     pub(crate) cards: Vec<Card>,
+    /// What time it is there, in milliseconds since the Unix epoch; filled in when it is told.
+    pub(crate) time_ms: u64,
+    /// Whether it finds its own clock too far from the others' to lead.
+    pub(crate) is_clock_far: bool,
 }
 
 /// Who is said to lead a shard.
@@ -146,6 +150,8 @@ impl News {
             .iter()
             .take(CARDS_MAX)
             .for_each(|card| card.write(out));
+        out.put_u64_le(self.time_ms);
+        out.put_u8(u8::from(self.is_clock_far));
     }
 
     pub(crate) fn read(payload: Bytes) -> Result<Self, Malformed> {
@@ -180,6 +186,12 @@ impl News {
         let cards = (0..count)
             .map(|_| Card::read(&mut reader))
             .collect::<Result<_, _>>()?;
+        let time_ms = reader.u64("time")?;
+        let is_clock_far = match reader.u8("clock")? {
+            0 => false,
+            1 => true,
+            _ => return Err(Malformed("clock")),
+        };
         reader.end()?;
         Ok(Self {
             card,
@@ -190,6 +202,8 @@ impl News {
             decision,
             leaders,
             cards,
+            time_ms,
+            is_clock_far,
         })
     }
 }
@@ -247,6 +261,8 @@ mod tests {
                 leader: NodeId::new(3),
             }],
             cards: vec![card(2), card(3)],
+            time_ms: 1_700_000_000_000,
+            is_clock_far: true,
         }
     }
 

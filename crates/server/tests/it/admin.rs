@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::TestNode;
 
-async fn fetch(address: SocketAddr, path: &str) -> (String, String) {
+pub(crate) async fn fetch(address: SocketAddr, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).await.expect("the port accepts");
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     let sent = stream.write_all(request.as_bytes()).await;

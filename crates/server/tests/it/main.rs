@@ -9,6 +9,7 @@
 
 mod admin;
 mod changes;
+mod clocks;
 mod cluster;
 mod flux;
 mod frames;
