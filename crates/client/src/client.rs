@@ -37,6 +37,8 @@ const ANSWER_BYTES_SHOWN: usize = 80;
 #[derive(Clone, Debug)]
 pub struct Client {
     inner: Arc<Inner>,
+    /// Whether reads are answered by whatever replica is asked.
+    is_stale: bool,
 }
 
 /// Lock order: none of these is held while another is taken, or across an await.
@@ -122,6 +124,7 @@ impl Client {
                 numbering: Mutex::new(Numbering::Untried),
                 turn: AtomicUsize::new(0),
             }),
+            is_stale: false,
         };
         let mut failure = Error::Closed;
         for seed in client.inner.seeds.clone() {
@@ -134,6 +137,19 @@ impl Client {
             }
         }
         Err(failure)
+    }
+
+    /// A handle on the same cluster whose reads are *stale*: the node that is asked, the first of the
+    /// address that can be had, answers from its own replica. What it tells was true once and may
+    /// lack what was acknowledged before; it needs no leader and no majority. Writes, and words that
+    /// may write, are as ever. A node that knows no stale reads answers as if they had not been
+    /// asked for.
+    #[must_use]
+    pub fn stale_reads(&self) -> Self {
+        Self {
+            is_stale: true,
+            ..self.clone()
+        }
     }
 
     /// The settings it was connected with.
@@ -331,6 +347,7 @@ impl Client {
             let attempt = Attempt {
                 operation: operation.clone(),
                 request_id: ticket.as_ref().map(Ticket::request_id),
+                is_stale: self.is_stale && !is_write,
                 deadline,
                 uncertain: if is_write {
                     Outcome::Unknown
@@ -373,7 +390,11 @@ impl Client {
     /// Tells too whether it carried its request id: the first attempt goes without one to a node
     /// that understands none, further ones do not, for they may be repetitions.
     async fn attempt(&self, mut attempt: Attempt, number: u32) -> (Result<Response, Error>, bool) {
-        let address = self.place(&attempt.operation, number);
+        let address = if attempt.is_stale {
+            self.near(number)
+        } else {
+            self.place(&attempt.operation, number)
+        };
         let node = match self.node(&address).await {
             Ok(node) => node,
             Err(error) => return (Err(error), true),
@@ -419,6 +440,24 @@ impl Client {
         other.map_or_else(String::new, |address| (*address).clone())
     }
 
+    /// Where a stale read is sent: to the first address that was given, and if that fails, to the
+    /// next that is not in trouble.
+    fn near(&self, attempt: u32) -> String {
+        let seeds = &self.inner.seeds;
+        let nodes = self.inner.nodes.lock();
+        let is_sound = |address: &&String| {
+            let node = nodes.get(*address);
+            node.is_none_or(|node| !node.is_in_trouble())
+        };
+        let skipped = usize::try_from(attempt.saturating_sub(1)).unwrap_or(0);
+        let next = seeds.iter().cycle().skip(skipped).take(seeds.len());
+        let sound = next.clone().find(is_sound);
+        sound
+            .or_else(|| next.clone().next())
+            .cloned()
+            .unwrap_or_default()
+    }
+
     /// The connections to a node, opened if there are none.
     async fn node(&self, address: &str) -> Result<Arc<Node>, Error> {
         let found = self.inner.nodes.lock().get(address).cloned();
@@ -437,6 +476,7 @@ impl Client {
         let attempt = Attempt {
             operation: Operation::Command { argv: words },
             request_id: None,
+            is_stale: false,
             deadline: Instant::now() + ROUTE_PATIENCE,
             uncertain: Outcome::NotDone,
         };
@@ -517,6 +557,7 @@ impl Client {
                 argv: vec![Bytes::from_static(b"FLUX.SESSION")],
             },
             request_id: None,
+            is_stale: false,
             deadline,
             uncertain: Outcome::NotDone,
         };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use flux_wire::flux::{
     Asking, Credentials, FrameDecoder, Goaway, Kind, PREFACE_BYTES, Preface, REQUEST_IDS, Response,
-    control,
+    STALE_READS, control,
 };
 use flux_wire::reserve_for_read;
 use parking_lot::Mutex;
@@ -105,6 +105,8 @@ struct Stream {
     payload_bytes_max: usize,
     /// Whether the node understands request ids, as it said in its preface.
     takes_request_ids: bool,
+    /// Whether it understands requests for stale reads.
+    takes_stale_reads: bool,
 }
 
 /// What a node sends.
@@ -127,6 +129,7 @@ impl Stream {
             decoder: FrameDecoder::new(config.frame_bytes_max),
             payload_bytes_max: 0,
             takes_request_ids: false,
+            takes_stale_reads: false,
         };
         stream
             .unsent
@@ -165,6 +168,7 @@ impl Stream {
         preface.agrees().map_err(io::Error::other)?;
         self.payload_bytes_max = usize::try_from(preface.payload_bytes_max).unwrap_or(usize::MAX);
         self.takes_request_ids = preface.capabilities & REQUEST_IDS != 0;
+        self.takes_stale_reads = preface.capabilities & STALE_READS != 0;
         Ok(())
     }
 
@@ -363,6 +367,8 @@ impl<'a> Session<'a> {
             correlation: self.next_id,
             deadline_ms,
             request: request.request_id,
+            // Of a node that knows no such reads it gets one that is better.
+            is_stale: request.is_stale && self.stream.takes_stale_reads,
         };
         if asking.request.is_some() && !self.stream.takes_request_ids {
             // It did until it was restarted as something older. Nothing was sent.

@@ -31,6 +31,8 @@ pub(crate) struct Node {
 pub(crate) struct Attempt {
     pub(crate) operation: Operation,
     pub(crate) request_id: Option<RequestId>,
+    /// Whether a read may be answered by whatever replica the node has.
+    pub(crate) is_stale: bool,
     pub(crate) deadline: Instant,
     /// What a failure after sending means.
     pub(crate) uncertain: Outcome,
@@ -64,6 +66,7 @@ impl Node {
         let Attempt {
             operation,
             request_id,
+            is_stale,
             deadline,
             uncertain,
         } = attempt;
@@ -82,6 +85,7 @@ impl Node {
         let request = Request {
             operation,
             request_id,
+            is_stale,
             deadline,
             progress: Arc::clone(&progress),
             reply,

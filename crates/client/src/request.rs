@@ -18,6 +18,7 @@ pub(crate) type Answer = Result<Response, flux_types::Error>;
 pub(crate) struct Request {
     pub(crate) operation: Operation,
     pub(crate) request_id: Option<RequestId>,
+    pub(crate) is_stale: bool,
     pub(crate) deadline: Instant,
     pub(crate) progress: Arc<Progress>,
     pub(crate) reply: oneshot::Sender<Result<Answer, Failure>>,

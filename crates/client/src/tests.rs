@@ -44,6 +44,8 @@ struct Seen {
     operations: Mutex<Vec<Operation>>,
     /// The request id of each operation.
     ids: Mutex<Vec<Option<RequestId>>>,
+    /// Whether each was asked of this node's own replica.
+    stale: Mutex<Vec<bool>>,
     connections: AtomicUsize,
     password: Option<&'static str>,
     /// Whether it draws sessions.
@@ -211,6 +213,7 @@ async fn serve(mut stream: TcpStream, number: usize, script: Script, seen: Arc<S
             continue;
         }
         seen.ids.lock().push(request);
+        seen.stale.lock().push(frame.header.is_stale);
         seen.operations.lock().push(operation.clone());
         match script(number, &operation) {
             Action::Answer(reply) => put(&mut out, id, &operation, reply),
@@ -679,6 +682,36 @@ async fn a_request_longer_than_the_node_accepts_is_not_sent() {
     assert!(matches!(error, Error::TooLong(_)), "{error}");
     assert_eq!((error.outcome(), seen.count()), (Outcome::NotDone, 0));
     client.set("k", "v").await.unwrap();
+}
+
+#[tokio::test]
+async fn stale_reads_ask_the_first_address_and_writes_are_never_stale() {
+    let (near, seen) = member(|_, operation| {
+        let is_read = matches!(operation, Operation::Get { .. });
+        let read = || found("old");
+        Action::Answer(if is_read { read() } else { written(true, None) })
+    })
+    .await;
+    let (far, seen_far) = member(|_, operation| {
+        let is_read = matches!(operation, Operation::Get { .. });
+        let read = || found("new");
+        Action::Answer(if is_read { read() } else { written(true, None) })
+    })
+    .await;
+    seen.lead(far, far);
+    seen_far.lead(far, far);
+    let client = Client::connect(Config {
+        address: format!("{near},{far}"),
+        ..config(near)
+    })
+    .await
+    .unwrap();
+    let stale = client.stale_reads();
+    assert_eq!(client.get("k").await.unwrap(), Some("new".into()));
+    assert_eq!(stale.get("k").await.unwrap(), Some("old".into()));
+    stale.set("k", "v").await.unwrap();
+    assert_eq!(*seen.stale.lock(), [true]);
+    assert_eq!(*seen_far.stale.lock(), [false, false]);
 }
 
 #[tokio::test]

@@ -80,6 +80,8 @@ pub(crate) struct Cli {
     pub(crate) port: u16,
     pub(crate) password: Option<String>,
     pub(crate) json: bool,
+    /// Whether the node that is asked answers reads from its own replica.
+    pub(crate) stale: bool,
     /// `--raw` and `--no-raw`; `None`: raw unless standard output is a terminal.
     pub(crate) raw: Option<bool>,
     /// The command and its arguments; none: read them from standard input.
@@ -238,6 +240,7 @@ fn cli(matches: &ArgMatches) -> Result<Cli, clap::Error> {
         port: matches.get_one::<u16>("port").copied().unwrap_or(7379),
         password: text("password"),
         json: matches.get_flag("json"),
+        stale: matches.get_flag("stale"),
         raw: match (matches.get_flag("raw"), matches.get_flag("no-raw")) {
             (true, _) => Some(true),
             (false, true) => Some(false),
@@ -348,6 +351,24 @@ fn switch(name: &'static str, help: &'static str) -> Arg {
         .help(help)
 }
 
+fn cli_switches() -> [Arg; 4] {
+    [
+        switch("json", "Print replies as JSON"),
+        switch(
+            "stale",
+            "Reads are answered by the node that is asked, without a majority: they may be old",
+        ),
+        switch(
+            "raw",
+            "Print replies bare (the default when output is not a terminal)",
+        ),
+        switch(
+            "no-raw",
+            "Print replies with their types (the default on a terminal)",
+        ),
+    ]
+}
+
 fn cli_command() -> Command {
     Command::new("cli")
         .about("Talk to a node: a prompt, commands from standard input, or one command")
@@ -400,15 +421,7 @@ fn cli_command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Accepted for redis-cli's sake: FLUX carries every type by itself"),
         )
-        .arg(switch("json", "Print replies as JSON"))
-        .arg(switch(
-            "raw",
-            "Print replies bare (the default when output is not a terminal)",
-        ))
-        .arg(switch(
-            "no-raw",
-            "Print replies with their types (the default on a terminal)",
-        ))
+        .args(cli_switches())
         .arg(
             Arg::new("words")
                 .value_name("COMMAND")

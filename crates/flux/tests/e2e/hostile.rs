@@ -247,6 +247,7 @@ fn flux_from_hell_ends_its_own_connection_only() {
         op: 250,
         correlation: 9,
         carries_request_id: false,
+        is_stale: false,
         word: 0,
     };
     write_frame(&mut unknown, header, 1 << 20, |_| {}).expect("it is short");

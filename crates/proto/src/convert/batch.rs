@@ -57,6 +57,12 @@ pub fn plan_operation(
 }
 
 impl Planned {
+    /// Whether the replica of the node that is asked answers it.
+    #[must_use]
+    pub const fn is_stale(self) -> bool {
+        self.asked.stale
+    }
+
     /// The result of the operation.
     #[must_use]
     pub fn result(self, answer: Answer) -> OperationResult {

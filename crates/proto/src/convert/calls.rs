@@ -7,7 +7,7 @@ use flux_types::{
 
 use super::{
     Asked, Call, Deadline, InvalidField, Limits, checked_compare, checked_expiry, checked_key,
-    checked_millis, checked_value, previous, revision_of_write, unexpected,
+    checked_millis, checked_value, is_stale, previous, revision_of_write, unexpected,
 };
 use crate::kv;
 
@@ -17,6 +17,7 @@ impl Call for kv::GetRequest {
     fn command(self, _limits: Limits) -> Result<(Command, Asked), InvalidField> {
         let asked = Asked {
             revision: self.return_revision,
+            stale: is_stale(self.consistency)?,
             ..Asked::default()
         };
         let key = checked_key(self.key)?;
@@ -62,6 +63,7 @@ impl Call for kv::SetRequest {
             revision: self.return_revision,
             previous: self.return_previous,
             conditional: condition != Condition::Always,
+            ..Asked::default()
         };
         let set = Set {
             key: checked_key(self.key)?,
@@ -105,6 +107,7 @@ impl Call for kv::DeleteRequest {
             revision: self.return_revision,
             previous: self.return_previous,
             conditional: self.expected.is_some(),
+            ..Asked::default()
         };
         let key = checked_key(self.key)?;
         let expected = match self.expected {
@@ -147,6 +150,7 @@ impl Call for kv::CompareAndSetRequest {
             revision: self.return_revision,
             previous: self.return_previous,
             conditional: true,
+            ..Asked::default()
         };
         let command = Command::Write(WriteCommand::CompareAndSet {
             key: checked_key(self.key)?,

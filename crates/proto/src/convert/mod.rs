@@ -59,6 +59,8 @@ pub struct Asked {
     pub revision: bool,
     /// What was there before.
     pub previous: bool,
+    /// Whether the replica of the node that is asked answers, whatever it has applied.
+    pub stale: bool,
     /// Whether `success` means that a condition held, and not merely that nothing went wrong.
     conditional: bool,
 }
@@ -93,6 +95,18 @@ impl InvalidField {
             field: format!("{path}.{}", self.field).into(),
             description: self.description,
         }
+    }
+}
+
+/// Whether a read asks to be stale.
+///
+/// # Errors
+/// If it asks for what is not known here: it might be more than is given.
+pub fn is_stale(consistency: i32) -> Result<bool, InvalidField> {
+    match kv::ReadConsistency::try_from(consistency) {
+        Ok(kv::ReadConsistency::Unspecified) => Ok(false),
+        Ok(kv::ReadConsistency::Stale) => Ok(true),
+        Err(_) => Err(InvalidField::new("consistency", "is not known")),
     }
 }
 

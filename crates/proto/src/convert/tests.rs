@@ -53,6 +53,7 @@ fn get(return_revision: bool) -> kv::GetRequest {
     kv::GetRequest {
         key: "k".into(),
         return_revision,
+        ..kv::GetRequest::default()
     }
 }
 
@@ -312,7 +313,7 @@ fn a_field_that_cannot_be_used_is_named() {
     assert_eq!(refused(original::DelRequest::default()), "key");
     let long = kv::GetRequest {
         key: vec![b'k'; KEY_BYTES_MAX + 1].into(),
-        return_revision: false,
+        ..kv::GetRequest::default()
     };
     assert_eq!(refused(long), "key");
     for (expiry, field) in [

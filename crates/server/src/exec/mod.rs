@@ -11,6 +11,7 @@
 mod join;
 mod lane;
 mod split;
+mod stale;
 mod turn;
 
 use std::fmt;
@@ -269,6 +270,10 @@ impl Execute for Executor {
     ) -> impl Future<Output = Vec<Answer>> + Send + 'static {
         let executor = self.clone();
         async move { Self::execute_all(&executor, commands, deadline).await }
+    }
+
+    fn read_stale(&self, command: Command) -> Answer {
+        stale::read(&self.home, command)
     }
 
     fn shard(&self, command: &Command) -> Option<ShardId> {

@@ -97,6 +97,17 @@ impl Execute for Memory {
         join_all(answers)
     }
 
+    /// Stale reads are of revision 0, so that they are told from others.
+    fn read_stale(&self, command: Command) -> Answer {
+        let Command::Read(_) = command else {
+            return Answer::error(Error::not_done(ErrorCode::Invalid, "no read"));
+        };
+        Answer {
+            revision: Revision::new(0),
+            ..self.state.lock().run(command)
+        }
+    }
+
     /// Misbehaving keys have shards of their own, so that they hold up nobody else.
     fn shard(&self, command: &Command) -> Option<ShardId> {
         let mut shards = Vec::new();

@@ -31,6 +31,10 @@ pub(crate) trait Execute: Clone + fmt::Debug + Send + Sync + 'static {
         deadline: Instant,
     ) -> impl Future<Output = Vec<Answer>> + Send + 'static;
 
+    /// Answers a read from what this node's replicas have applied, without asking anybody: what it
+    /// tells was true once.
+    fn read_stale(&self, command: Command) -> Answer;
+
     /// The shard that the command concerns, if it is known to be only one.
     fn shard(&self, command: &Command) -> Option<ShardId>;
 }

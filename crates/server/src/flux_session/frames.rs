@@ -12,8 +12,8 @@ use flux_wire::flux::{
 };
 use flux_wire::resp;
 
-use super::Session;
 use super::flights::Flight;
+use super::{Done, Session};
 use crate::execute::Execute;
 use crate::groups::Asked;
 use crate::metrics::CommandCount;
@@ -132,6 +132,7 @@ impl<E: Execute> Session<E> {
     }
 
     fn begin(&mut self, header: Header, op: Op, command: Command, now: Instant) {
+        let is_stale = header.is_stale;
         let timeout = match header.word {
             0 => self.parts.request_timeout,
             millis => Duration::from_millis(u64::from(millis)),
@@ -143,6 +144,16 @@ impl<E: Execute> Session<E> {
             begun: now,
             is_cancelled: false,
         });
+        if is_stale {
+            // Run when there is room for its reply, as all are.
+            let executor = self.parts.executor.clone();
+            self.running.push(Box::pin(async move {
+                let answers = vec![executor.read_stale(command)];
+                let flights = vec![flight];
+                Done { flights, answers }
+            }));
+            return;
+        }
         self.asked.push(Asked {
             ticket: flight,
             command,

@@ -12,7 +12,7 @@ use flux_types::{Compare, Condition, Error, ErrorCode, ExpireCondition, Expiry, 
 use flux_wire::Limits;
 use flux_wire::flux::control::{write_cancel, write_ping};
 use flux_wire::flux::{
-    Body, Credentials, Frame, FrameDecoder, Goaway, GoawayCode, HEADER_BYTES, Header, Kind,
+    Asking, Body, Credentials, Frame, FrameDecoder, Goaway, GoawayCode, HEADER_BYTES, Header, Kind,
     Operation, PREFACE_BYTES, Preface, Response,
 };
 use flux_wire::resp::{SessionCommand, Value, Writer};
@@ -301,6 +301,7 @@ async fn an_unknown_operation_and_a_malformed_one_are_answered() {
             op,
             correlation,
             carries_request_id: false,
+            is_stale: false,
             word: 0,
         };
         flux_wire::flux::frame::write_frame(&mut bytes, header, 100, |out| {
@@ -476,6 +477,7 @@ async fn broken_frames_end_the_session_with_a_reason_and_nobody_elses() {
             op: 0,
             correlation: 2,
             carries_request_id: false,
+            is_stale: false,
             word: 0,
         };
         flux_wire::flux::frame::write_frame(&mut bytes, header, 100, |_| {}).unwrap();
@@ -693,4 +695,35 @@ async fn a_client_that_has_said_all_gets_its_replies() {
     let (correlation, body) = peer.reply().await;
     assert!(correlation == 1 && applied(body));
     assert_eq!(peer.frame().await, None);
+}
+
+#[tokio::test]
+async fn a_request_that_asks_to_be_stale_waits_for_nobody_and_writes_nothing() {
+    let server = start("").await;
+    let mut peer = server.connect().await;
+    assert!(applied(peer.call(set(b"k", "v")).await));
+    let encoded = |correlation, operation: &Operation| {
+        let asking = Asking {
+            correlation,
+            deadline_ms: 0,
+            request: None,
+            is_stale: true,
+        };
+        let mut bytes = BytesMut::new();
+        operation.write_asking(&mut bytes, &asking, 1024).unwrap();
+        bytes
+    };
+    // Whoever asks a shard for this key waits.
+    peer.send(&encoded(1, &get(SLOW))).await;
+    let (answered, body) = peer.reply().await;
+    assert_eq!((answered, value(body)), (1, None));
+    peer.send(&encoded(2, &get(b"k"))).await;
+    let (answered, body) = peer.reply().await;
+    assert_eq!((answered, value(body)), (2, Some("v".into())));
+    peer.send(&encoded(3, &set(b"k", "w"))).await;
+    let (answered, body) = peer.reply().await;
+    assert_eq!((answered, body.unwrap_err().code), (3, ErrorCode::Invalid));
+    peer.send(&encoded(4, &get(b"k"))).await;
+    let (_, body) = peer.reply().await;
+    assert_eq!(value(body), Some("v".into()));
 }

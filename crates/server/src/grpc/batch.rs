@@ -28,6 +28,8 @@ const ERROR_BYTES: usize = 192;
 pub(super) struct Batch {
     results: Vec<Option<OperationResult>>,
     reads: Vec<Item>,
+    /// Reads that this node's own replicas answer.
+    stale: Vec<Item>,
     writes: Vec<Item>,
 }
 
@@ -48,11 +50,13 @@ struct Ticket {
 }
 
 impl Batch {
-    /// Sorts operations into reads and writes. One that cannot be used fails alone.
-    pub(super) fn plan(operations: Vec<Operation>, limits: Limits) -> Self {
+    /// Sorts operations into reads and writes. One that cannot be used fails alone. `is_stale`: so
+    /// are all reads.
+    pub(super) fn plan(operations: Vec<Operation>, limits: Limits, is_stale: bool) -> Self {
         let mut batch = Self {
             results: Vec::with_capacity(operations.len()),
             reads: Vec::new(),
+            stale: Vec::new(),
             writes: Vec::new(),
         };
         for (index, operation) in operations.into_iter().enumerate() {
@@ -66,6 +70,8 @@ impl Batch {
             batch.results.push(None);
             let items = if command.is_write() {
                 &mut batch.writes
+            } else if is_stale || planned.is_stale() {
+                &mut batch.stale
             } else {
                 &mut batch.reads
             };
@@ -94,7 +100,8 @@ impl Batch {
             let groups = groups(asked, |command| api.executor.shard(command));
             join_all(groups.into_iter().map(|group| run_group(api, group))).await
         };
-        let (read, written) = join(run_reads(api, reads, deadline), written).await;
+        let (mut read, written) = join(run_reads(api, reads, deadline), written).await;
+        read.extend(run_stale(api, std::mem::take(&mut self.stale)));
         let mut room = Room::new(api.message_bytes_max, self.results.len());
         for refused in self.results.iter_mut().flatten() {
             let result = std::mem::take(refused);
@@ -160,6 +167,20 @@ async fn run_reads<E: Execute>(
         }
     }
     results
+}
+
+/// Answers reads from this node's own replicas, until their results no longer fit into a message.
+fn run_stale<E: Execute>(api: &KvApi<E>, reads: Vec<Item>) -> Vec<(usize, OperationResult)> {
+    let mut bytes = 0;
+    let results = reads.into_iter().map(|item| {
+        if bytes >= api.message_bytes_max {
+            return (item.index, too_long(Outcome::NotDone));
+        }
+        let result = item.planned.result(api.read_stale(item.command));
+        bytes += cost(&result);
+        (item.index, result)
+    });
+    results.collect()
 }
 
 async fn run_group<E: Execute>(

@@ -1,6 +1,6 @@
 //! `flux.kv.v1.Kv`.
 
-use flux_proto::convert::{InvalidField, OPERATIONS_MAX};
+use flux_proto::convert::{InvalidField, OPERATIONS_MAX, is_stale};
 use flux_proto::kv::kv_server::Kv;
 use flux_proto::kv::{
     BatchRequest, BatchResponse, CompareAndSetRequest, CompareAndSetResponse, DeleteRequest,
@@ -60,7 +60,12 @@ impl<E: Execute> Kv for KvApi<E> {
     ) -> Result<Response<BatchResponse>, Status> {
         let deadline = self.deadline(request.metadata())?;
         request_id::none_of(request.metadata())?;
-        let operations = request.into_inner().operations;
+        let refuse = |invalid| status::to_tonic(&status::from_invalid_field(&invalid));
+        let BatchRequest {
+            operations,
+            consistency,
+        } = request.into_inner();
+        let is_stale = is_stale(consistency).map_err(refuse)?;
         if operations.len() > OPERATIONS_MAX {
             let invalid = InvalidField::new(
                 "operations",
@@ -69,9 +74,9 @@ impl<E: Execute> Kv for KvApi<E> {
                     operations.len()
                 ),
             );
-            return Err(status::to_tonic(&status::from_invalid_field(&invalid)));
+            return Err(refuse(invalid));
         }
-        let results = Batch::plan(operations, self.limits)
+        let results = Batch::plan(operations, self.limits, is_stale)
             .run(self, deadline)
             .await;
         Ok(Response::new(BatchResponse { results }))

@@ -159,7 +159,11 @@ impl<E: Execute> KvApi<E> {
             Some(id) => command.once(id),
             None => command,
         };
-        let answer = self.execute(command, deadline).await;
+        let answer = if asked.stale {
+            self.read_stale(command)
+        } else {
+            self.execute(command, deadline).await
+        };
         C::response(asked, answer)
             .map(Response::new)
             .map_err(|error| to_status(&error))
@@ -170,6 +174,17 @@ impl<E: Execute> KvApi<E> {
         let counted = CommandCount::of(&command);
         let begun = self.clock.now();
         let answer = self.executor.execute(command, deadline).await;
+        let took = self.clock.now().saturating_since(begun);
+        self.metrics.latency(Protocol::Grpc, counted, took);
+        self.metrics.command(counted, &answer.reply);
+        answer
+    }
+
+    /// Answers a read from this node's own replicas, and counts it.
+    fn read_stale(&self, command: Command) -> Answer {
+        let counted = CommandCount::of(&command);
+        let begun = self.clock.now();
+        let answer = self.executor.read_stale(command);
         let took = self.clock.now().saturating_since(begun);
         self.metrics.latency(Protocol::Grpc, counted, took);
         self.metrics.command(counted, &answer.reply);

@@ -9,10 +9,10 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 use flux_env::Instant;
-use flux_proto::convert::{InvalidField, entry_without_value, scan_entry, scan_pattern};
+use flux_proto::convert::{InvalidField, entry_without_value, is_stale, scan_entry, scan_pattern};
 use flux_proto::kv::{Entry, ScanRequest, ScanResponse};
 use flux_proto::status;
-use flux_types::{Command, Error, ErrorCode, ReadCommand, Reply, ScanPage};
+use flux_types::{Answer, Command, Error, ErrorCode, ReadCommand, Reply, ScanPage};
 use futures_util::stream::{self, Stream};
 use prost::Message as _;
 use tonic::{Request, Status};
@@ -53,6 +53,7 @@ pub(super) fn start<E: Execute>(
         next: Some(cursor),
         keys: VecDeque::new(),
         keys_only: request.keys_only,
+        is_stale: is_stale(request.consistency).map_err(refuse)?,
         remaining: (request.limit > 0).then_some(request.limit),
     };
     let messages = stream::unfold(Some(scan), |scan| async move {
@@ -84,6 +85,8 @@ struct Scan<E> {
     /// Keys of the page that were not sent yet.
     keys: VecDeque<Bytes>,
     keys_only: bool,
+    /// Whether this node's own replicas answer.
+    is_stale: bool,
     /// Entries still wanted, if there is a limit.
     remaining: Option<u64>,
 }
@@ -129,7 +132,11 @@ impl<E: Execute> Scan<E> {
             count: wanted.unwrap_or(PAGE_KEYS).min(PAGE_KEYS),
             type_matches: true,
         }));
-        let answer = self.api.execute(command, self.deadline()).await;
+        if self.is_stale {
+            // Nothing else here waits, and others want the thread too.
+            tokio::task::yield_now().await;
+        }
+        let answer = self.ask(command).await;
         match answer.reply {
             Reply::Page { cursor: next, keys } => {
                 self.page = cursor;
@@ -159,8 +166,15 @@ impl<E: Execute> Scan<E> {
             return Ok(Some(entry_without_value(key)));
         }
         let command = Command::Read(ReadCommand::GetEntry { key: key.clone() });
-        let answer = self.api.execute(command, self.deadline()).await;
+        let answer = self.ask(command).await;
         scan_entry(key, answer)
+    }
+
+    async fn ask(&self, command: Command) -> Answer {
+        if self.is_stale {
+            return self.api.read_stale(command);
+        }
+        self.api.execute(command, self.deadline()).await
     }
 
     fn deadline(&self) -> Instant {

@@ -137,7 +137,7 @@ fn set(key: &[u8], value: impl Into<Bytes>) -> kv::SetRequest {
 fn get(key: &[u8]) -> kv::GetRequest {
     kv::GetRequest {
         key: Bytes::copy_from_slice(key),
-        return_revision: false,
+        ..kv::GetRequest::default()
     }
 }
 
@@ -323,6 +323,7 @@ async fn a_batch_has_one_result_for_each_operation() {
     });
     let request = kv::BatchRequest {
         operations: operations.to_vec(),
+        ..kv::BatchRequest::default()
     };
     let results = client.batch(request).await.unwrap().into_inner().results;
     let results: Vec<Done> = results.into_iter().map(|one| one.result.unwrap()).collect();
@@ -338,6 +339,7 @@ async fn a_batch_has_one_result_for_each_operation() {
 
     let request = kv::BatchRequest {
         operations: vec![kv::Operation::default(); 4097],
+        ..kv::BatchRequest::default()
     };
     let refused = client.batch(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
@@ -356,7 +358,11 @@ async fn a_batch_of_reads_stops_when_the_response_is_full() {
         operation: Some(kv::operation::Operation::Get(get(b"k"))),
     };
     let operations = vec![read; 1000];
-    let answer = client.batch(kv::BatchRequest { operations }).await.unwrap();
+    let request = kv::BatchRequest {
+        operations,
+        ..kv::BatchRequest::default()
+    };
+    let answer = client.batch(request).await.unwrap();
     let results = answer.into_inner().results;
     assert_eq!(results.len(), 1000);
     let is_value = |result: &kv::OperationResult| {
@@ -599,4 +605,45 @@ async fn connections_beyond_the_limit_are_closed_and_counted() {
     for mut client in kept {
         client.get(get(b"k")).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_read_that_asks_to_be_stale_waits_for_nobody() {
+    let server = start("").await;
+    let mut client = server.kv().await;
+    client.set(set(b"k", "v")).await.unwrap();
+    let stale = kv::ReadConsistency::Stale.into();
+    let asks = |key: &[u8], consistency| kv::GetRequest {
+        consistency,
+        ..get(key)
+    };
+    // Whoever asks a shard for this key waits.
+    let found = client.get(asks(SLOW, stale)).await.unwrap().into_inner();
+    assert!(!found.found);
+    let found = client.get(asks(b"k", stale)).await.unwrap().into_inner();
+    assert_eq!((&found.value[..], found.found), (&b"v"[..], true));
+    let operation = |request: kv::GetRequest| kv::Operation {
+        operation: Some(kv::operation::Operation::Get(request)),
+    };
+    for (whole, one) in [(stale, 0), (0, stale)] {
+        let request = kv::BatchRequest {
+            operations: vec![operation(asks(SLOW, one)), operation(asks(b"k", one))],
+            consistency: whole,
+        };
+        let results = client.batch(request).await.unwrap().into_inner().results;
+        let found: Vec<bool> = results
+            .into_iter()
+            .map(|result| matches!(result.result, Some(kv::operation_result::Result::Get(get)) if get.found))
+            .collect();
+        assert_eq!(found, [false, true]);
+    }
+    // What is not known might ask for more than is given.
+    let refused = client.get(asks(b"k", 7)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let scan = kv::ScanRequest {
+        consistency: 7,
+        ..kv::ScanRequest::default()
+    };
+    let refused = client.scan(scan).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
 }

@@ -32,6 +32,7 @@ fn get(key: impl Into<Bytes>) -> kv::GetRequest {
     kv::GetRequest {
         key: key.into(),
         return_revision: true,
+        ..kv::GetRequest::default()
     }
 }
 
@@ -110,7 +111,11 @@ async fn a_scan_and_a_batch_reach_every_shard() {
     let operations: Vec<kv::Operation> = (0..1000)
         .map(|number| operation(Given::Set(set(key(number), "v"))))
         .collect();
-    let results = client.batch(kv::BatchRequest { operations }).await.unwrap();
+    let request = kv::BatchRequest {
+        operations,
+        ..kv::BatchRequest::default()
+    };
+    let results = client.batch(request).await.unwrap();
     for result in results.into_inner().results {
         let result = result.result.unwrap();
         assert!(

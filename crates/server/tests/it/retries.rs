@@ -163,6 +163,7 @@ async fn flux_does_a_write_once() {
             correlation,
             deadline_ms: 0,
             request,
+            is_stale: false,
         };
         let written = increment.write_asking(&mut bytes, &asking, BYTES_MAX);
         written.expect("it is short");

@@ -150,6 +150,7 @@ impl Credentials {
             op: 0,
             correlation,
             carries_request_id: false,
+            is_stale: false,
             word: 0,
         };
         let bytes_max = flux_types::limits::UNAUTHENTICATED_BULK_BYTES_MAX;
@@ -202,6 +203,7 @@ fn write_control(
         op: 0,
         correlation,
         carries_request_id: false,
+        is_stale: false,
         word: 0,
     };
     let written = write_frame(out, header, flux_types::limits::FRAME_BYTES_MAX, fill);

@@ -10,6 +10,8 @@ use super::VERSION;
 
 /// The flag of a request frame before whose payload stands a request id.
 const CARRIES_REQUEST_ID: u8 = 1;
+/// The flag of a request that any replica may answer.
+const IS_STALE: u8 = 2;
 
 /// Length of a header.
 pub const HEADER_BYTES: usize = 24;
@@ -85,6 +87,9 @@ pub struct Header {
     /// Of a request: whether a request id stands before what the operation carries; else false.
     /// See [`super::take_request_id`].
     pub carries_request_id: bool,
+    /// Of a request: whether the node that is asked answers a read from its own replica, which may
+    /// be behind; else false.
+    pub is_stale: bool,
     /// Of a request: milliseconds in which an answer is of use, 0 for the server's default. Of a
     /// response: 0, or the number of its error code. Else 0.
     pub word: u32,
@@ -229,7 +234,7 @@ impl FrameDecoder {
         }
         let kind = Kind::of_number(kind).ok_or(FrameError::UnknownKind(kind))?;
         let assigned = if kind == Kind::Request {
-            CARRIES_REQUEST_ID
+            CARRIES_REQUEST_ID | IS_STALE
         } else {
             0
         };
@@ -249,6 +254,7 @@ impl FrameDecoder {
                 op,
                 correlation: u64::from_le_bytes([r0, r1, r2, r3, r4, r5, r6, r7]),
                 carries_request_id: flags & CARRIES_REQUEST_ID != 0,
+                is_stale: flags & IS_STALE != 0,
                 word: u32::from_le_bytes([w0, w1, w2, w3]),
             },
             length: length as usize,
@@ -285,11 +291,10 @@ pub fn write_frame(
     rest.put_u8(VERSION);
     rest.put_u8(header.kind.number());
     rest.put_u8(header.op);
-    rest.put_u8(if header.carries_request_id {
-        CARRIES_REQUEST_ID
-    } else {
-        0
-    });
+    let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
+    rest.put_u8(
+        flag(header.carries_request_id, CARRIES_REQUEST_ID) | flag(header.is_stale, IS_STALE),
+    );
     rest.put_u64_le(header.correlation);
     rest.put_u32_le(header.word);
     let sum = checksum(head, payload);

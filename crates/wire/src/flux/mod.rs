@@ -20,7 +20,7 @@ pub use control::{Credentials, Goaway, GoawayCode};
 pub use field::{Malformed, take_request_id};
 pub use frame::{Frame, FrameDecoder, FrameError, HEADER_BYTES, Header, Kind, TooLong};
 pub use operation::{Asking, Op, Operation, Request};
-pub use preface::{MAGIC, PREFACE_BYTES, Preface, PrefaceError, REQUEST_IDS};
+pub use preface::{MAGIC, PREFACE_BYTES, Preface, PrefaceError, REQUEST_IDS, STALE_READS};
 pub use response::{Body, EntryRef, Response};
 
 /// The version of the protocol that this crate speaks, and the only one.

@@ -159,6 +159,8 @@ pub struct Asking {
     pub deadline_ms: u32,
     /// What makes a write be done once, however often it is sent.
     pub request: Option<RequestId>,
+    /// Whether the node that is asked answers a read from its own replica, which may be behind.
+    pub is_stale: bool,
 }
 
 /// What a server is asked by an operation.
@@ -204,12 +206,14 @@ impl Operation {
             correlation,
             deadline_ms,
             request: None,
+            is_stale: false,
         };
         self.write_asking(out, &asking, payload_bytes_max)
     }
 
     /// As [`Operation::write`], with all that can be said about the request. A request id may only
-    /// be sent to a server that says in its preface that it understands them.
+    /// be sent to a server that says in its preface that it understands them, and so may the wish for a
+    /// stale read.
     ///
     /// # Errors
     /// The server would not accept it; nothing was written.
@@ -224,6 +228,7 @@ impl Operation {
             op: self.op().number(),
             correlation: asking.correlation,
             carries_request_id: asking.request.is_some(),
+            is_stale: asking.is_stale,
             word: asking.deadline_ms,
         };
         write_frame(out, header, payload_bytes_max, |out| {

@@ -18,6 +18,10 @@ pub const PAYLOAD_BYTES_MIN: u32 = 4096;
 /// send one only to a server with it.
 pub const REQUEST_IDS: u32 = 1;
 
+/// The capability of a server that understands requests for stale reads. A client may send one only
+/// to a server with it.
+pub const STALE_READS: u32 = 2;
+
 /// Which versions a side speaks and how much it accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preface {
@@ -27,7 +31,8 @@ pub struct Preface {
     pub version_max: u8,
     /// Longest payload that this side accepts in one frame, in bytes.
     pub payload_bytes_max: u32,
-    /// What else this side can do; bits that are not known are ignored. See [`REQUEST_IDS`].
+    /// What else this side can do; bits that are not known are ignored. See [`REQUEST_IDS`] and
+    /// [`STALE_READS`].
     pub capabilities: u32,
 }
 
@@ -71,7 +76,7 @@ impl Preface {
             version_min: VERSION,
             version_max: VERSION,
             payload_bytes_max: u32::try_from(payload_bytes_max).unwrap_or(u32::MAX),
-            capabilities: REQUEST_IDS,
+            capabilities: REQUEST_IDS | STALE_READS,
         }
     }
 

@@ -156,6 +156,7 @@ pub fn write_error(out: &mut BytesMut, correlation: u64, op: u8, error: &Error) 
         op,
         correlation,
         carries_request_id: false,
+        is_stale: false,
         word: u32::from(number),
     };
     let message = error.message.as_bytes();
@@ -198,6 +199,7 @@ fn write_success(
         op,
         correlation,
         carries_request_id: false,
+        is_stale: false,
         word: 0,
     };
     write_frame(out, header, payload_bytes_max, |out| {

@@ -382,6 +382,7 @@ fn an_unknown_operation_is_an_error_that_does_not_close() {
         op: 77,
         correlation: 5,
         carries_request_id: false,
+        is_stale: false,
         word: 0,
     };
     let mut bytes = BytesMut::new();

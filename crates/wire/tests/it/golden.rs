@@ -248,8 +248,25 @@ fn write_once(out: &mut BytesMut) {
         correlation: 14,
         deadline_ms: 0,
         request: Some(request_id()),
+        is_stale: false,
     };
     let written = increment.write_asking(out, &asking, MAX);
+    written.expect("it is short");
+}
+
+const STALE: &str = "GET hello, of the node's own replica, which may be behind";
+
+fn write_stale(out: &mut BytesMut) {
+    let get = Operation::Get {
+        key: bytes("hello"),
+    };
+    let asking = Asking {
+        correlation: 15,
+        deadline_ms: 0,
+        request: None,
+        is_stale: true,
+    };
+    let written = get.write_asking(out, &asking, MAX);
     written.expect("it is short");
 }
 
@@ -288,6 +305,7 @@ fn vectors() -> String {
         add(name, &frame);
     }
     add(ONCE, &write(write_once));
+    add(STALE, &write(write_stale));
     for (name, correlation, op, answer, _) in responses() {
         add(
             name,
@@ -377,6 +395,10 @@ fn what_was_encoded_is_still_understood() {
         matches!(by, Ok(Operation::Increment { by: -1, .. })),
         "{by:?}"
     );
+    let stale = frame(&vectors, STALE);
+    assert!(stale.header.is_stale && !stale.header.carries_request_id);
+    let get = Operation::decode(stale.header.op, stale.payload);
+    assert!(matches!(get, Ok(Operation::Get { .. })), "{get:?}");
     for (name, correlation, _, answer, body) in responses() {
         let frame = frame(&vectors, name);
         assert_eq!(frame.header.correlation, correlation, "{name}");

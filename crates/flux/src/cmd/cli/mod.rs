@@ -60,6 +60,11 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     let client = runtime
         .block_on(Client::connect(config))
         .map_err(|error| said(&error))?;
+    let client = if cli.stale {
+        client.stale_reads()
+    } else {
+        client
+    };
     let session = Session {
         runtime,
         client,

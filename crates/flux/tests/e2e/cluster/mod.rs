@@ -10,6 +10,7 @@ mod power;
 mod rebuilt;
 mod retries;
 mod sdk;
+mod stale;
 mod trial;
 
 use std::time::Duration;

@@ -97,9 +97,15 @@ impl PeerHandler {
             } else {
                 entries
             };
-            match self.replica.log.make_room_for(taken, is_full) {
+            let log = &self.replica.log;
+            let mut made = log.make_room_for(taken, is_full);
+            if matches!(made, Err(LogError::NoSpace)) && !is_full {
+                // Right after a segment was filled the next one is only being prepared: the reserve
+                // takes its place, and is prepared again.
+                made = log.make_room_for(taken, true);
+            }
+            match made {
                 Ok(()) => return Ok(taken.len()),
-                // Right after a segment was filled the next one is only being prepared.
                 Err(LogError::NoSpace) if !is_full => sleep(SPACE_CHECK).await,
                 Err(LogError::NoSpace) => break,
                 Err(error) => return Err(broken(error)),
