@@ -491,7 +491,7 @@ async fn broken_frames_end_the_session_with_a_reason_and_nobody_elses() {
         (damaged(20, |byte| byte ^ 1), GoawayCode::BadChecksum),
         (damaged(4, |_| 9), GoawayCode::Protocol),
         (damaged(5, |_| 200), GoawayCode::Protocol),
-        (damaged(7, |_| 2), GoawayCode::Protocol),
+        (damaged(7, |_| 4), GoawayCode::Protocol),
         (too_long, GoawayCode::FrameTooLong),
         (foreign, GoawayCode::Protocol),
     ] {
