@@ -313,6 +313,19 @@ impl ShardLog {
         })
     }
 
+    /// Removes this shard's snapshots before one that counts. A failure costs space and nothing else.
+    /// Blocks on the disk.
+    pub fn remove_snapshots_before(&self, end: LogId) {
+        let dir = self.shared.config.snapshot_dir();
+        for name in self.shared.disk.read_dir(&dir).unwrap_or_default() {
+            let older = parse_snapshot_name(&name)
+                .is_some_and(|(shard, other)| shard == self.id && other.index < end.index);
+            if older && let Err(error) = self.shared.disk.remove(&dir.join(&name)) {
+                tracing::warn!(name, %error, "cannot remove an old snapshot");
+            }
+        }
+    }
+
     /// The newest snapshot that the log reaches, if there is one.
     ///
     /// # Errors
@@ -389,11 +402,15 @@ impl SnapshotWriter {
             footer.end.index <= flushed,
             "the log must be flushed through the snapshot's end"
         );
-        self.complete(footer)
+        let (log, end) = (self.log.clone(), footer.end);
+        let reader = self.complete(footer)?;
+        log.remove_snapshots_before(end);
+        Ok(reader)
     }
 
     /// Like [`SnapshotWriter::finish`], for a snapshot that came from a leader: the log need not
-    /// reach it. The caller notes it with [`ShardLog::mark_installed`] afterward.
+    /// reach it. The caller notes it with [`ShardLog::mark_installed`] afterward: only then it counts,
+    /// and may older ones go ([`ShardLog::remove_snapshots_before`]).
     ///
     /// # Errors
     /// If the disk refuses.
@@ -431,22 +448,7 @@ impl SnapshotWriter {
             self.shared.disk.sync_dir(&dir)
         };
         publish().map_err(|error| write_error(&error))?;
-        let reader = SnapshotReader::open(&self.shared, &name)?;
-        self.remove_older(footer.end);
-        Ok(reader)
-    }
-
-    /// Removes this shard's older snapshots. A failure costs space and nothing else.
-    fn remove_older(&self, end: LogId) {
-        let dir = self.shared.config.snapshot_dir();
-        for name in self.shared.disk.read_dir(&dir).unwrap_or_default() {
-            let older = parse_snapshot_name(&name).is_some_and(|(shard, other)| {
-                shard == self.header.shard && other.index < end.index
-            });
-            if older && let Err(error) = self.shared.disk.remove(&dir.join(&name)) {
-                tracing::warn!(name, %error, "cannot remove an old snapshot");
-            }
-        }
+        SnapshotReader::open(&self.shared, &name)
     }
 }
 

@@ -381,6 +381,7 @@ pub(crate) struct Incoming {
 /// A snapshot that another replica sent, on this disk; not counted before it is noted in the log.
 #[derive(Debug)]
 pub(crate) struct Received {
+    log: ShardLog,
     reader: SnapshotReader,
     noted: oneshot::Receiver<Result<(), LogError>>,
 }
@@ -392,6 +393,11 @@ impl Received {
             Ok(done) => done.map_err(to_io)?,
             Err(_) => return Err(io::Error::other("the log was closed")),
         }
+        // Not sooner: if it did not count after a crash, the older one would.
+        let (log, end) = (self.log, self.reader.footer().end);
+        blocking(move || log.remove_snapshots_before(end))
+            .await
+            .map_err(io::Error::other)?;
         for_raft(self.reader)
     }
 }
@@ -440,5 +446,6 @@ pub(crate) fn place(
     } else {
         log.mark_installed(info.end, tell);
     }
-    Ok(Received { reader, noted })
+    let log = log.clone();
+    Ok(Received { log, reader, noted })
 }

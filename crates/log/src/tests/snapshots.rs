@@ -62,13 +62,36 @@ fn a_snapshot_beyond_the_durable_log_is_not_used() {
             .latest_snapshot()
             .unwrap()
             .map(|r| r.footer().end.index.get()),
-        None
+        Some(4)
     );
+    // The log before the older one is gone: without it nothing would be left to begin with.
+    handle.purge_to(entry(3, b"").id, Box::new(drop)).unwrap();
+    handle.sync(Box::new(drop));
     drop((log, handle));
     disk.crash(CrashLoss::Nothing, &mut SeededRng::new(1));
     let (log, _) = open(&disk);
-    assert!(shard(&log).latest_snapshot().unwrap().is_none());
-    assert!(snapshot_files(&disk).is_empty());
+    let latest = shard(&log).latest_snapshot().unwrap().unwrap();
+    assert_eq!(latest.footer().end.index.get(), 4);
+    assert_eq!(snapshot_files(&disk).len(), 1);
+}
+
+#[test]
+fn a_received_snapshot_takes_the_place_of_older_ones_once_it_is_noted() {
+    let disk = SimDisk::new();
+    let (_log, handle) = ten_entries(&disk);
+    write_snapshot(&handle, 2, 4);
+    let mut writer = handle.begin_snapshot(entry(8, b"").id).unwrap();
+    writer.block(b"future").unwrap();
+    let end = entry(12, b"").id;
+    writer
+        .finish_installed(SnapshotFooter::new(end, Bytes::new()))
+        .unwrap();
+    assert_eq!(snapshot_files(&disk).len(), 2);
+    handle.mark_installed(end, Box::new(drop));
+    handle.remove_snapshots_before(end);
+    let latest = handle.latest_snapshot().unwrap().unwrap();
+    assert_eq!(latest.footer().end, end);
+    assert_eq!(snapshot_files(&disk).len(), 1);
 }
 
 #[test]
