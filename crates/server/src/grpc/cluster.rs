@@ -15,12 +15,16 @@ use flux_raft::{MembershipError, Role, Shard};
 use flux_types::{ClusterId, Error, ErrorCode, NodeId, ShardId};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Endpoint;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::{Password, to_status};
 use crate::context::Context;
 use crate::topology::{NodePlace, ShardPlace, Topology, TopologyHandle};
 
+/// How long who leads may be unknown, as it is just after somebody else took over, before a caller
+/// is told so; and the pause between two looks.
+const SETTLING: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(50);
 /// How long a voter gets to take over; commands of the shard wait as long.
 const HAND_OVER: Duration = Duration::from_secs(3);
 /// How long the leader gets to say how that went, beyond it.
@@ -157,6 +161,27 @@ impl Cluster for ClusterApi {
     ) -> Result<Response<TransferLeadershipResponse>, Status> {
         let is_passed_on = request.metadata().contains_key(PASSED_ON_KEY);
         let asked = request.into_inner();
+        let until = self.clock.now() + SETTLING;
+        loop {
+            let answer = self.transfer(asked, is_passed_on).await;
+            let is_unsettled = answer
+                .as_ref()
+                .is_err_and(|status| status.code() == Code::Unavailable);
+            if !is_unsettled || is_passed_on || until <= self.clock.now() {
+                return answer;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+impl ClusterApi {
+    /// Tries once.
+    async fn transfer(
+        &self,
+        asked: TransferLeadershipRequest,
+        is_passed_on: bool,
+    ) -> Result<Response<TransferLeadershipResponse>, Status> {
         let topology = self.topology.current();
         let target = target(&topology, asked).map_err(|error| to_status(&error))?;
         let shard = self.shards.get(asked.shard as usize);

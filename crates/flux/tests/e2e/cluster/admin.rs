@@ -20,6 +20,15 @@ fn ask(nodes: &Nodes, index: usize, words: &[&str]) -> Output {
     run(flux.args(words), b"")
 }
 
+/// Lets each of three nodes lead something, of four shards.
+pub(super) fn spread(nodes: &Nodes) {
+    for shard in 0..4 {
+        let (shard, node) = (shard.to_string(), (shard % 3 + 1).to_string());
+        let output = ask(nodes, 0, &["transfer", &shard, &node]);
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
 /// What a node that wants a password says.
 fn told(nodes: &Nodes, index: usize, words: &[&str]) -> String {
     let output = ask(nodes, index, &[&["-a", PASSWORD], words].concat());

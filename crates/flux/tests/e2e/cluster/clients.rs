@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::admin::spread;
 use super::nodes::Nodes;
 use crate::harness::document::steps;
 use crate::harness::resp::{Connection, Value};
@@ -69,6 +70,8 @@ fn redis_cli_and_redis_benchmark_follow_the_cluster() {
         return;
     }
     let nodes = Nodes::started(3, &["--resp-cluster", "moved"]);
+    // redis-benchmark takes a cluster of one master for none.
+    spread(&nodes);
     let port = ports(&nodes)[0].to_string();
     // Keys of all four shards, over one seed.
     for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
@@ -168,6 +171,7 @@ fn every_command_of_the_guide_to_cluster_clients_does_what_it_says() {
     let steps = steps(&text.expect("the page is in the repository"), "sh test");
     assert!(steps.len() >= 4, "the page has commands");
     let nodes = Nodes::started(3, &["--resp-cluster", "moved"]);
+    spread(&nodes);
     let port = ports(&nodes)[0].to_string();
     let binaries = Path::new(FLUX).parent().expect("a program is in a folder");
     for step in steps {
