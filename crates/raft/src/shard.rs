@@ -29,7 +29,7 @@ use crate::proposer::Proposer;
 use crate::queue::{Forward, Queue, Refused, Submission};
 use crate::recovery;
 use crate::replica::{Leadership, Replica};
-use crate::runtime::{Task, blocking, reclaimer, timeout};
+use crate::runtime::{Task, blocking, reclaimer, sleep, timeout};
 use crate::snapshot::{self, Snapshots};
 use crate::state_machine::StateMachine;
 use crate::status::{Counters, Failure, Members, Role, ShardStatus};
@@ -149,24 +149,31 @@ impl Shard {
     ) -> Self {
         // A sole voter has nobody whose lease it could break.
         let has_lease = had_vote && !replica.is_sole_voter();
-        let refuse_votes_until = if has_lease && !bug::is_on(Bug::VoteAfterRestart) {
+        let refuses = has_lease && !bug::is_on(Bug::VoteAfterRestart);
+        let refuse_votes_until = if refuses {
             replica.clock.now() + replica.config.timings.vote_refusal()
         } else {
+            // Nobody's lease could be broken.
+            replica.raft.runtime_config().elect(true);
             Instant::from_nanos(0)
         };
         let proposer = Proposer::new(Arc::clone(&replica));
         let snapshots = snapshot::run(Arc::clone(&replica), machine.clone());
         let sweeps = expiry::run(Arc::clone(&replica), Arc::clone(alarm));
         let watch = watcher::run(Arc::clone(&replica), Arc::clone(alarm));
+        let mut helpers = vec![
+            spawn_core("snapshots", snapshots),
+            spawn_core("expiry", sweeps),
+            spawn_core("watcher", watch),
+        ];
+        if refuses {
+            helpers.push(spawn_core("votes", stand_later(Arc::clone(&replica))));
+        }
         Self {
             inner: Arc::new(Inner {
                 peer_handler: PeerHandler::new(Arc::clone(&replica), refuse_votes_until),
                 proposer: Mutex::new(Some(spawn_core("proposer", proposer.run()))),
-                helpers: Mutex::new(vec![
-                    spawn_core("snapshots", snapshots),
-                    spawn_core("expiry", sweeps),
-                    spawn_core("watcher", watch),
-                ]),
+                helpers: Mutex::new(helpers),
                 replica,
                 machine,
             }),
@@ -422,6 +429,13 @@ impl Shard {
     }
 }
 
+/// Lets a replica that has just started stand for election once it may vote: it has a vote for itself
+/// as well, and that must not break the lease of a leader that it has forgotten either.
+async fn stand_later(replica: Arc<Replica>) {
+    sleep(replica.config.timings.vote_refusal()).await;
+    replica.raft.runtime_config().elect(true);
+}
+
 /// What the tasks of a replica share before there is a replica.
 #[derive(Default)]
 struct Shared {
@@ -461,7 +475,8 @@ impl Shared {
             network: Arc::clone(&parts.network),
             timings: parts.config.timings,
         };
-        let config = raft_config(parts)?;
+        let had_vote = machine.log.state().vote.is_some();
+        let config = raft_config(parts, had_vote)?;
         let raft = Raft::new(parts.node.get(), config, connector, log_store, machine)
             .await
             .map_err(|error| engine(parts.id, &error))?;
@@ -524,7 +539,7 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// openraft's settings; the reasons are in `docs/design/`.
-fn raft_config(parts: &ShardParts) -> Result<Arc<Config>, StartError> {
+fn raft_config(parts: &ShardParts, had_vote: bool) -> Result<Arc<Config>, StartError> {
     let Timings {
         election_min,
         election_max,
@@ -538,6 +553,8 @@ fn raft_config(parts: &ShardParts) -> Result<Arc<Config>, StartError> {
         election_timeout_max: millis(election_max),
         heartbeat_interval: millis(heartbeat),
         heartbeat_min_interval: Some(millis(heartbeat_min)),
+        // Who has voted before stands for election only when [`Shard::spawn`] says so.
+        enable_elect: !had_vote,
         // A campaign that cannot win must not disturb a leader that works.
         enable_pre_vote: Some(true),
         // The store is in memory: a leader that came back without an election could be behind
