@@ -35,7 +35,6 @@ const THREADS_MAX: usize = 8;
 pub(crate) fn recover(shard: ShardId, machine: &StateMachine) -> Result<(), StartError> {
     let in_snapshot = |source| StartError::Snapshot { shard, source };
     let state = machine.log.state();
-    let last = state.last.map_or(LogIndex::new(0), |last| last.index);
     let purged = state.purged.map_or(LogIndex::new(0), |purged| purged.index);
     let mut start = LogIndex::new(0);
     let mut end = LogIndex::new(0);
@@ -51,9 +50,35 @@ pub(crate) fn recover(shard: ShardId, machine: &StateMachine) -> Result<(), Star
     if start < purged {
         return Err(StartError::Gap { shard, purged });
     }
+    give_up_void(shard, machine)?;
     // What the snapshot saw applied was committed, whatever the mark says.
     let committed = state.committed.map_or(LogIndex::new(0), |id| id.index);
+    let last = machine.log.state().last;
+    let last = last.map_or(LogIndex::new(0), |last| last.index);
     replay(shard, machine, start, committed.max(end).min(last))
+}
+
+/// Gives up a log that does not hold the entry which the loaded snapshot begins with. The snapshot
+/// was received, and the end came before the log was put behind it: what the log holds may be what
+/// a former leader never had committed.
+fn give_up_void(shard: ShardId, machine: &StateMachine) -> Result<(), StartError> {
+    let Some(start) = machine.progress.applied_id() else {
+        return Ok(());
+    };
+    let log = &machine.log;
+    if log.id_at(start.index) == Some(start) {
+        return Ok(());
+    }
+    let in_log = |source| StartError::Log { shard, source };
+    let before = LogIndex::new(start.index.get().saturating_sub(1));
+    if log
+        .state()
+        .last
+        .is_some_and(|last| start.index <= last.index)
+    {
+        log.truncate_after(before, Box::new(drop)).map_err(in_log)?;
+    }
+    log.purge_to(start, Box::new(drop)).map_err(in_log)
 }
 
 /// Applies the entries after `from`, up to and with `to`: this thread reads, others apply what it

@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 
 use crate::codec::{from_raft_id, to_raft_id};
 use crate::expiry::SweepAlarm;
+use crate::log_store::to_io;
 use crate::progress::Progress;
 use crate::runtime::{blocking, pause};
 use crate::snapshot::{self, SnapshotData, Snapshots};
@@ -151,6 +152,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     ) -> io::Result<()> {
         let machine = self.clone();
         let meta = meta.clone();
+        // Before anybody is told that all of it is applied: what the log held of it may be what a
+        // former leader never had committed, and is no history. openraft purges only afterward.
+        let start = snapshot.info().start;
+        self.log.purge_to(start, Box::new(drop)).map_err(to_io)?;
         blocking(move || machine.install(&meta, &snapshot))
             .await
             .map_err(io::Error::other)?

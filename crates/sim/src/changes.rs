@@ -400,7 +400,7 @@ async fn follow(
         connection(Arc::clone(&executor), Arc::clone(changes), messages),
     );
     let mut flights: VecDeque<(Place, oneshot::Receiver<()>)> = VecDeque::new();
-    let mut settled = None;
+    let (mut settled, mut sent) = (None, 0);
     let mut tick = flux_env::sleep(TICK);
     while origin.is_leading() {
         let has_room = flights.len() < WINDOW;
@@ -424,12 +424,20 @@ async fn follow(
                         continue;
                     };
                     if outlet.send((event.clone(), confirm)).await.is_err() {
+                        commit(&**origin, &mut settled).await;
                         return Ok(());
                     }
                     if bug::is_on(Bug::CursorBeforeConfirm) {
                         settled = Some(place);
                     }
                     flights.push_back((place, confirmed));
+                    settle(&mut flights, &mut settled);
+                    // A batch may be long, and a connection that breaks within it must have got
+                    // somewhere.
+                    sent += 1;
+                    if sent % WINDOW == 0 {
+                        commit(&**origin, &mut settled).await;
+                    }
                 }
             }
             Step::Tick => {
@@ -439,6 +447,16 @@ async fn follow(
         }
     }
     Ok(())
+}
+
+/// Takes what has been confirmed already.
+fn settle(flights: &mut VecDeque<(Place, oneshot::Receiver<()>)>, settled: &mut Option<Place>) {
+    while flights
+        .front_mut()
+        .is_some_and(|(_, confirm)| confirm.try_recv().is_ok())
+    {
+        *settled = flights.pop_front().map(|(place, _)| place);
+    }
 }
 
 /// Whether the oldest message was confirmed, once it is known.
