@@ -316,6 +316,47 @@ fn rule_8_a_voter_that_has_just_restarted_gives_no_vote() {
 }
 
 #[test]
+fn rule_8_a_voter_that_has_just_restarted_does_not_stand_for_election_either() {
+    on_runtime(async {
+        let mut cluster = Cluster::start(3).await;
+        cluster.grow().await;
+        let leader = cluster.leader().await;
+        cluster.assert_equal(&leader).await;
+        cluster.stop_node(3).await;
+        for other in [2, 3] {
+            cluster.network.cut(NodeId::new(1), NodeId::new(other));
+            cluster.network.cut(NodeId::new(other), NodeId::new(1));
+        }
+        // Whoever has missed the leader for so long would vote for another.
+        let timings = quick().timings;
+        let missed = leader.clock.now() + timings.election_max * 2;
+        until("the second has missed the leader", || {
+            missed <= leader.clock.now()
+        })
+        .await;
+        let refusing = leader.clock.now() + timings.vote_refusal();
+        cluster.start_node(3).await;
+        let (second, third) = (cluster.node(2), cluster.node(3));
+        until("the restarted voter may vote", || {
+            let role = third.shard.status().role;
+            let is_over = refusing <= leader.clock.now();
+            assert!(
+                is_over || !matches!(role, Role::Candidate | Role::Leader),
+                "{role}"
+            );
+            is_over
+        })
+        .await;
+        until("one of the two leads", || {
+            let leads = |node: &Arc<Node>| node.shard.status().role == Role::Leader;
+            leads(second) || leads(third)
+        })
+        .await;
+        cluster.stop().await;
+    });
+}
+
+#[test]
 fn a_replica_whose_entries_are_gone_from_the_log_catches_up_by_snapshot() {
     on_runtime(async {
         let mut cluster = Cluster::start(1).await;

@@ -183,10 +183,9 @@ impl Node {
         });
         register_shards(registry, &shards);
         peer::register(registry, peers.as_ref());
-        if let Some(peers) = &peers {
-            let peers = Arc::downgrade(peers);
-            register_clock(registry, move || peers.upgrade()?.clock_ahead_seconds());
-        }
+        let others = peers.as_ref().map(Arc::downgrade);
+        let ahead = move || others.as_ref()?.upgrade()?.clock_ahead_seconds();
+        register_clock(registry, ahead);
         let changes = Changes::new(changes::Parts {
             cluster: log.identity().cluster,
             node: log.identity().node,
