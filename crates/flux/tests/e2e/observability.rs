@@ -167,6 +167,8 @@ fn a_real_prometheus_reads_every_family_of_node_gateway_and_consumer() {
         .args(&["--config", &config])
         .ready();
     let consumer = Consumer::start();
+    // Some families are about other nodes.
+    let cluster = Start::all().args(&["--nodes", "3"]).ready();
     let url = format!("http://{}/api/v1/kv", gateway.http());
     wait_until("the gateway knows its upstream's services", || {
         shell(&format!("curl -sS '{url}?key=a'")).contains("found")
@@ -180,8 +182,9 @@ fn a_real_prometheus_reads_every_family_of_node_gateway_and_consumer() {
         ("flux-node", node.admin()),
         ("flux-gateway", gateway.admin()),
         ("flux-cdc-consumer", consumer.admin),
+        ("flux-cluster", cluster.admin()),
     ]);
-    wait_until("all are scraped", || prometheus.query("up == 1").len() == 3);
+    wait_until("all are scraped", || prometheus.query("up == 1").len() == 4);
     let mut missing = Vec::new();
     for (name, kind) in listed() {
         let series = if kind == "histogram" {
@@ -197,10 +200,10 @@ fn a_real_prometheus_reads_every_family_of_node_gateway_and_consumer() {
         missing.is_empty(),
         "Prometheus has no sample of {missing:?}"
     );
-    let written = r#"flux_server_commands_total{command="set",result="ok"}"#;
+    let written = r#"flux_server_commands_total{command="set",result="ok",job="flux-node"}"#;
     assert_eq!(prometheus.query(written)[0]["value"][1], "1");
     let build = prometheus.query("flux_build_info");
-    assert_eq!(build.len(), 2);
+    assert_eq!(build.len(), 3);
     assert_eq!(build[0]["metric"]["version"], env!("CARGO_PKG_VERSION"));
     let buckets = "flux_gateway_request_duration_seconds_bucket";
     wait_until("a bucket names the trace of a request in it", || {
@@ -210,6 +213,7 @@ fn a_real_prometheus_reads_every_family_of_node_gateway_and_consumer() {
     });
     gateway.stop();
     node.stop();
+    cluster.stop();
 }
 
 #[test]
