@@ -23,7 +23,7 @@ use crate::queue::{Forward, Queue};
 use crate::runtime::timeout;
 use crate::snapshot::Snapshots;
 use crate::status::{Counters, Failure, Members, Role, ShardStatus};
-use crate::type_config::{Raft, TypeConfig};
+use crate::type_config::{Raft, StoredMembership, TypeConfig};
 
 type Watched<T> = WatchReceiverOf<TypeConfig, T>;
 
@@ -232,6 +232,15 @@ impl Replica {
             leader: leader.filter(|leader| *leader != self.node || has_quorum),
             voters: membership.voter_ids().map(NodeId::new).collect(),
             learners: membership.learner_ids().map(NodeId::new).collect(),
+            membership: metrics
+                .membership_config
+                .log_id()
+                .as_ref()
+                .map(from_raft_id),
+            is_membership_committed: is_committed(
+                &metrics.membership_config,
+                &metrics.committed_membership_config,
+            ),
         }
     }
 
@@ -269,6 +278,15 @@ impl Replica {
                 [] | [_] => None,
             },
             learners: membership.learner_ids().map(NodeId::new).collect(),
+            membership: metrics
+                .membership_config
+                .log_id()
+                .as_ref()
+                .map(from_raft_id),
+            is_membership_committed: is_committed(
+                &metrics.membership_config,
+                &metrics.committed_membership_config,
+            ),
             replication: metrics
                 .replication
                 .iter()
@@ -284,4 +302,9 @@ impl Replica {
             failure: self.failure.borrow().clone(),
         }
     }
+}
+
+/// Whether the membership in force is the one last known to be committed.
+fn is_committed(effective: &StoredMembership, committed: &StoredMembership) -> bool {
+    effective.log_id().is_some() && effective.log_id() == committed.log_id()
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 
+use flux_log::LogId;
 use flux_types::{LogIndex, NodeId, ShardId, Term};
 
 /// What a replica does in its shard.
@@ -52,6 +53,10 @@ pub struct Members {
     pub voters: Vec<NodeId>,
     /// Who follows without a vote.
     pub learners: Vec<NodeId>,
+    /// The entry that says so; none if the log has none yet.
+    pub membership: Option<LogId>,
+    /// Whether that entry is known to be committed.
+    pub is_membership_committed: bool,
 }
 
 /// A picture of one replica at one moment.
@@ -85,6 +90,10 @@ pub struct ShardStatus {
     pub voters_after: Option<Vec<NodeId>>,
     /// Who follows without a vote.
     pub learners: Vec<NodeId>,
+    /// The entry that says who belongs to the shard; none if the log has none yet.
+    pub membership: Option<LogId>,
+    /// Whether that entry is known to be committed.
+    pub is_membership_committed: bool,
     /// On the leader: how far each replica's log is known to reach.
     pub replication: Vec<(NodeId, LogIndex)>,
     /// Whether it leads, has applied all it must before it evaluates, and was answered by a quorum

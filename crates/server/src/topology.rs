@@ -135,6 +135,7 @@ pub(crate) fn of_shards(shards: &[Shard]) -> Vec<ShardPlace> {
             leader,
             voters,
             learners,
+            ..
         } = shard.members();
         ShardPlace {
             shard: shard.id(),

@@ -141,7 +141,15 @@ fn one_voter_becomes_three_while_it_writes_and_loses_nothing_with_its_leader() {
         let status = first.shard.status();
         assert_eq!(status.voters.len(), 3);
         assert_eq!(status.role, Role::Leader);
+        assert!(status.is_membership_committed);
         cluster.assert_equal(&first).await;
+        until("all know which entry made them voters", || {
+            [2, 3].iter().all(|id| {
+                let members = cluster.node(*id).shard.members();
+                members.membership == status.membership && members.is_membership_committed
+            })
+        })
+        .await;
 
         cluster.stop_node(1).await;
         let second = cluster.leader().await;

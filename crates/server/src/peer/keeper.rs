@@ -112,6 +112,8 @@ mod tests {
             voters: voters.to_vec(),
             voters_after: None,
             learners: learners.to_vec(),
+            membership: None,
+            is_membership_committed: false,
             replication: all.map(|node| (*node, LogIndex::new(reached))).collect(),
             is_writable: true,
             queue_operations: 0,
