@@ -6,15 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use flux_env::{Clock, Instant};
 use flux_log::{Log, LogId, ShardLog};
 use flux_store::Store;
 use flux_types::bug::{self, Bug};
-use flux_types::{Answer, Error, ErrorCode, LogIndex, NodeId, ShardId, Term, UnixMillis};
+use flux_types::{
+    Answer, Command, Error, ErrorCode, LogIndex, NodeId, Reply, ShardId, Term, UnixMillis,
+    WriteCommand,
+};
 use openraft::impls::EmptyNode;
 use openraft::{Config, SnapshotPolicy, StepDownPolicy};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::config::{ShardConfig, Timings};
 use crate::core_task::spawn_core;
@@ -121,7 +125,7 @@ impl Shard {
             .map_err(|error| engine(id, &error))??;
         machine.keep_snapshot_room();
         let had_vote = machine.log.state().vote.is_some();
-        let raft = shared.raft(&parts, machine.clone()).await?;
+        let raft = shared.raft(&parts, machine.clone(), had_vote).await?;
         let replica = shared.replica(parts, raft);
         let poisoned = Arc::downgrade(&replica);
         replica.node_log.on_poison(Box::new(move |reason| {
@@ -188,6 +192,41 @@ impl Shard {
             && let Err(fatal) = replica.raft.trigger().elect(false).await
         {
             tracing::error!(shard = %replica.id, error = %fatal, "cannot campaign");
+        }
+    }
+
+    /// Commits system data under a name, or their removal, if this replica leads: what a reader of
+    /// changes keeps is its leader's to keep, and behind a new leader's own it would be a step back.
+    ///
+    /// # Errors
+    /// As any write; a failure may have an unknown outcome, and is safe to repeat.
+    ///
+    /// # Cancellation
+    /// Safe to drop; what was handed over may be done.
+    pub async fn put_system(
+        &self,
+        name: Bytes,
+        value: Option<Bytes>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let (reply, answers) = oneshot::channel();
+        let commands = vec![Command::Write(WriteCommand::PutSystem { name, value })];
+        let submission = Submission {
+            is_forwarded: true,
+            ..Submission::new(commands, deadline, reply)
+        };
+        if self.submit(submission).is_err() {
+            let message = "the shard's queue is full";
+            return Err(Error::not_done(ErrorCode::Busy, message));
+        }
+        let answers = answers.await.unwrap_or_default();
+        match answers.into_iter().next().map(|answer| answer.reply) {
+            Some(Reply::Error(error)) => Err(error),
+            Some(_) => Ok(()),
+            None => {
+                let message = "the shard stopped before it answered; the outcome is unknown";
+                Err(Error::unknown(ErrorCode::ShuttingDown, message))
+            }
         }
     }
 
@@ -461,7 +500,12 @@ impl Shared {
     }
 
     /// Starts openraft on what was recovered; founds the shard if this is its first start.
-    async fn raft(&self, parts: &ShardParts, machine: StateMachine) -> Result<Raft, StartError> {
+    async fn raft(
+        &self,
+        parts: &ShardParts,
+        machine: StateMachine,
+        had_vote: bool,
+    ) -> Result<Raft, StartError> {
         let log_store = LogStore {
             log: machine.log.clone(),
             clock: Arc::clone(&parts.clock),
@@ -475,7 +519,6 @@ impl Shared {
             network: Arc::clone(&parts.network),
             timings: parts.config.timings,
         };
-        let had_vote = machine.log.state().vote.is_some();
         let config = raft_config(parts, had_vote)?;
         let raft = Raft::new(parts.node.get(), config, connector, log_store, machine)
             .await

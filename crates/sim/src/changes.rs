@@ -19,12 +19,10 @@ use flux_cdc::{
 use flux_env::Clock;
 use flux_history::{Action, History, Outcome};
 use flux_log::{LogId, ShardLog};
-use flux_raft::{Shard, Submission};
+use flux_raft::Shard;
 use flux_store::{Read, Store};
 use flux_types::bug::{self, Bug};
-use flux_types::{
-    Command, Error, ErrorCode, LogIndex, ReadCommand, Reply, ShardId, UnixMillis, WriteCommand,
-};
+use flux_types::{Error, LogIndex, ReadCommand, Reply, ShardId, UnixMillis};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
@@ -86,26 +84,8 @@ impl Origin for ShardOrigin {
     }
 
     fn put_system(&self, name: Bytes, value: Option<Bytes>) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(async move {
-            let (reply, answers) = oneshot::channel();
-            let commands = vec![Command::Write(WriteCommand::PutSystem { name, value })];
-            let submission = Submission {
-                is_forwarded: true,
-                ..Submission::new(commands, self.clock.now() + COMMIT_TIMEOUT, reply)
-            };
-            let refused = |what| Error::not_done(ErrorCode::Unavailable, what);
-            if self.shard.submit(submission).is_err() {
-                return Err(refused("the queue is full"));
-            }
-            let answers = answers
-                .await
-                .map_err(|_| refused("the shard has stopped"))?;
-            match answers.into_iter().next().map(|answer| answer.reply) {
-                Some(Reply::Error(error)) => Err(error),
-                Some(_) => Ok(()),
-                None => Err(refused("the shard has stopped")),
-            }
-        })
+        let deadline = self.clock.now() + COMMIT_TIMEOUT;
+        Box::pin(self.shard.put_system(name, value, deadline))
     }
 }
 

@@ -112,12 +112,18 @@ fn rule_6_a_new_leader_with_a_late_clock_revives_nothing() {
     });
 }
 
+/// Three voters whose disks can be filled with little.
+async fn of_small_segments() -> (Cluster, Arc<Node>) {
+    let cluster = Cluster::start_with(3, |setup| setup.segment_bytes = 64 * 1024).await;
+    cluster.grow().await;
+    let leader = cluster.leader().await;
+    (cluster, leader)
+}
+
 #[test]
 fn rule_11_a_follower_whose_disk_is_full_still_votes_and_hears_and_catches_up_later() {
     on_runtime(async {
-        let cluster = Cluster::start_with(3, |setup| setup.segment_bytes = 64 * 1024).await;
-        cluster.grow().await;
-        let leader = cluster.leader().await;
+        let (cluster, leader) = of_small_segments().await;
         cluster.assert_equal(&leader).await;
         let full = cluster.node(3);
         let disk = &cluster.setups[2].disk;
@@ -144,9 +150,7 @@ fn rule_11_a_follower_whose_disk_is_full_still_votes_and_hears_and_catches_up_la
 #[test]
 fn rule_11_what_removes_data_and_a_new_leader_pass_a_follower_whose_disk_is_full() {
     on_runtime(async {
-        let cluster = Cluster::start_with(3, |setup| setup.segment_bytes = 64 * 1024).await;
-        cluster.grow().await;
-        let leader = cluster.leader().await;
+        let (cluster, leader) = of_small_segments().await;
         assert_eq!(leader.run_one(set("gone", "1")).await, Reply::Ok);
         assert_eq!(leader.run_one(set("gone too", "1")).await, Reply::Ok);
         cluster.assert_equal(&leader).await;
@@ -185,9 +189,7 @@ fn rule_11_what_removes_data_and_a_new_leader_pass_a_follower_whose_disk_is_full
 #[test]
 fn rule_11_an_entry_larger_than_a_nearly_full_disk_does_not_end_a_follower() {
     on_runtime(async {
-        let cluster = Cluster::start_with(3, |setup| setup.segment_bytes = 64 * 1024).await;
-        cluster.grow().await;
-        let leader = cluster.leader().await;
+        let (cluster, leader) = of_small_segments().await;
         cluster.assert_equal(&leader).await;
         let small = cluster.node(3);
         let disk = &cluster.setups[2].disk;

@@ -162,6 +162,7 @@ impl Cluster for ClusterApi {
         let is_passed_on = request.metadata().contains_key(PASSED_ON_KEY);
         let asked = request.into_inner();
         let until = self.clock.now() + SETTLING;
+        // It names who is to lead, and may be asked again whatever became of it.
         loop {
             let answer = self.transfer(asked, is_passed_on).await;
             let is_unsettled = answer

@@ -260,18 +260,30 @@ impl Book {
         )
     }
 
+    /// Whether this node is the life of it that somebody looks for.
+    ///
+    /// # Errors
+    /// That it is another one.
+    pub(crate) fn check_life(&self, wanted: NodeId) -> Result<(), String> {
+        let own = self.node();
+        if wanted == own {
+            return Ok(());
+        }
+        Err(format!(
+            "this is node {} in another life than the one that was looked for",
+            own.physical()
+        ))
+    }
+
     /// Whether a caller may talk to this node, and who this node is.
     ///
     /// # Errors
     /// Why not, in words for an operator.
     pub(crate) fn judge(&self, greeting: &Greeting) -> Result<Welcome, String> {
-        let (own, cluster) = (self.node(), self.cluster());
-        if greeting.wanted.get() != 0 && greeting.wanted != own {
-            return Err(format!(
-                "this is node {} in another life than the one that was looked for",
-                own.physical()
-            ));
+        if greeting.wanted.get() != 0 {
+            self.check_life(greeting.wanted)?;
         }
+        let (own, cluster) = (self.node(), self.cluster());
         let none = ClusterId::new(0);
         if greeting.cluster != none && cluster != none && greeting.cluster != cluster {
             return Err(format!(

@@ -253,13 +253,7 @@ fn answer(
 fn meant(peers: &Peers, greeting: &Greeting, shard: u32) -> Result<Shard, String> {
     let shard = peers.shard(shard);
     // Asked after the shard was taken: once shards are served, the life does not change any more.
-    let own = peers.book.node();
-    if greeting.wanted != own {
-        return Err(format!(
-            "this is node {} in another life than the one that was looked for",
-            own.physical()
-        ));
-    }
+    peers.book.check_life(greeting.wanted)?;
     shard.ok_or_else(|| "this node does not serve the shard yet".to_owned())
 }
 

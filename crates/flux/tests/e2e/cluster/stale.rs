@@ -1,6 +1,6 @@
 //! Stale reads of a node that is left alone.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flux_client::{Client, Config};
 use flux_proto::kv::kv_client::KvClient;
@@ -10,6 +10,7 @@ use flux_proto::kv::{
 
 use super::nodes::{Nodes, insist};
 use crate::harness::resp::Value;
+use crate::harness::{PATIENCE, Start, get, wait_until};
 
 #[test]
 fn a_node_left_alone_answers_stale_reads_over_grpc_and_flux_and_no_others() {
@@ -20,18 +21,32 @@ fn a_node_left_alone_answers_stale_reads_over_grpc_and_flux_and_no_others() {
         assert_eq!(insist(&mut connection, &words), Value::ok());
     }
     nodes.assert_equal();
+    let grpc = nodes.process(0).addresses().grpc;
+    let grpc = grpc.expect("a node has gRPC");
+    let gateway = Start::gateway(grpc).ready();
+    wait_until("the gateway knows its upstream's services", || {
+        get(gateway.http(), "/api/v1/kv?key=key:1").0 == 200
+    });
     nodes.kill(1);
     nodes.kill(2);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
-    let grpc = nodes.process(0).addresses().grpc;
-    let grpc = grpc.expect("a node has gRPC");
     runtime.block_on(async {
         over_flux(nodes.address(0).to_string()).await;
         over_grpc(format!("http://{grpc}")).await;
     });
+    // Over HTTP, by now without a leader.
+    let path = "/api/v1/kv?key=key:1";
+    let (status, _) = get(gateway.http(), path);
+    assert_ne!(status, 200, "a majority is needed");
+    let stale = get(
+        gateway.http(),
+        &format!("{path}&consistency=READ_CONSISTENCY_STALE"),
+    );
+    assert_eq!(stale, (200, r#"{"value":"v","found":true}"#.to_owned()));
+    gateway.stop();
 }
 
 async fn over_flux(address: String) {
@@ -48,8 +63,10 @@ async fn over_flux(address: String) {
     let words = ["MGET", "key:1", "key:2"].map(Into::into).to_vec();
     stale.command(words).await.expect("its own replica answers");
     // It may have led, with a lease that goes on for a moment.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    client.get("key:1").await.expect_err("a majority is needed");
+    let deadline = Instant::now() + PATIENCE;
+    while client.get("key:1").await.is_ok() {
+        assert!(Instant::now() < deadline, "a majority is needed");
+    }
     stale
         .set("key:1", "w")
         .await

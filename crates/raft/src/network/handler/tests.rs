@@ -6,14 +6,15 @@ use std::sync::{Arc, mpsc};
 
 use bytes::Bytes;
 use flux_env::{Clock, Disk, RealClock, SimDisk};
-use flux_log::{Log, LogConfig, LogId, Seeds, Vote};
+use flux_log::{Log, LogConfig, LogEntry, LogId, Seeds, Vote};
 use flux_store::{Store, StoreConfig};
 use flux_types::{ClusterId, LogIndex, NodeId, Revision, ShardId, Term, UnixMillis};
 use openraft::impls::EmptyNode;
 
 use super::PeerHandler;
 use crate::codec::{SnapshotExtra, to_raft_id};
-use crate::network::{NoNetwork, PeerError, SnapshotInfo, SnapshotTransfer};
+use crate::network::{AppendRequest, NoNetwork, PeerError, SnapshotInfo, SnapshotTransfer};
+use crate::snapshot::{self, Snapshots};
 use crate::type_config::{RaftMembership, StoredMembership};
 use crate::{Formation, Shard, ShardConfig, ShardParts};
 
@@ -34,12 +35,10 @@ fn vote(term: u64) -> Vote {
     }
 }
 
+type Blocks = Box<dyn Iterator<Item = std::io::Result<Bytes>> + Send>;
+
 /// A snapshot of an empty store.
-fn transfer(
-    term: u64,
-    at: LogId,
-    blocks: Box<dyn Iterator<Item = std::io::Result<Bytes>> + Send>,
-) -> SnapshotTransfer {
+fn transfer(term: u64, at: LogId, blocks: Blocks) -> SnapshotTransfer {
     let members: BTreeSet<u64> = [1, 9].into();
     let nodes: BTreeMap<u64, EmptyNode> = members.iter().map(|id| (*id, EmptyNode {})).collect();
     let membership = RaftMembership::new(vec![members], nodes).expect("a membership");
@@ -60,10 +59,7 @@ fn transfer(
 }
 
 /// Blocks of which somebody remembers whether they were asked for.
-fn watched() -> (
-    Arc<AtomicBool>,
-    Box<dyn Iterator<Item = std::io::Result<Bytes>> + Send>,
-) {
+fn watched() -> (Arc<AtomicBool>, Blocks) {
     let read = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&read);
     let blocks = std::iter::from_fn(move || {
@@ -79,7 +75,34 @@ struct Node {
     handler: PeerHandler,
 }
 
+/// Blocks that begin and then wait: the one who reads them is told of, and let go.
+fn hanging() -> (tokio::sync::oneshot::Receiver<()>, mpsc::Sender<()>, Blocks) {
+    let (go, waits) = mpsc::channel::<()>();
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let mut begun = Some(begun);
+    let blocks = std::iter::from_fn(move || {
+        begun.take().map(|begun| begun.send(()));
+        let _is_told = waits.recv().is_ok();
+        None
+    });
+    (begins, go, Box::new(blocks))
+}
+
+/// Entries that a leader of this term began and never had committed.
+fn entries(term: u64, last: u64) -> Vec<LogEntry> {
+    let entry = |index| LogEntry {
+        id: id(term, index),
+        timestamp: UnixMillis::ZERO,
+        payload: Bytes::new(),
+    };
+    (1..=last).map(entry).collect()
+}
+
 async fn start() -> Node {
+    start_on(open()).await
+}
+
+fn open() -> Log {
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
     let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
     let mut salt = 0;
@@ -96,14 +119,17 @@ async fn start() -> Node {
         segment_bytes: 1024 * 1024,
         ..LogConfig::new("/data", 1)
     };
-    let opened = Log::open(disk, Arc::clone(&clock), config, seeds);
-    let log = opened.expect("the log opens").0;
+    let opened = Log::open(disk, clock, config, seeds);
+    opened.expect("the log opens").0
+}
+
+async fn start_on(log: Log) -> Node {
     let parts = ShardParts {
         id: SHARD,
         node: NodeId::new(1),
         store: Arc::new(Store::new(StoreConfig::default())),
         log: log.clone(),
-        clock,
+        clock: Arc::new(RealClock::new()),
         network: Arc::new(NoNetwork),
         forward: None,
         formation: Formation::Join,
@@ -176,19 +202,12 @@ fn a_snapshot_of_a_deposed_leader_or_of_what_is_here_is_not_even_read() {
 fn a_snapshot_whose_leader_is_deposed_while_it_arrives_is_not_placed() {
     run(async {
         let node = start().await;
-        let (go, waits) = mpsc::channel::<()>();
-        let (begun, begins) = tokio::sync::oneshot::channel();
-        let mut begun = Some(begun);
-        let blocks = std::iter::from_fn(move || {
-            begun.take().map(|begun| begun.send(()));
-            let _is_told = waits.recv().is_ok();
-            None
-        });
-        let slow = transfer(5, id(5, 10), Box::new(blocks));
+        let (begins, go, blocks) = hanging();
+        let slow = transfer(5, id(5, 10), blocks);
         let handler = node.handler.clone();
         let slow = tokio::spawn(async move { handler.snapshot(slow).await });
         begins.await.expect("it is being read");
-        let heartbeat = super::AppendRequest {
+        let heartbeat = AppendRequest {
             vote: vote(6),
             previous: None,
             entries: Vec::new(),
@@ -207,16 +226,9 @@ fn a_snapshot_whose_leader_is_deposed_while_it_arrives_is_not_placed() {
 fn a_second_snapshot_ends_a_first_one_that_hangs_and_is_put_in_place_whole() {
     run(async {
         let node = start().await;
-        let (go, waits) = mpsc::channel::<()>();
-        let (begun, begins) = tokio::sync::oneshot::channel();
-        let mut begun = Some(begun);
-        let blocks = std::iter::from_fn(move || {
-            begun.take().map(|begun| begun.send(()));
-            let _is_told = waits.recv().is_ok();
-            None
-        });
+        let (begins, go, blocks) = hanging();
         // Both begin at one entry, and each needs a file of its own.
-        let hanging = transfer(5, id(5, 20), Box::new(blocks));
+        let hanging = transfer(5, id(5, 20), blocks);
         let handler = node.handler.clone();
         let hanging = tokio::spawn(async move { handler.snapshot(hanging).await });
         begins.await.expect("it is being read");
@@ -232,4 +244,60 @@ fn a_second_snapshot_ends_a_first_one_that_hangs_and_is_put_in_place_whole() {
         assert!(snapshot.next_block().expect("whole").is_none());
         node.stop().await;
     });
+}
+
+#[test]
+fn what_a_snapshot_replaces_is_no_history_once_the_snapshot_counts_as_applied() {
+    run(async {
+        let node = start().await;
+        let uncommitted = AppendRequest {
+            vote: vote(4),
+            previous: None,
+            entries: entries(4, 5),
+            committed: None,
+        };
+        node.handler.append(uncommitted).await.expect("a follower");
+        assert_eq!(node.shard.log().oldest(), LogIndex::new(1));
+        let shard = node.shard.clone();
+        // As soon as readers of changes may read that far, they must not find what was void.
+        let reader = std::thread::spawn(move || {
+            while shard.applied().is_none() {
+                std::hint::spin_loop();
+            }
+            shard.log().oldest()
+        });
+        let (_, blocks) = watched();
+        let received = node.handler.snapshot(transfer(5, id(5, 10), blocks)).await;
+        assert_eq!(received, Ok(vote(5)));
+        assert_eq!(reader.join().expect("no panic"), LogIndex::new(11));
+        node.stop().await;
+    });
+}
+
+#[test]
+fn at_a_start_a_log_that_a_received_snapshot_has_replaced_is_no_history() {
+    // Shorter than the snapshot, and longer.
+    for last in [2, 5] {
+        run(async {
+            let log = open();
+            let own = log.shard(SHARD);
+            let (tell, flushed) = tokio::sync::oneshot::channel();
+            own.append(entries(4, last), Box::new(|result| drop(tell.send(result))))
+                .expect("a log");
+            flushed.await.expect("told").expect("flushed");
+            // Received and noted, and then the process ended.
+            let (snapshots, (_, blocks)) = (Snapshots::default(), watched());
+            let incoming = snapshot::receive(&snapshots, &own, transfer(5, id(5, 3), blocks));
+            let placed = snapshot::place(&snapshots, &own, incoming.expect("whole"));
+            placed.expect("room").noted().await.expect("noted");
+            let (tell, voted) = tokio::sync::oneshot::channel();
+            own.save_vote(vote(5), Box::new(|result| drop(tell.send(result))));
+            voted.await.expect("told").expect("flushed");
+            let node = start_on(log).await;
+            assert_eq!(node.shard.applied(), Some(id(5, 3)));
+            assert_eq!(own.state().last, Some(id(5, 3)));
+            assert_eq!(own.oldest(), LogIndex::new(4));
+            node.stop().await;
+        });
+    }
 }
