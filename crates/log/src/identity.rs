@@ -17,7 +17,6 @@ use flux_types::{ClusterId, NodeId};
 
 use crate::error::OpenError;
 use crate::fields::{narrow, widen};
-use crate::segment::FORMAT_VERSION;
 
 /// Name of the identity file in a data directory.
 pub const IDENTITY_NAME: &str = "IDENTITY";
@@ -28,6 +27,8 @@ pub const MEMBER_NAME: &str = "MEMBER";
 /// A folder that some file systems have in their root: in a data directory that is a disk of its
 /// own it is nobody's.
 pub const LOST_AND_FOUND_NAME: &str = "lost+found";
+/// Version of the file that this program reads and writes.
+const IDENTITY_VERSION: u32 = 1;
 const TITLE: &str = "flux-kv data directory";
 const IDENTITY_BYTES_MAX: u64 = 4096;
 
@@ -45,7 +46,7 @@ pub struct Identity {
 impl Identity {
     fn render(&self) -> String {
         let body = format!(
-            "{TITLE}\nformat {FORMAT_VERSION}\ncluster {:016x}\nnode {:016x}\nshards {}\n",
+            "{TITLE}\nformat {IDENTITY_VERSION}\ncluster {:016x}\nnode {:016x}\nshards {}\n",
             self.cluster.get(),
             self.node.get(),
             self.shard_count
@@ -67,7 +68,7 @@ impl Identity {
         let hex = |name| u64::from_str_radix(field(name)?, 16).map_err(|_| ParseError::Damaged);
         let number = |name| field(name)?.parse::<u32>().map_err(|_| ParseError::Damaged);
         let version = number("format ")?;
-        if version != FORMAT_VERSION {
+        if version != IDENTITY_VERSION {
             return Err(ParseError::Version(version));
         }
         Ok(Self {
@@ -120,7 +121,7 @@ impl Identity {
             Err(ParseError::Version(found)) => Err(OpenError::Version {
                 path,
                 found,
-                known: FORMAT_VERSION,
+                known: IDENTITY_VERSION,
             }),
             Err(ParseError::Damaged) => Err(OpenError::Damaged {
                 dir: dir.to_path_buf(),

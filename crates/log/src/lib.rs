@@ -30,7 +30,7 @@ mod writer;
 pub use config::{FsyncPolicy, LogConfig, Retention};
 pub use error::{LogError, OpenError};
 pub use identity::{IDENTITY_NAME, Identity, LOCK_NAME, LOST_AND_FOUND_NAME, MEMBER_NAME};
-pub use record::{LogEntry, LogId, RecordKind, Vote};
+pub use record::{LogEntry, LogId, RecordKind, Tombstone, Vote};
 pub use recovery::{Recovery, TornTail};
 pub use shard_log::{Flushed, ShardLog, ShardLogState};
 pub use snapshot::{SnapshotFooter, SnapshotHeader, SnapshotReader, SnapshotWriter};

@@ -34,6 +34,38 @@ pub struct Vote {
     pub committed: bool,
 }
 
+/// What is left of a replica that was let go and has forgotten everything but its vote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tombstone {
+    /// The last entry it ever had; index 0 for none. Until its log reaches it again, the replica
+    /// must judge candidates as if it were still there.
+    pub last: LogId,
+    /// The committed membership without this node that allowed it to forget.
+    pub gone_at: LogId,
+}
+
+impl Tombstone {
+    /// Size of a tombstone as a record's payload.
+    pub(crate) const PAYLOAD_BYTES: usize = 16;
+
+    /// As the payload of its record, whose position is `last`.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(Self::PAYLOAD_BYTES);
+        out.extend_from_slice(&self.gone_at.term.get().to_le_bytes());
+        out.extend_from_slice(&self.gone_at.index.get().to_le_bytes());
+        out
+    }
+
+    /// The reverse; `None` if the payload is cut short.
+    fn decode(last: LogId, payload: &[u8]) -> Option<Self> {
+        let mut fields = Fields::new(payload);
+        let term = Term::new(fields.u64()?);
+        let index = LogIndex::new(fields.u64()?);
+        let gone_at = LogId { term, index };
+        Some(Self { last, gone_at })
+    }
+}
+
 /// One entry of a shard's log. The payload means nothing to this room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogEntry {
@@ -67,6 +99,9 @@ pub enum RecordKind {
     Opened = 8,
     /// The log was closed in order.
     Closed = 9,
+    /// The replica was let go: everything before is forgotten but the vote, and this id is the
+    /// last that it ever had. The payload holds the membership that allowed it.
+    Retired = 10,
 }
 
 impl RecordKind {
@@ -83,6 +118,7 @@ impl RecordKind {
             7 => Self::SnapshotInstalled,
             8 => Self::Opened,
             9 => Self::Closed,
+            10 => Self::Retired,
             _ => return None,
         })
     }
@@ -100,6 +136,7 @@ impl RecordKind {
             Self::SnapshotInstalled => 7,
             Self::Opened => 8,
             Self::Closed => 9,
+            Self::Retired => 10,
         }
     }
 }
@@ -157,6 +194,13 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
+    /// What a [`RecordKind::Retired`] says; `None` if it is another record or cut short.
+    #[must_use]
+    pub fn tombstone(&self) -> Option<Tombstone> {
+        let is_one = self.header.kind == RecordKind::Retired;
+        is_one.then(|| Tombstone::decode(self.header.log_id(), self.payload))?
+    }
+
     /// Size with header and padding, in bytes.
     #[must_use]
     pub const fn size(&self) -> usize {

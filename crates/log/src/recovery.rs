@@ -19,8 +19,8 @@ use crate::error::OpenError;
 use crate::fields::{narrow, widen};
 use crate::positions::{Position, Positions};
 use crate::record::{
-    LogId, NODE_WIDE, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, Record, RecordError, RecordKind, Vote,
-    decode, size_at,
+    LogId, NODE_WIDE, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, Record, RecordError, RecordKind,
+    Tombstone, Vote, decode, size_at,
 };
 use crate::segment::{
     FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentHeaderError, SegmentStart,
@@ -36,6 +36,7 @@ pub(crate) struct ShardImage {
     pub(crate) purged: Option<LogId>,
     pub(crate) committed: Option<LogId>,
     pub(crate) installed: Option<LogId>,
+    pub(crate) tombstone: Option<Tombstone>,
     /// Positions of the entries up to `last`, without gaps, the oldest first.
     pub(crate) entries: Positions,
     /// Positions of purged entries whose segments are still there, ending before `entries`.
@@ -131,6 +132,25 @@ impl ShardImage {
         }
     }
 
+    /// What would be left of it if a membership without this node allowed it to forget.
+    pub(crate) fn tombstone_at(&self, gone_at: LogId) -> Tombstone {
+        let before = self.tombstone.unwrap_or_default();
+        Tombstone {
+            last: before.last.max(self.last.unwrap_or_default()),
+            gone_at: before.gone_at.max(gone_at),
+        }
+    }
+
+    /// Forgets everything but the vote and what was forgotten.
+    pub(crate) fn retire(&mut self, tombstone: Tombstone) {
+        *self = Self {
+            sequence: self.sequence,
+            vote: self.vote,
+            tombstone: Some(tombstone),
+            ..Self::default()
+        };
+    }
+
     pub(crate) const fn start(&self, shard: ShardId) -> ShardStart {
         ShardStart {
             shard,
@@ -140,6 +160,7 @@ impl ShardImage {
             purged: self.purged,
             committed: self.committed,
             installed: self.installed,
+            tombstone: self.tombstone,
         }
     }
 
@@ -174,6 +195,10 @@ impl ShardImage {
             RecordKind::PurgeTo => self.purge_to(id),
             RecordKind::Committed => self.committed = Some(id),
             RecordKind::SnapshotInstalled => self.installed = Some(id),
+            RecordKind::Retired => {
+                let tombstone = record.tombstone();
+                self.retire(tombstone.ok_or("a tombstone is cut short")?);
+            }
             RecordKind::SegmentStart | RecordKind::Opened | RecordKind::Closed => {
                 return Err("record of the node under a shard's number".to_owned());
             }
@@ -449,6 +474,7 @@ impl Scan<'_> {
             image.purged = item.purged;
             image.committed = item.committed;
             image.installed = item.installed;
+            image.tombstone = item.tombstone;
         }
         self.image.node_sequence = record.header.sequence - 1;
         Ok(())
@@ -475,7 +501,8 @@ impl Scan<'_> {
             | RecordKind::TruncateAfter
             | RecordKind::PurgeTo
             | RecordKind::Committed
-            | RecordKind::SnapshotInstalled => {
+            | RecordKind::SnapshotInstalled
+            | RecordKind::Retired => {
                 return Err("record of a shard under the node's number".to_owned());
             }
         }

@@ -3,14 +3,21 @@
 use flux_types::{ClusterId, LogIndex, NodeId, ShardId, Term, UnixMillis};
 
 use crate::fields::Fields;
-use crate::record::{LogId, Vote};
+use crate::record::{LogId, Tombstone, Vote};
 
 /// Size of the header at the front of a segment file, in bytes.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
 /// First bytes of a segment file.
 pub const SEGMENT_MAGIC: [u8; 8] = *b"FLUXLOG1";
-/// Version of segments and records that this program reads and writes.
-pub const FORMAT_VERSION: u32 = 1;
+/// Version of segments and records that this program writes.
+pub const FORMAT_VERSION: u32 = 2;
+/// Oldest version of segments and records that this program reads: it has no tombstones.
+pub const FORMAT_VERSION_OLDEST: u32 = 1;
+/// In the flags of a shard in a segment's start: there is a vote, it is committed, there is a
+/// tombstone.
+const FLAG_VOTE: u8 = 1;
+const FLAG_VOTE_COMMITTED: u8 = 2;
+const FLAG_TOMBSTONE: u8 = 4;
 /// How the names of preallocated files end: of those that become segments, and of the one that
 /// becomes the next snapshot.
 pub(crate) const PREPARED_SUFFIX: &str = ".prepared";
@@ -98,7 +105,7 @@ impl SegmentHeader {
         if magic != SEGMENT_MAGIC || crc32c::crc32c(&zeroed) != crc {
             return None;
         }
-        if version != FORMAT_VERSION {
+        if !(FORMAT_VERSION_OLDEST..=FORMAT_VERSION).contains(&version) {
             return Some(Err(SegmentHeaderError::Version(version)));
         }
         let salt = fields.u64()?;
@@ -129,6 +136,8 @@ pub struct ShardStart {
     pub committed: Option<LogId>,
     /// The last installed snapshot.
     pub installed: Option<LogId>,
+    /// What is left of a former life here.
+    pub tombstone: Option<Tombstone>,
 }
 
 /// Payload of the first record of a segment: the boot under which it was begun, and every shard.
@@ -168,11 +177,21 @@ impl SegmentStart {
             out.extend_from_slice(&shard.shard.get().to_le_bytes());
             out.extend_from_slice(&shard.sequence.to_le_bytes());
             let vote = shard.vote.unwrap_or_default();
-            out.push(u8::from(shard.vote.is_some()) | u8::from(vote.committed) << 1);
+            let flags = [
+                (shard.vote.is_some(), FLAG_VOTE),
+                (vote.committed, FLAG_VOTE_COMMITTED),
+                (shard.tombstone.is_some(), FLAG_TOMBSTONE),
+            ];
+            let set = flags.into_iter().filter(|(is_set, _)| *is_set);
+            out.push(set.map(|(_, flag)| flag).sum());
             out.extend_from_slice(&vote.term.get().to_le_bytes());
             out.extend_from_slice(&vote.node.get().to_le_bytes());
             for id in [shard.last, shard.purged, shard.committed, shard.installed] {
                 put_log_id(&mut out, id);
+            }
+            if let Some(tombstone) = shard.tombstone {
+                put_log_id(&mut out, Some(tombstone.last));
+                put_log_id(&mut out, Some(tombstone.gone_at));
             }
         }
         out
@@ -194,16 +213,24 @@ impl SegmentStart {
             let vote = Vote {
                 term,
                 node,
-                committed: flags & 2 != 0,
+                committed: flags & FLAG_VOTE_COMMITTED != 0,
             };
             shards.push(ShardStart {
                 shard,
                 sequence,
-                vote: (flags & 1 != 0).then_some(vote),
+                vote: (flags & FLAG_VOTE != 0).then_some(vote),
                 last: take_log_id(&mut fields)?,
                 purged: take_log_id(&mut fields)?,
                 committed: take_log_id(&mut fields)?,
                 installed: take_log_id(&mut fields)?,
+                tombstone: if flags & FLAG_TOMBSTONE == 0 {
+                    None
+                } else {
+                    Some(Tombstone {
+                        last: take_log_id(&mut fields)?.unwrap_or_default(),
+                        gone_at: take_log_id(&mut fields)?.unwrap_or_default(),
+                    })
+                },
             });
         }
         Some(Self { boot_id, shards })
@@ -248,6 +275,16 @@ mod tests {
                 last: Some(LogId {
                     term: Term::new(5),
                     index: LogIndex::new(6),
+                }),
+                tombstone: Some(Tombstone {
+                    last: LogId {
+                        term: Term::new(7),
+                        index: LogIndex::new(8),
+                    },
+                    gone_at: LogId {
+                        term: Term::new(9),
+                        index: LogIndex::new(10),
+                    },
                 }),
                 ..ShardStart::default()
             }],

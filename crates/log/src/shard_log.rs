@@ -14,7 +14,8 @@ use crate::error::LogError;
 use crate::fields::{narrow, widen};
 use crate::positions::Position;
 use crate::record::{
-    LogEntry, LogId, RECORD_HEADER_BYTES, Record, RecordKind, Vote, decode, record_size, size_at,
+    LogEntry, LogId, RECORD_HEADER_BYTES, Record, RecordKind, Tombstone, Vote, decode, record_size,
+    size_at,
 };
 use crate::stream::{Readable, Stream};
 use crate::writer::Shared;
@@ -43,8 +44,26 @@ pub struct ShardLogState {
     pub committed: Option<LogId>,
     /// The last snapshot that was installed from elsewhere.
     pub installed: Option<LogId>,
+    /// What is left of a former life of this replica, if it was let go.
+    pub tombstone: Option<Tombstone>,
     /// Index up to which entries are flushed under the policy; 0 for none.
     pub flushed: LogIndex,
+}
+
+impl ShardLogState {
+    /// The last entry that this replica ever had and must answer for: that of the log, or of a
+    /// log that it has forgotten.
+    #[must_use]
+    pub fn last_ever(&self) -> Option<LogId> {
+        let forgotten = self.tombstone.map(|tombstone| tombstone.last);
+        self.last.max(forgotten.filter(|last| last.index.get() > 0))
+    }
+
+    /// Whether the log does not reach what this replica once had: it must not stand for election.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.last < self.last_ever()
+    }
 }
 
 /// One shard's part of the node's log. Clones share it.
@@ -75,6 +94,7 @@ impl ShardLog {
             vote: state.image.vote,
             committed: state.image.committed,
             installed: state.image.installed,
+            tombstone: state.image.tombstone,
             flushed: LogIndex::new(state.flushed),
         }
     }
@@ -188,6 +208,17 @@ impl ShardLog {
         let _ = self.shared.append(flushed, true, push).is_ok();
     }
 
+    /// Forgets everything of this shard but the vote: a committed membership at `gone_at` does not
+    /// contain this node. What was last is remembered as a [`Tombstone`]. Nothing may be appended
+    /// before the callback, which comes after a sync under every policy and alone tells of a
+    /// failure; the snapshots are the caller's to remove then
+    /// ([`ShardLog::remove_snapshots`]).
+    pub fn retire(&self, gone_at: LogId, flushed: Flushed) {
+        let shard = self.shard;
+        let push = |stream: &mut Stream| stream.push_retired(shard, gone_at);
+        let _ = self.shared.append(flushed, true, push).is_ok();
+    }
+
     /// Syncs whatever is appended so far, of all shards, under every policy. The callback alone
     /// tells of a failure.
     pub fn sync(&self, synced: Flushed) {
@@ -214,6 +245,14 @@ impl ShardLog {
     pub fn make_room(&self, payload_bytes: usize, essential: bool) -> Result<(), LogError> {
         self.shared
             .make_room(widen(record_size(payload_bytes)), essential)
+    }
+
+    /// As [`ShardLog::make_room`], for [`ShardLog::retire`].
+    ///
+    /// # Errors
+    /// As [`ShardLog::make_room`].
+    pub fn make_room_to_retire(&self) -> Result<(), LogError> {
+        self.make_room(Tombstone::PAYLOAD_BYTES, true)
     }
 
     /// As [`ShardLog::make_room`], for all of these entries together.

@@ -20,7 +20,6 @@ use crate::error::{LogError, OpenError};
 use crate::fields::{Fields, length_u32, narrow, widen};
 use crate::record::LogId;
 use crate::recovery::ShardImage;
-use crate::segment::FORMAT_VERSION;
 use crate::shard_log::ShardLog;
 use crate::writer::Shared;
 
@@ -28,6 +27,8 @@ use crate::writer::Shared;
 pub const SNAPSHOT_MAGIC: [u8; 8] = *b"FLUXSNP1";
 /// Last bytes of a snapshot file.
 pub const SNAPSHOT_END: [u8; 8] = *b"FLUXSNPE";
+/// Version of snapshot files that this program reads and writes.
+pub const SNAPSHOT_VERSION: u32 = 1;
 /// Size of the header at the front of a snapshot file, in bytes.
 pub const SNAPSHOT_HEADER_BYTES: usize = 64;
 const BLOCK_HEADER_BYTES: usize = 24;
@@ -113,7 +114,7 @@ impl SnapshotHeader {
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(SNAPSHOT_HEADER_BYTES);
         out.extend_from_slice(&SNAPSHOT_MAGIC);
-        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        out.extend_from_slice(&SNAPSHOT_VERSION.to_le_bytes());
         out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&self.salt.to_le_bytes());
         out.extend_from_slice(&self.shard.get().to_le_bytes());
@@ -141,7 +142,8 @@ impl SnapshotHeader {
         let magic = fields.take(8)?;
         let version = fields.u32()?;
         let crc = fields.u32()?;
-        if magic != SNAPSHOT_MAGIC || version != FORMAT_VERSION || crc32c::crc32c(&zeroed) != crc {
+        if magic != SNAPSHOT_MAGIC || version != SNAPSHOT_VERSION || crc32c::crc32c(&zeroed) != crc
+        {
             return None;
         }
         let salt = fields.u64()?;
@@ -324,6 +326,15 @@ impl ShardLog {
                 tracing::warn!(name, %error, "cannot remove an old snapshot");
             }
         }
+    }
+
+    /// Removes all of this shard's snapshots, as after [`ShardLog::retire`]. A failure costs space
+    /// until the next open and nothing else. Blocks on the disk.
+    pub fn remove_snapshots(&self) {
+        self.remove_snapshots_before(LogId {
+            term: Term::new(u64::MAX),
+            index: LogIndex::new(u64::MAX),
+        });
     }
 
     /// The newest snapshot that the log reaches, if there is one.

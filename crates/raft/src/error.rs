@@ -82,6 +82,23 @@ pub enum MembershipError {
     Interrupted(String),
 }
 
+/// Why a replica has not forgotten what it holds. It may be asked again.
+#[derive(Debug, thiserror::Error)]
+pub enum RetireError {
+    /// The shard has stopped or failed.
+    #[error("the shard has stopped or failed")]
+    Stopped,
+    /// The log could not be read or written.
+    #[error("note it in the log: {0}")]
+    Log(#[from] LogError),
+    /// An entry of the log could not be read.
+    #[error("read the log: {0}")]
+    Entry(#[from] std::io::Error),
+    /// The consensus engine did not start again: the replica has failed.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
 /// Why a snapshot was not taken. Nothing is lost by it: the one before stays.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {

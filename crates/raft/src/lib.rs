@@ -13,6 +13,7 @@
 mod codec;
 pub mod config;
 pub mod core_task;
+mod engine;
 pub mod error;
 mod expiry;
 mod gate;
@@ -24,6 +25,7 @@ mod proposer;
 pub mod queue;
 mod recovery;
 mod replica;
+mod retire;
 mod runtime;
 pub mod shard;
 mod snapshot;
@@ -34,7 +36,7 @@ mod watcher;
 
 pub use config::{ShardConfig, Timings};
 pub use core_task::{set_abort_hook, spawn_core};
-pub use error::{MembershipError, SnapshotError, StartError};
+pub use error::{MembershipError, RetireError, SnapshotError, StartError};
 pub use network::{MemoryNetwork, Network, NoNetwork, Peer, PeerError, PeerHandler};
 pub use queue::{Forward, Submission};
 pub use runtime::{Task, TaskError};

@@ -41,7 +41,11 @@ impl Shard {
         deadline: Instant,
     ) -> Result<(), MembershipError> {
         let change = Change::AddNodes([(node.get(), EmptyNode::new())].into());
-        self.change(change, deadline).await
+        self.change(change, deadline).await?;
+        // It may have been let go before and hear of that only now: what it is known to hold may
+        // vanish, as long as it has no vote. Of a voter it must not.
+        self.allow_revert(node.get(), true).await;
+        Ok(())
     }
 
     /// Makes exactly these nodes the voters. New ones must be learners already; old ones become
@@ -60,6 +64,9 @@ impl Shard {
         let count = voters.len();
         if count.is_multiple_of(2) || count > VOTERS_MAX {
             return Err(MembershipError::VoterCount(count));
+        }
+        for voter in &voters {
+            self.allow_revert(voter.get(), false).await;
         }
         let voters = voters.into_iter().map(NodeId::get).collect();
         self.change(Change::ReplaceAllVoters(voters), deadline)
@@ -117,7 +124,8 @@ impl Shard {
                 sleep(RETRY).await;
             }
             replica.gate.hand_over(term);
-            let asked = replica.raft.trigger().transfer_leader(target.get()).await;
+            let engine = replica.engine();
+            let asked = engine.raft.trigger().transfer_leader(target.get()).await;
             asked.map_err(|fatal| MembershipError::Interrupted(fatal.to_string()))?;
             while self.status().leader != Some(target) {
                 sleep(RETRY).await;
@@ -127,6 +135,18 @@ impl Shard {
         match timeout(left, handing_over).await {
             Ok(result) => result,
             Err(_) => Err(MembershipError::Timeout),
+        }
+    }
+
+    /// Says whether a replica's log may be found shorter than it was, once.
+    async fn allow_revert(&self, node: u64, is_allowed: bool) {
+        let engine = self.replica().engine();
+        let trigger = engine.raft.trigger();
+        match trigger.allow_next_revert(&node, is_allowed).await {
+            Ok(Ok(())) => {}
+            // Not the leader any more, or not a member: nobody counts on it then.
+            Ok(Err(error)) => tracing::debug!(node, %error, "the log's length stays guarded"),
+            Err(fatal) => tracing::debug!(node, error = %fatal, "the log's length stays guarded"),
         }
     }
 
@@ -168,7 +188,8 @@ async fn apply(
 ) -> Result<(), MembershipError> {
     let _forgotten = SoleForgotten::new(Arc::clone(&replica));
     loop {
-        let result = replica.raft.change_membership(change.clone(), true).await;
+        let engine = replica.engine();
+        let result = engine.raft.change_membership(change.clone(), true).await;
         let error = match result {
             Ok(_) => return Ok(()),
             Err(error) => translate(error),

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use flux_log::LogId;
 use flux_types::bug::{self, Bug};
-use flux_types::{LogIndex, Term};
+use flux_types::{LogIndex, NodeId, Term};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::codec::from_raft_id;
 use crate::type_config::StoredMembership;
 
 /// See the module.
@@ -34,9 +35,38 @@ struct State {
     /// Set while a batch changes the store; equals `applied` otherwise.
     applying: Option<LogId>,
     membership: StoredMembership,
+    /// The membership that let this replica go, once; older ones are of its former life.
+    gone_at: Option<LogId>,
 }
 
 impl Progress {
+    /// Called before there is anything, if this replica was let go once.
+    pub(crate) fn remember(&self, gone_at: Option<LogId>) {
+        self.state.lock().gone_at = gone_at;
+    }
+
+    /// Called after everything was forgotten.
+    pub(crate) fn forget(&self, gone_at: LogId) {
+        *self.state.lock() = State {
+            gone_at: Some(gone_at),
+            ..State::default()
+        };
+        self.needed_index.store(0, Ordering::Release);
+        self.publish(None);
+    }
+
+    /// Whether what is applied says that a node belongs to the shard, in its present life.
+    pub(crate) fn includes(&self, node: NodeId) -> bool {
+        let state = self.state.lock();
+        let at = state.membership.log_id().as_ref().map(from_raft_id);
+        state.gone_at < at
+            && state
+                .membership
+                .membership()
+                .get_node(&node.get())
+                .is_some()
+    }
+
     /// Called before an entry changes the store.
     pub(crate) fn begin(&self, id: LogId) {
         self.state.lock().applying = Some(id);
@@ -56,11 +86,15 @@ impl Progress {
 
     /// Called after the whole store was replaced by a snapshot, or loaded from one.
     pub(crate) fn install(&self, start: LogId, end: LogIndex, membership: StoredMembership) {
-        *self.state.lock() = State {
-            applied: Some(start),
-            applying: Some(start),
-            membership,
-        };
+        {
+            let mut state = self.state.lock();
+            *state = State {
+                applied: Some(start),
+                applying: Some(start),
+                membership,
+                gone_at: state.gone_at,
+            };
+        }
         self.needed_index.fetch_max(end.get(), Ordering::AcqRel);
         self.publish(Some(start));
     }
@@ -110,20 +144,19 @@ impl Progress {
 
     /// Waits until this index is applied. Safe to drop.
     pub(crate) async fn wait_applied(&self, index: LogIndex) {
-        loop {
-            let changed = self.changed.notified();
-            if index <= self.applied_index() {
-                return;
-            }
-            changed.await;
-        }
+        self.wait_until(|| index <= self.applied_index()).await;
     }
 
     /// Waits until the store holds a state that once was. Safe to drop.
     pub(crate) async fn wait_whole(&self) {
+        self.wait_until(|| self.is_whole()).await;
+    }
+
+    /// Waits until something holds that can begin to hold when an entry is applied. Safe to drop.
+    pub(crate) async fn wait_until(&self, holds: impl Fn() -> bool) {
         loop {
             let changed = self.changed.notified();
-            if self.is_whole() {
+            if holds() {
                 return;
             }
             changed.await;

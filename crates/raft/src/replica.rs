@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use flux_env::{Clock, Instant};
@@ -11,21 +11,22 @@ use flux_store::Store;
 use flux_types::{Error, ErrorCode, LogIndex, NodeId, ShardId, Term, UnixMillis};
 use openraft::alias::WatchReceiverOf;
 use openraft::async_runtime::WatchReceiver;
-use openraft::metrics::{RaftDataMetrics, RaftServerMetrics};
 use openraft::{Instant as _, ReadPolicy, ServerState};
+use parking_lot::RwLock;
 use tokio::sync::{Notify, watch};
 
 use crate::codec::{from_raft_id, from_raft_vote};
 use crate::config::ShardConfig;
+use crate::engine::Engine;
 use crate::gate::{Grant, LeaseGate};
 use crate::progress::Progress;
 use crate::queue::{Forward, Queue};
 use crate::runtime::timeout;
 use crate::snapshot::Snapshots;
 use crate::status::{Counters, Failure, Members, Role, ShardStatus};
-use crate::type_config::{Raft, StoredMembership, TypeConfig};
+use crate::type_config::{StoredMembership, TypeConfig};
 
-type Watched<T> = WatchReceiverOf<TypeConfig, T>;
+pub(crate) type Watched<T> = WatchReceiverOf<TypeConfig, T>;
 
 /// See the module.
 pub(crate) struct Replica {
@@ -36,9 +37,16 @@ pub(crate) struct Replica {
     pub(crate) store: Arc<Store>,
     pub(crate) node_log: Log,
     pub(crate) log: ShardLog,
-    pub(crate) raft: Raft,
-    pub(crate) server_metrics: Watched<RaftServerMetrics<TypeConfig>>,
-    pub(crate) data_metrics: Watched<RaftDataMetrics<TypeConfig>>,
+    /// Replaced when the replica has forgotten what it held.
+    pub(crate) engine: RwLock<Arc<Engine>>,
+    /// While set, nothing is taken from other nodes and nothing is read.
+    pub(crate) is_retiring: AtomicBool,
+    /// Until then, in nanoseconds, no vote is granted: before its (re)start this voter may have
+    /// granted a lease that somebody still trusts (rule 8).
+    pub(crate) refuse_votes_until: AtomicU64,
+    /// The term of the membership that let this replica go, once: who leads an earlier term does
+    /// not know of it.
+    pub(crate) gone_term: AtomicU64,
     pub(crate) progress: Arc<Progress>,
     pub(crate) gate: LeaseGate,
     pub(crate) snapshots: Arc<Snapshots>,
@@ -79,12 +87,32 @@ pub(crate) enum Leadership {
 }
 
 impl Replica {
+    /// The consensus engine that runs now, or ran last.
+    pub(crate) fn engine(&self) -> Arc<Engine> {
+        Arc::clone(&self.engine.read())
+    }
+
+    /// Grants no vote for as long as somebody may trust a lease that this voter has granted.
+    /// Answers until when.
+    pub(crate) fn refuse_votes(&self) -> Instant {
+        let until = self.clock.now() + self.config.timings.vote_refusal();
+        self.refuse_votes_until
+            .store(until.as_nanos(), Ordering::Release);
+        until
+    }
+
+    /// Whether the log lacks what this replica had before it was let go: it must not lead.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.log.state().is_behind()
+    }
+
     /// Whether this replica may evaluate now.
     pub(crate) fn leadership(&self) -> Leadership {
         if self.failure.borrow().is_some() {
             return Leadership::Failed;
         }
-        let metrics = self.server_metrics.borrow_watched();
+        let engine = self.engine();
+        let metrics = engine.server_metrics.borrow_watched();
         let vote = from_raft_vote(&metrics.vote);
         let is_leader =
             metrics.state == ServerState::Leader && vote.committed && vote.node == self.node;
@@ -102,7 +130,7 @@ impl Replica {
 
     /// Whether this replica leads, though it may not evaluate yet.
     pub(crate) fn is_leader(&self) -> bool {
-        self.server_metrics.borrow_watched().state == ServerState::Leader
+        self.engine().server_metrics.borrow_watched().state == ServerState::Leader
     }
 
     /// The time of the next batch: the wall clock, never before the last batch (rule 6).
@@ -152,7 +180,11 @@ impl Replica {
         // Sampled first, so that what passes until the acknowledgement's age is known only makes
         // the deadline earlier.
         let now = self.clock.now();
-        let acked = self.data_metrics.borrow_watched().last_quorum_acked;
+        let acked = self
+            .engine()
+            .data_metrics
+            .borrow_watched()
+            .last_quorum_acked;
         let Some(acked) = acked else {
             return Grant::None;
         };
@@ -167,14 +199,19 @@ impl Replica {
 
     /// Whether a quorum has answered this leader lately, so that it can still be believed to lead.
     pub(crate) fn has_quorum(&self) -> bool {
-        let acked = self.data_metrics.borrow_watched().last_quorum_acked;
+        let acked = self
+            .engine()
+            .data_metrics
+            .borrow_watched()
+            .last_quorum_acked;
         let limit = self.config.timings.election_max * 2;
         self.is_sole_voter() || acked.is_some_and(|acked| acked.elapsed() < limit)
     }
 
     /// Whether this replica is the only voter of the effective membership.
     pub(crate) fn is_sole_voter(&self) -> bool {
-        let metrics = self.server_metrics.borrow_watched();
+        let engine = self.engine();
+        let metrics = engine.server_metrics.borrow_watched();
         let mut voters = metrics.membership_config.voter_ids();
         voters.next() == Some(self.node.get()) && voters.next().is_none()
     }
@@ -186,8 +223,9 @@ impl Replica {
     /// [`ErrorCode::Unavailable`] if this replica cannot tell.
     pub(crate) async fn read_barrier(&self, deadline: Instant) -> Result<(), Error> {
         let left = deadline.saturating_since(self.clock.now());
+        let engine = self.engine();
         // One round serves everyone who asks while it runs: openraft coalesces them.
-        let round = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        let round = engine.raft.ensure_linearizable(ReadPolicy::ReadIndex);
         match timeout(left, round).await {
             // Returns after the read index is applied here.
             Ok(Ok(_)) => {}
@@ -223,7 +261,8 @@ impl Replica {
     pub(crate) fn members(&self) -> Members {
         // Before the borrow: borrowing twice on one thread can wait for itself.
         let has_quorum = self.has_quorum();
-        let metrics = self.server_metrics.borrow_watched();
+        let engine = self.engine();
+        let metrics = engine.server_metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         let leader = metrics.current_leader.map(NodeId::new);
         Members {
@@ -246,7 +285,7 @@ impl Replica {
 
     /// A picture of this replica.
     pub(crate) fn status(&self) -> ShardStatus {
-        let metrics = self.raft.metrics();
+        let metrics = self.engine().raft.metrics();
         let metrics = metrics.borrow_watched().clone();
         let vote = from_raft_vote(&metrics.vote);
         let index = |id: &Option<_>| {

@@ -1,10 +1,9 @@
 //! The handle of one shard's replica: how the rest of the node reads, writes and governs it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use flux_env::{Clock, Instant};
@@ -15,18 +14,15 @@ use flux_types::{
     Answer, Command, Error, ErrorCode, LogIndex, NodeId, Reply, ShardId, Term, UnixMillis,
     WriteCommand,
 };
-use openraft::impls::EmptyNode;
-use openraft::{Config, SnapshotPolicy, StepDownPolicy};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::config::{ShardConfig, Timings};
+use crate::config::ShardConfig;
 use crate::core_task::spawn_core;
+use crate::engine::{Engine, Maker, failed};
 use crate::error::{SnapshotError, StartError};
 use crate::expiry::{self, SweepAlarm};
 use crate::gate::LeaseGate;
-use crate::log_store::LogStore;
-use crate::network::adapter::Connector;
 use crate::network::{Network, PeerHandler};
 use crate::progress::Progress;
 use crate::proposer::Proposer;
@@ -37,7 +33,6 @@ use crate::runtime::{Task, blocking, reclaimer, sleep, timeout};
 use crate::snapshot::{self, Snapshots};
 use crate::state_machine::StateMachine;
 use crate::status::{Counters, Failure, Members, Role, ShardStatus};
-use crate::type_config::Raft;
 use crate::watcher;
 
 /// What a shard is made of.
@@ -78,16 +73,59 @@ pub enum Formation {
 /// A replica of a shard. Cheap to clone, usable from any thread.
 #[derive(Clone)]
 pub struct Shard {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
-    replica: Arc<Replica>,
-    machine: StateMachine,
+pub(crate) struct Inner {
+    pub(crate) replica: Arc<Replica>,
+    pub(crate) maker: Maker,
     peer_handler: PeerHandler,
     proposer: Mutex<Option<Task<()>>>,
     /// Tasks that may be ended at any point.
     helpers: Mutex<Vec<Task<()>>>,
+    /// Those among them that belong to one consensus engine.
+    attached: Mutex<Vec<Task<()>>>,
+    /// Held while the engine is ended or renewed.
+    pub(crate) changing: tokio::sync::Mutex<()>,
+}
+
+impl Inner {
+    /// Starts the tasks of the consensus engine that runs now. `had_vote`: before it ran, this
+    /// replica may have voted.
+    pub(crate) fn attach(&self, had_vote: bool) {
+        let replica = &self.replica;
+        let is_behind = replica.is_behind();
+        // A sole voter has nobody whose lease it could break; unless it was one, and does not know
+        // by whom it was followed.
+        let has_lease = had_vote && (is_behind || !replica.is_sole_voter());
+        let refuses = has_lease && !bug::is_on(Bug::VoteAfterRestart);
+        let watch = watcher::run(Arc::clone(replica), Arc::clone(&self.maker.machine.alarm));
+        let mut tasks = vec![spawn_core("watcher", watch)];
+        if refuses || is_behind {
+            let until = refuses.then(|| replica.refuse_votes());
+            tasks.push(spawn_core("votes", stand_later(Arc::clone(replica), until)));
+        } else {
+            // Nobody's lease could be broken.
+            replica.engine().raft.runtime_config().elect(true);
+        }
+        self.attached.lock().extend(tasks);
+    }
+
+    /// Ends the tasks of the consensus engine.
+    pub(crate) async fn detach(&self) {
+        let tasks = std::mem::take(&mut *self.attached.lock());
+        end(tasks).await;
+    }
+}
+
+async fn end(tasks: Vec<Task<()>>) {
+    for task in &tasks {
+        task.abort();
+    }
+    for task in tasks {
+        // Ended by abort, which is how it was meant.
+        let _ = task.await;
+    }
 }
 
 impl fmt::Debug for Shard {
@@ -119,14 +157,27 @@ impl Shard {
         // Freeing millions of entries takes seconds, which the shard's runtime has not.
         parts.store.set_reclaimer(reclaimer());
         let machine = shared.machine(&parts);
+        let state = machine.log.state();
+        let tombstone = state.tombstone;
+        shared
+            .progress
+            .remember(tombstone.map(|tombstone| tombstone.gone_at));
         let recovering = machine.clone();
         blocking(move || recovery::recover(id, &recovering))
             .await
-            .map_err(|error| engine(id, &error))??;
+            .map_err(|error| failed(id, &error))??;
         machine.keep_snapshot_room();
-        let had_vote = machine.log.state().vote.is_some();
-        let raft = shared.raft(&parts, machine.clone(), had_vote).await?;
-        let replica = shared.replica(parts, raft);
+        let maker = Maker {
+            id,
+            node: parts.node,
+            clock: Arc::clone(&parts.clock),
+            network: Arc::clone(&parts.network),
+            formation: parts.formation.clone(),
+            config: parts.config.clone(),
+            machine,
+        };
+        let engine = maker.start().await?;
+        let replica = shared.replica(parts, engine);
         let poisoned = Arc::downgrade(&replica);
         replica.node_log.on_poison(Box::new(move |reason| {
             if let Some(replica) = poisoned.upgrade() {
@@ -139,48 +190,33 @@ impl Shard {
                 replica.want_space();
             }
         }));
-        let shard = Self::spawn(replica, machine, &shared.alarm, had_vote);
+        let shard = Self::spawn(replica, maker, state.vote.is_some());
         shard.campaign_if_alone().await;
         Ok(shard)
     }
 
     /// Starts the tasks of a replica whose consensus engine runs.
-    fn spawn(
-        replica: Arc<Replica>,
-        machine: StateMachine,
-        alarm: &Arc<SweepAlarm>,
-        had_vote: bool,
-    ) -> Self {
-        // A sole voter has nobody whose lease it could break.
-        let has_lease = had_vote && !replica.is_sole_voter();
-        let refuses = has_lease && !bug::is_on(Bug::VoteAfterRestart);
-        let refuse_votes_until = if refuses {
-            replica.clock.now() + replica.config.timings.vote_refusal()
-        } else {
-            // Nobody's lease could be broken.
-            replica.raft.runtime_config().elect(true);
-            Instant::from_nanos(0)
-        };
+    fn spawn(replica: Arc<Replica>, maker: Maker, had_vote: bool) -> Self {
+        let machine = &maker.machine;
         let proposer = Proposer::new(Arc::clone(&replica));
         let snapshots = snapshot::run(Arc::clone(&replica), machine.clone());
-        let sweeps = expiry::run(Arc::clone(&replica), Arc::clone(alarm));
-        let watch = watcher::run(Arc::clone(&replica), Arc::clone(alarm));
-        let mut helpers = vec![
+        let sweeps = expiry::run(Arc::clone(&replica), Arc::clone(&machine.alarm));
+        let helpers = vec![
             spawn_core("snapshots", snapshots),
             spawn_core("expiry", sweeps),
-            spawn_core("watcher", watch),
         ];
-        if refuses {
-            helpers.push(spawn_core("votes", stand_later(Arc::clone(&replica))));
-        }
+        let inner = Inner {
+            peer_handler: PeerHandler::new(Arc::clone(&replica)),
+            proposer: Mutex::new(Some(spawn_core("proposer", proposer.run()))),
+            helpers: Mutex::new(helpers),
+            attached: Mutex::new(Vec::new()),
+            changing: tokio::sync::Mutex::new(()),
+            replica,
+            maker,
+        };
+        inner.attach(had_vote);
         Self {
-            inner: Arc::new(Inner {
-                peer_handler: PeerHandler::new(Arc::clone(&replica), refuse_votes_until),
-                proposer: Mutex::new(Some(spawn_core("proposer", proposer.run()))),
-                helpers: Mutex::new(helpers),
-                replica,
-                machine,
-            }),
+            inner: Arc::new(inner),
         }
     }
 
@@ -188,8 +224,9 @@ impl Shard {
     async fn campaign_if_alone(&self) {
         let replica = &self.inner.replica;
         if replica.is_sole_voter()
+            && !replica.is_behind()
             && !matches!(replica.leadership(), Leadership::Leads(_))
-            && let Err(fatal) = replica.raft.trigger().elect(false).await
+            && let Err(fatal) = replica.engine().raft.trigger().elect(false).await
         {
             tracing::error!(shard = %replica.id, error = %fatal, "cannot campaign");
         }
@@ -257,11 +294,15 @@ impl Shard {
 
     /// The shard's expiry clock, if its store may be read without asking anybody: what is read may
     /// be behind what others have written, but is a state that was. None while a snapshot's
-    /// state is not yet whole (rule 4), and once this replica has failed.
+    /// state is not yet whole (rule 4), once this replica has failed, and unless it belongs to the
+    /// shard by what it has applied.
     #[must_use]
     pub fn stale_now(&self) -> Option<UnixMillis> {
         let replica = self.replica();
-        let is_sound = replica.failure.borrow().is_none() && replica.progress.is_whole();
+        let is_sound = replica.failure.borrow().is_none()
+            && !replica.is_retiring.load(Ordering::Acquire)
+            && replica.progress.is_whole()
+            && replica.progress.includes(replica.node);
         is_sound.then(|| self.now())
     }
 
@@ -383,7 +424,7 @@ impl Shard {
     /// # Cancellation
     /// Safe to drop: a snapshot that is not finished never counts.
     pub async fn snapshot(&self) -> Result<LogId, SnapshotError> {
-        let info = snapshot::take(&self.inner.machine).await?;
+        let info = snapshot::take(&self.inner.maker.machine).await?;
         snapshot::adopt(&self.inner.replica).await;
         Ok(info.start)
     }
@@ -450,15 +491,11 @@ impl Shard {
         {
             tracing::error!(shard = %replica.id, %error, "the proposer did not end in order");
         }
+        let _alone = self.inner.changing.lock().await;
         let helpers = std::mem::take(&mut *self.inner.helpers.lock());
-        for helper in &helpers {
-            helper.abort();
-        }
-        for helper in helpers {
-            // Ended by abort, which is how it was meant.
-            let _ = helper.await;
-        }
-        if let Err(error) = replica.raft.shutdown().await {
+        end(helpers).await;
+        self.inner.detach().await;
+        if let Err(error) = replica.engine().raft.shutdown().await {
             tracing::error!(shard = %replica.id, %error, "the consensus engine did not end in order");
         }
     }
@@ -469,10 +506,15 @@ impl Shard {
 }
 
 /// Lets a replica that has just started stand for election once it may vote: it has a vote for itself
-/// as well, and that must not break the lease of a leader that it has forgotten either.
-async fn stand_later(replica: Arc<Replica>) {
-    sleep(replica.config.timings.vote_refusal()).await;
-    replica.raft.runtime_config().elect(true);
+/// as well, and that must not break the lease of a leader that it has forgotten either. And not before
+/// its log reaches what it had when it was let go.
+async fn stand_later(replica: Arc<Replica>, until: Option<Instant>) {
+    let engine = replica.engine();
+    if let Some(until) = until {
+        sleep(until.saturating_since(replica.clock.now())).await;
+    }
+    replica.progress.wait_until(|| !replica.is_behind()).await;
+    engine.raft.runtime_config().elect(true);
 }
 
 /// What the tasks of a replica share before there is a replica.
@@ -496,55 +538,13 @@ impl Shared {
             snapshot_wanted: Arc::clone(&self.snapshot_wanted),
             snapshots: Arc::clone(&self.snapshots),
             block_bytes: parts.config.snapshot_block_bytes,
+            held: None,
         }
     }
 
-    /// Starts openraft on what was recovered; founds the shard if this is its first start.
-    async fn raft(
-        &self,
-        parts: &ShardParts,
-        machine: StateMachine,
-        had_vote: bool,
-    ) -> Result<Raft, StartError> {
-        let log_store = LogStore {
-            log: machine.log.clone(),
-            clock: Arc::clone(&parts.clock),
-            counters: Arc::clone(&self.counters),
-            snapshot_wanted: Arc::clone(&self.snapshot_wanted),
-            committed: None,
-        };
-        let connector = Connector {
-            shard: parts.id,
-            node: parts.node,
-            network: Arc::clone(&parts.network),
-            timings: parts.config.timings,
-        };
-        let config = raft_config(parts, had_vote)?;
-        let raft = Raft::new(parts.node.get(), config, connector, log_store, machine)
-            .await
-            .map_err(|error| engine(parts.id, &error))?;
-        let is_founded = raft
-            .is_initialized()
-            .await
-            .map_err(|error| engine(parts.id, &error))?;
-        let voters = match &parts.formation {
-            Formation::Found => BTreeSet::from([parts.node]),
-            Formation::Members(voters) => voters.clone(),
-            Formation::Join => BTreeSet::new(),
-        };
-        if !is_founded && !voters.is_empty() {
-            let members: BTreeMap<u64, EmptyNode> = voters
-                .into_iter()
-                .map(|voter| (voter.get(), EmptyNode::new()))
-                .collect();
-            raft.initialize(members)
-                .await
-                .map_err(|error| engine(parts.id, &error))?;
-        }
-        Ok(raft)
-    }
-
-    fn replica(&self, parts: ShardParts, raft: Raft) -> Arc<Replica> {
+    fn replica(&self, parts: ShardParts, engine: Engine) -> Arc<Replica> {
+        let tombstone = parts.log.shard(parts.id).state().tombstone;
+        let gone_term = tombstone.map_or(0, |tombstone| tombstone.gone_at.term.get());
         Arc::new(Replica {
             id: parts.id,
             node: parts.node,
@@ -552,9 +552,10 @@ impl Shared {
             store: parts.store,
             log: parts.log.shard(parts.id),
             node_log: parts.log,
-            server_metrics: raft.server_metrics(),
-            data_metrics: raft.data_metrics(),
-            raft,
+            engine: RwLock::new(Arc::new(engine)),
+            is_retiring: AtomicBool::new(false),
+            refuse_votes_until: AtomicU64::new(0),
+            gone_term: AtomicU64::new(gone_term),
             progress: Arc::clone(&self.progress),
             gate: LeaseGate::default(),
             snapshots: Arc::clone(&self.snapshots),
@@ -568,55 +569,4 @@ impl Shared {
             config: parts.config,
         })
     }
-}
-
-fn engine(shard: ShardId, error: &dyn fmt::Display) -> StartError {
-    StartError::Engine {
-        shard,
-        reason: error.to_string(),
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// openraft's settings; the reasons are in `docs/design/`.
-fn raft_config(parts: &ShardParts, had_vote: bool) -> Result<Arc<Config>, StartError> {
-    let Timings {
-        election_min,
-        election_max,
-        heartbeat,
-        heartbeat_min,
-        ..
-    } = parts.config.timings;
-    let config = Config {
-        cluster_name: format!("shard {}", parts.id),
-        election_timeout_min: millis(election_min),
-        election_timeout_max: millis(election_max),
-        heartbeat_interval: millis(heartbeat),
-        heartbeat_min_interval: Some(millis(heartbeat_min)),
-        // Who has voted before stands for election only when [`Shard::spawn`] says so.
-        enable_elect: !had_vote,
-        // A campaign that cannot win must not disturb a leader that works.
-        enable_pre_vote: Some(true),
-        // The store is in memory: a leader that came back without an election could be behind
-        // what it had acknowledged.
-        enable_leader_restore: Some(bug::is_on(Bug::LeaderRestored)),
-        // The lease gate must close before leadership goes anywhere, so it never goes by itself.
-        removed_leader_step_down: StepDownPolicy::Never,
-        // Snapshots are taken by bytes, here (`crate::snapshot`).
-        snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: parts.config.log_entries_kept,
-        replication_lag_threshold: u64::MAX,
-        max_payload_entries: 64,
-        api_channel_size: Some(1024),
-        notification_channel_size: Some(4096),
-        backoff: "50ms 100ms 200ms ..2s".to_owned(),
-        ..Config::default()
-    };
-    let config = config
-        .validate()
-        .map_err(|error| engine(parts.id, &error))?;
-    Ok(Arc::new(config))
 }

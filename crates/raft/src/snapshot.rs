@@ -52,11 +52,11 @@ pub(crate) struct SnapshotData {
 
 /// What is known of a shard's snapshots, and whose turn it is with them.
 ///
-/// Lock order: `turn` or `placing`, then `files`, then `latest`.
+/// Lock order: `turn`, then `placing`, then `files`, then `latest`.
 #[derive(Debug, Default)]
 pub(crate) struct Snapshots {
     /// Held while a snapshot is taken: one at a time.
-    turn: tokio::sync::Mutex<()>,
+    pub(crate) turn: tokio::sync::Mutex<()>,
     /// Held while a snapshot gets its name or is opened by it: naming one removes the one before.
     files: Mutex<()>,
     latest: Mutex<Option<SnapshotInfo>>,
@@ -77,6 +77,14 @@ impl Snapshots {
     /// Size of the last snapshot named since the start, in bytes.
     fn size_bytes(&self) -> u64 {
         self.size_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Forgets and removes them all; the log has forgotten them. Blocks on the disk.
+    pub(crate) fn forget(&self, log: &ShardLog) {
+        let _files = self.files.lock();
+        log.remove_snapshots();
+        *self.latest.lock() = None;
+        self.size_bytes.store(0, Ordering::Relaxed);
     }
 
     /// Opens the latest snapshot on disk. Blocks on the disk.
@@ -138,7 +146,7 @@ pub(crate) async fn run(replica: Arc<Replica>, machine: StateMachine) {
 /// Tells openraft of the latest snapshot, so that it purges what lies before and sends it to
 /// replicas that need it.
 pub(crate) async fn adopt(replica: &Replica) {
-    if let Err(fatal) = replica.raft.trigger().snapshot().await {
+    if let Err(fatal) = replica.engine().raft.trigger().snapshot().await {
         tracing::debug!(shard = %replica.id, error = %fatal, "the engine takes no snapshot");
     }
 }
@@ -146,7 +154,8 @@ pub(crate) async fn adopt(replica: &Replica) {
 /// On a full disk no tail of the log is kept for replicas that were away for a moment.
 async fn purge_all(replica: &Replica, info: &SnapshotInfo) {
     let upto = to_raft_id(info.start);
-    let adopted = replica
+    let engine = replica.engine();
+    let adopted = engine
         .raft
         .wait(Some(ADOPTION))
         .metrics(|metrics| metrics.snapshot >= Some(upto), "snapshot adopted")
@@ -155,7 +164,7 @@ async fn purge_all(replica: &Replica, info: &SnapshotInfo) {
         tracing::debug!(shard = %replica.id, %error, "the engine adopts no snapshot");
         return;
     }
-    if let Err(fatal) = replica.raft.trigger().purge_log(upto.index()).await {
+    if let Err(fatal) = engine.raft.trigger().purge_log(upto.index()).await {
         tracing::debug!(shard = %replica.id, error = %fatal, "the engine purges nothing");
     }
 }

@@ -18,7 +18,7 @@ use flux_types::bug::{self, Bug};
 use futures_util::{Stream, TryStreamExt};
 use openraft::entry::{EntryPayload, RaftEntry as _};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::codec::{from_raft_id, to_raft_id};
 use crate::expiry::SweepAlarm;
@@ -50,6 +50,9 @@ pub(crate) struct StateMachine {
     pub(crate) snapshots: Arc<Snapshots>,
     /// About how large a block of a snapshot is.
     pub(crate) block_bytes: usize,
+    /// Dropped when the engine that applies through this one, or a part of it, has ended.
+    #[expect(dead_code, reason = "only that it is dropped counts")]
+    pub(crate) held: Option<Arc<oneshot::Sender<()>>>,
 }
 
 impl StateMachine {
@@ -63,6 +66,14 @@ impl StateMachine {
                 .snapshot_room_bytes
                 .store(bytes, Ordering::Relaxed);
             self.log.keep_snapshot_room(bytes);
+        }
+    }
+
+    /// For who applies nothing.
+    fn without_engine(&self) -> Self {
+        Self {
+            held: None,
+            ..self.clone()
         }
     }
 
@@ -133,14 +144,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             return None;
         }
         Some(LatestSnapshot {
-            machine: self.clone(),
+            machine: self.without_engine(),
             must_build: force,
         })
     }
 
     async fn get_snapshot_builder(&mut self) -> LatestSnapshot {
         LatestSnapshot {
-            machine: self.clone(),
+            machine: self.without_engine(),
             must_build: true,
         }
     }

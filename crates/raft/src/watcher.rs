@@ -17,7 +17,8 @@ const GRANT_REFRESH: Duration = Duration::from_millis(20);
 
 /// Watches until the consensus engine ends. Safe to drop.
 pub(crate) async fn run(replica: Arc<Replica>, alarm: Arc<SweepAlarm>) {
-    let mut metrics = replica.raft.server_metrics();
+    let engine = replica.engine();
+    let mut metrics = engine.raft.server_metrics();
     loop {
         let grant = replica.grant();
         replica.gate.set(grant);
@@ -37,12 +38,7 @@ pub(crate) async fn run(replica: Arc<Replica>, alarm: Arc<SweepAlarm>) {
     }
     replica.gate.close();
     alarm.set_leading(false);
-    let state = replica
-        .raft
-        .metrics()
-        .borrow_watched()
-        .running_state
-        .clone();
+    let state = engine.raft.metrics().borrow_watched().running_state.clone();
     if let Err(fatal) = state
         && !replica.queue.is_closed()
     {

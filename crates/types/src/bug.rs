@@ -62,6 +62,8 @@ bugs! {
     LeaderRestored = "leader-restored",
     /// A voter that has just started votes at once.
     VoteAfterRestart = "vote-after-restart",
+    /// A replica that was let go votes by what its log holds, as if it had never had more.
+    RetiredVotes = "retired-votes",
     /// Commands of a batch do not see what those before them did.
     OverlayOff = "overlay-off",
     /// A batch is appended and counts under whatever term leads by then.

@@ -174,6 +174,12 @@ fn describe_record(dumped: &DumpedRecord<'_>) -> String {
     );
     if header.kind == RecordKind::Entry {
         text.push_str(&describe_entry(header.term, record.payload));
+    } else if let Some(tombstone) = record.tombstone() {
+        let gone_at = tombstone.gone_at;
+        text.push_str(&format!(
+            " everything before is forgotten but the vote; let go by term={} index={}",
+            gone_at.term, gone_at.index
+        ));
     } else if !record.payload.is_empty() {
         text.push_str(&format!(" {}", shortened(record.payload)));
     }

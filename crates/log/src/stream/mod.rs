@@ -519,6 +519,27 @@ impl Stream {
         Ok(())
     }
 
+    /// Forgets a shard but for its vote.
+    pub(crate) fn push_retired(&mut self, shard: usize, gone_at: LogId) -> io::Result<()> {
+        let state = self.shards.get(shard).ok_or(io::ErrorKind::InvalidInput)?;
+        let tombstone = state.image.tombstone_at(gone_at);
+        let (kind, now) = (RecordKind::Retired, self.now());
+        self.push(shard, kind, tombstone.last, now, &tombstone.encode())?;
+        if let Some(state) = self.shards.get_mut(shard) {
+            state.image.retire(tombstone);
+            // All of it, its memory too.
+            *state = ShardState {
+                image: std::mem::take(&mut state.image),
+                ..ShardState::default()
+            };
+        }
+        for waiting in [&mut self.queue.appended, &mut self.queue.unsynced] {
+            waiting.remove(&shard);
+        }
+        self.pins.retain(|(pinned, _), _| *pinned != shard);
+        Ok(())
+    }
+
     pub(crate) fn draw_salt(&mut self) -> u64 {
         (self.draw)()
     }

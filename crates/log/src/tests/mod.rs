@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod format;
 mod reading;
+mod retired;
 mod snapshots;
 
 use std::path::{Path, PathBuf};

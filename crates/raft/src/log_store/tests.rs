@@ -242,6 +242,7 @@ impl StoreBuilder<TypeConfig, BegunAnywhere, Lenient, Log> for Builder {
             counters,
             snapshot_wanted,
             snapshots: Arc::new(Snapshots::default()),
+            held: None,
         };
         let store = BegunAnywhere {
             store,

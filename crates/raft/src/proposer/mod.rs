@@ -275,7 +275,8 @@ impl Proposer {
             .fetch_add(1, Ordering::Relaxed);
         let (responder, mut outcome) = OneshotResponder::new_pair();
         let replica = Arc::clone(&self.replica);
-        let request = replica.raft.write(batch).responder(responder);
+        let engine = replica.engine();
+        let request = engine.raft.write(batch).responder(responder);
         let request = if bug::is_on(Bug::TermFenceOff) {
             request
         } else {

@@ -16,6 +16,7 @@ mod durability;
 mod expiry;
 mod facts;
 mod model;
+mod retire;
 mod retries;
 mod snapshots;
 mod voters;

@@ -434,7 +434,8 @@ fn is_empty_but_should_not_be(log: &Log, member: &Member) -> bool {
     };
     (0..).zip(&decision.voters).any(|(shard, voters)| {
         let state = log.shard(ShardId::new(shard)).state();
-        voters.contains(&member.node) && state.vote.is_none() && state.last.is_none()
+        let is_empty = state.vote.is_none() && state.last.is_none() && state.tombstone.is_none();
+        voters.contains(&member.node) && is_empty
     })
 }
 

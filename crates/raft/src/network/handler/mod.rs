@@ -1,10 +1,12 @@
 //! The receiving side: what a node does with another replica's messages.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use flux_env::Instant;
 use flux_log::{LogEntry, LogError, LogId, Space, Vote};
 use flux_store::batch::{BatchView, FactRef, is_batch};
+use flux_types::bug::{self, Bug};
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest,
@@ -26,9 +28,6 @@ use crate::type_config::TypeConfig;
 #[derive(Clone, Debug)]
 pub struct PeerHandler {
     replica: Arc<Replica>,
-    /// Until then no vote is granted: before its restart this voter may have granted a lease that
-    /// somebody still trusts (rule 8).
-    refuse_votes_until: Instant,
 }
 
 fn broken(error: impl ToString) -> PeerError {
@@ -36,11 +35,27 @@ fn broken(error: impl ToString) -> PeerError {
 }
 
 impl PeerHandler {
-    pub(crate) fn new(replica: Arc<Replica>, refuse_votes_until: Instant) -> Self {
-        Self {
-            replica,
-            refuse_votes_until,
+    pub(crate) fn new(replica: Arc<Replica>) -> Self {
+        Self { replica }
+    }
+
+    /// Refuses everything while the replica forgets what it holds.
+    fn check_stays(&self) -> Result<(), PeerError> {
+        if self.replica.is_retiring.load(Ordering::Acquire) {
+            return Err(broken("this replica is being let go"));
         }
+        Ok(())
+    }
+
+    /// Refuses leaders that cannot know that this replica was let go: what they believe to be here
+    /// is not here any more.
+    fn check_knows(&self, leader: Vote) -> Result<(), PeerError> {
+        if leader.term.get() < self.replica.gone_term.load(Ordering::Acquire) {
+            return Err(broken(
+                "this replica was let go by a leader of a later term",
+            ));
+        }
+        Ok(())
     }
 
     /// Appends entries of the leader, or hears that it lives.
@@ -48,6 +63,8 @@ impl PeerHandler {
     /// # Errors
     /// If the replica has stopped or the entries make no sense.
     pub async fn append(&self, mut request: AppendRequest) -> Result<AppendReply, PeerError> {
+        self.check_stays()?;
+        self.check_knows(request.vote)?;
         // A storage error inside openraft would be the end of this replica, so what there is no
         // room for never gets there (rule 11). Heartbeats pass.
         let taken = self.make_room(&request.entries).await?;
@@ -64,12 +81,8 @@ impl PeerHandler {
             entries: entries.map_err(broken)?,
             leader_commit: request.committed.map(to_raft_id),
         };
-        let response = self
-            .replica
-            .raft
-            .append_entries(rpc)
-            .await
-            .map_err(broken)?;
+        let engine = self.replica.engine();
+        let response = engine.raft.append_entries(rpc).await.map_err(broken)?;
         Ok(match response {
             AppendEntriesResponse::Success if is_whole => AppendReply::Success,
             AppendEntriesResponse::Success => AppendReply::Partial(last),
@@ -120,8 +133,12 @@ impl PeerHandler {
     /// If the replica has stopped, or its last lease may still be trusted by somebody.
     pub async fn vote(&self, request: VoteRequest) -> Result<VoteReply, PeerError> {
         self.check_may_vote(&request)?;
+        if let Some(refusal) = self.refusal(&request) {
+            return Ok(refusal);
+        }
         let rpc = vote_rpc(&request);
-        let response = self.replica.raft.vote(rpc).await.map_err(broken)?;
+        let engine = self.replica.engine();
+        let response = engine.raft.vote(rpc).await.map_err(broken)?;
         Ok(vote_reply(&response))
     }
 
@@ -131,18 +148,40 @@ impl PeerHandler {
     /// As [`PeerHandler::vote`].
     pub async fn pre_vote(&self, request: VoteRequest) -> Result<VoteReply, PeerError> {
         self.check_may_vote(&request)?;
+        if let Some(refusal) = self.refusal(&request) {
+            return Ok(refusal);
+        }
         let rpc = vote_rpc(&request);
-        let response = self.replica.raft.pre_vote(rpc).await.map_err(broken)?;
+        let engine = self.replica.engine();
+        let response = engine.raft.pre_vote(rpc).await.map_err(broken)?;
         Ok(vote_reply(&response))
     }
 
     fn check_may_vote(&self, request: &VoteRequest) -> Result<(), PeerError> {
+        self.check_stays()?;
         let now = self.replica.clock.now();
-        if request.is_transfer || self.refuse_votes_until <= now {
+        let until = self.replica.refuse_votes_until.load(Ordering::Acquire);
+        if request.is_transfer || Instant::from_nanos(until) <= now {
             Ok(())
         } else {
             Err(broken("this voter has just started and gives no votes yet"))
         }
+    }
+
+    /// The answer to a candidate that lacks what this replica had before it was let go: as if it
+    /// were still there. Its log alone would let anybody win.
+    fn refusal(&self, request: &VoteRequest) -> Option<VoteReply> {
+        let state = self.replica.log.state();
+        let last = state.last_ever();
+        let lacks = state.is_behind() && request.last < last;
+        if !lacks || bug::is_on(Bug::RetiredVotes) {
+            return None;
+        }
+        Some(VoteReply {
+            vote: state.vote.unwrap_or_default(),
+            is_granted: false,
+            last,
+        })
     }
 
     /// Receives a snapshot and puts it in the place of the store. One of a leader that is deposed,
@@ -168,8 +207,8 @@ impl PeerHandler {
         let place = move || snapshot::place(&replica.snapshots, &replica.log, incoming);
         let placed = blocking(place).await.map_err(broken)?.map_err(broken)?;
         let received = placed.noted().await.map_err(broken)?;
-        let response = self
-            .replica
+        let engine = self.replica.engine();
+        let response = engine
             .raft
             .install_full_snapshot(to_raft_vote(vote), received)
             .await
@@ -190,7 +229,7 @@ impl PeerHandler {
         if let AppendReply::HigherVote(higher) = self.append(heartbeat).await? {
             return Ok(Some(higher));
         }
-        let metrics = self.replica.raft.metrics();
+        let metrics = self.replica.engine().raft.metrics();
         let committed = metrics.borrow_watched().local_committed;
         let committed = committed.as_ref().map(from_raft_id).unwrap_or_default();
         if committed.index < start.index {
@@ -210,12 +249,19 @@ impl PeerHandler {
     /// # Errors
     /// If the replica has stopped.
     pub async fn transfer(&self, request: TransferRequest) -> Result<TransferReply, PeerError> {
+        self.check_stays()?;
+        self.check_knows(request.from)?;
+        let state = self.replica.log.state();
+        if state.is_behind() {
+            return Ok(TransferReply::LogNotFlushed(state.last));
+        }
         let rpc: TransferLeaderRequest<TypeConfig> = TransferLeaderRequest::new(
             to_raft_vote(request.from),
             request.to.get(),
             request.last.map(to_raft_id),
         );
-        let response = self.replica.raft.handle_transfer_leader(rpc).await;
+        let engine = self.replica.engine();
+        let response = engine.raft.handle_transfer_leader(rpc).await;
         Ok(match response.map_err(broken)? {
             Ok(()) => TransferReply::Accepted,
             Err(TransferLeaderError::VoteChanged { actual, .. }) => {
