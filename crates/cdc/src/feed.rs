@@ -21,6 +21,10 @@ use crate::tail::{self, Begin, Refused, Tail};
 /// How long a consumer hears nothing at most.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
+/// For how long a feed hopes for nodes that may hold what this one holds no more, and cannot be
+/// asked now, before it says that changes are missing.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What a consumer asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
@@ -32,6 +36,8 @@ pub struct Request {
     pub on_gap: OnGap,
     /// How long to be silent at most.
     pub progress_interval: Duration,
+    /// How long to hope for changes that only nodes may have which cannot be asked now.
+    pub patience: Duration,
 }
 
 /// What a feed does with a cursor that is too old.
@@ -52,6 +58,7 @@ impl Request {
             prefix: Vec::new(),
             on_gap: OnGap::Refuse,
             progress_interval: PROGRESS_INTERVAL,
+            patience: PATIENCE,
         }
     }
 }
@@ -222,7 +229,9 @@ impl Feed {
             }
             let silent = boot_now().saturating_since(told_at);
             let left = self.request.progress_interval.saturating_sub(silent);
-            let waits = self.tails.iter_mut().map(|tail| tail.ready().boxed());
+            let asks = self.asks();
+            let tails = self.tails.iter_mut().enumerate();
+            let waits = tails.map(|(at, tail)| tail.ready(asks == Some(at)).boxed());
             let any = select_all(waits).map(|(ready, _, _)| ready);
             match Timeout::new(left, any).await {
                 Ok(ready) => ready?,
@@ -234,6 +243,16 @@ impl Feed {
     /// A progress event out of turn, for a consumer that will hear nothing more.
     pub fn last_progress(&mut self) -> Batch {
         self.progress()
+    }
+
+    /// The tail that may ask other nodes for what the log here holds no more: one at a time, so
+    /// that a consumer which does not go on keeps the answer to one at most.
+    fn asks(&self) -> Option<usize> {
+        let count = self.tails.len();
+        let tail = |at: &usize| self.tails.get(*at);
+        let asking = (0..count).find(|at| tail(at).is_some_and(Tail::is_asking));
+        let mut turns = (0..count).map(|step| (self.turn + step) % count);
+        asking.or_else(|| turns.find(|at| tail(at).is_some_and(Tail::wants_to_ask)))
     }
 
     /// Asks each shard once, another one first each time.
@@ -311,10 +330,15 @@ async fn open_tail(
             Begin::at(place.unwrap_or(Place::BEGINNING))
         }
     };
-    match Tail::open(Arc::clone(origin), begin).await? {
-        Ok(tail) => Ok(tail),
+    let patience = match request.on_gap {
+        OnGap::Refuse => request.patience,
+        OnGap::Report => Duration::ZERO,
+    };
+    match Tail::open(Arc::clone(origin), begin, patience).await? {
+        Ok(tail) => Ok(tail.with_patience(request.patience)),
         Err(Refused::Compacted) if request.on_gap == OnGap::Report => {
-            Ok(Tail::open_at(Arc::clone(origin), begin))
+            // Whether they are gone for all, or only for now, reading will tell.
+            Ok(Tail::open_at(Arc::clone(origin), begin).with_patience(request.patience))
         }
         Err(refused) => {
             let oldest = Box::new(tail::oldest(cluster, origins).await?);

@@ -27,5 +27,5 @@ pub use envelope::Envelope;
 pub use error::CdcError;
 pub use event::{Change, Control, Event, Group, Position};
 pub use feed::{Batch, Feed, OnGap, Reach, Request};
-pub use origin::Origin;
+pub use origin::{Fetched, Origin, Wanted};
 pub use share::{Reader, Share};

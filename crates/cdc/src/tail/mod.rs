@@ -3,9 +3,11 @@
 //! A tail holds a place and nothing else: what it has not read yet lies in the log. It reads only
 //! entries that are applied, and so committed, and that are synced here under every policy (an
 //! entry that a power cut could take back is not told to anyone). It waits by being woken, never by
-//! asking again and again, and no commit waits for it.
+//! asking again and again, and no commit waits for it. What the log here holds no more it asks of
+//! other nodes ([`elsewhere`]).
 
 mod decode;
+mod elsewhere;
 mod snapshot;
 
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use flux_store::{Store, batch};
 use flux_types::{LogIndex, Revision, ShardId};
 use tokio::sync::oneshot;
 
+use self::elsewhere::Elsewhere;
 use self::snapshot::Walking;
 use crate::cursor::{Cursor, Place};
 use crate::error::CdcError;
@@ -44,9 +47,16 @@ pub(crate) struct Tail {
     walking: Option<Walking>,
     /// A snapshot that was walked and is whole once this entry was read, and its items.
     completing: Option<(LogIndex, u64)>,
+    /// What is asked of others.
+    elsewhere: Elsewhere,
     gather: bool,
     synced_at: Option<Instant>,
 }
+
+/// The index of the first entry there ever was.
+const FIRST: LogIndex = LogIndex::new(1);
+/// What does not fit of a cursor to a log without its entry.
+const REPLACED: &str = "its entry was replaced by another";
 
 /// A place in the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,10 +114,12 @@ pub(crate) enum Refused {
 }
 
 impl Tail {
-    /// Begins; the outer result says that the log cannot be read.
+    /// Begins; the outer result says that the log cannot be read. Of a place whose changes nobody
+    /// has who can be asked now, it is not said for so long that they are gone.
     pub(crate) async fn open(
         origin: Arc<dyn Origin>,
         begin: Begin,
+        patience: Duration,
     ) -> Result<Result<Self, Refused>, CdcError> {
         let mut tail = Self::at(origin, Progress::default());
         match begin {
@@ -124,25 +136,25 @@ impl Tail {
                 tail.go_to(oldest);
             }
             Begin::Snapshot => tail.begin_walk().await,
-            Begin::After(place) => {
-                if let Err(refused) = tail.check(place).await? {
-                    return Ok(Err(refused));
-                }
-                tail.resume(place);
-            }
+            Begin::After(place) => match tail.check(place, patience).await? {
+                Ok(next) => (tail.place, tail.next) = (place, next),
+                Err(refused) => return Ok(Err(refused)),
+            },
         }
         Ok(Ok(tail))
     }
 
-    /// Begins at a place whatever is there: if it is too old, the first thing read is a gap.
+    /// Begins at a place whatever is there: if it is too old for all, the first thing read is a gap.
     pub(crate) fn open_at(origin: Arc<dyn Origin>, begin: Begin) -> Self {
         let place = match begin {
             Begin::After(place) => place,
             Begin::Now | Begin::Earliest | Begin::Snapshot => Progress::default(),
         };
-        let mut tail = Self::at(origin, place);
-        tail.resume(place);
-        tail
+        Self {
+            // Some of the entry of the place itself may be left.
+            next: place.id.index.max(FIRST),
+            ..Self::at(origin, place)
+        }
     }
 
     fn at(origin: Arc<dyn Origin>, place: Progress) -> Self {
@@ -153,6 +165,7 @@ impl Tail {
             next: place.id.index.next(),
             walking: None,
             completing: None,
+            elsewhere: Elsewhere::default(),
             gather: false,
             synced_at: None,
         }
@@ -161,14 +174,6 @@ impl Tail {
     const fn go_to(&mut self, place: Progress) {
         self.place = place;
         self.next = place.id.index.next();
-    }
-
-    /// Goes on where a cursor says, which may be within an entry.
-    fn resume(&mut self, place: Progress) {
-        self.go_to(place);
-        if self.origin.log().oldest() <= place.id.index {
-            self.next = place.id.index;
-        }
     }
 
     pub(crate) fn store(&self) -> &Arc<Store> {
@@ -196,34 +201,56 @@ impl Tail {
         }
     }
 
-    /// Before the oldest change that is kept.
+    /// Before the oldest change that is kept, here or by others who can be asked now.
     pub(crate) async fn oldest(&self) -> Result<Progress, CdcError> {
-        let mut from = self.origin.log().oldest();
+        self.before_change(FIRST).await
+    }
+
+    /// Before the first change that is kept of an entry or those behind it.
+    async fn before_change(&self, mut from: LogIndex) -> Result<Progress, CdcError> {
         loop {
-            let entries = self.entries(from, LogIndex::new(u64::MAX)).await?;
-            let Some(last) = entries.last() else {
-                // Nothing is kept but what is to come.
-                let id = self.origin.log().state().last.unwrap_or_default();
-                let revision = self.origin.store().revision();
-                return Ok(Progress { id, revision });
+            let kept = self.origin.log().oldest();
+            let entries = if from < kept {
+                self.ask(from, kept).await.entries
+            } else {
+                self.entries(from, LogIndex::new(u64::MAX)).await?
             };
-            for entry in &entries {
-                let Some(view) = self.effective(entry)? else {
-                    continue;
-                };
-                let id = LogId {
-                    term: entry.id.term,
-                    index: LogIndex::new(entry.id.index.get() - 1),
-                };
-                let revision = Revision::new(view.first_revision().get() - 1);
-                return Ok(Progress { id, revision });
+            if let Some(place) = self.before_facts(&entries)? {
+                return Ok(place);
             }
-            from = last.id.index.next();
+            match entries.last() {
+                Some(last) => from = last.id.index.next(),
+                None if from < kept => from = kept,
+                None => {
+                    // Nothing is kept but what is to come.
+                    let id = self.origin.log().state().last.unwrap_or_default();
+                    let revision = self.origin.store().revision();
+                    return Ok(Progress { id, revision });
+                }
+            }
         }
     }
 
-    /// Whether what comes after a place is here, and the place is of this history.
-    async fn check(&self, place: Progress) -> Result<Result<(), Refused>, CdcError> {
+    /// Before the first facts of some entries.
+    fn before_facts(&self, entries: &[LogEntry]) -> Result<Option<Progress>, CdcError> {
+        for entry in entries {
+            if let Some(view) = self.effective(entry)? {
+                return Ok(Some(Progress {
+                    id: before(entry.id),
+                    revision: Revision::new(view.first_revision().get() - 1),
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The entry to read next behind a place, if that is of this history and what comes after it
+    /// is kept.
+    async fn check(
+        &self,
+        place: Progress,
+        patience: Duration,
+    ) -> Result<Result<LogIndex, Refused>, CdcError> {
         let log = self.origin.log();
         let last = log.state().last.unwrap_or_default();
         if last.index < place.id.index {
@@ -233,18 +260,20 @@ impl Tail {
         if oldest <= place.id.index {
             let here = log.history_id_at(place.id.index);
             if here.is_none_or(|here| here.term != place.id.term) {
-                return Ok(Err(Refused::Diverged("its entry was replaced by another")));
+                return Ok(Err(Refused::Diverged(REPLACED)));
             }
-            return Ok(Ok(()));
+            return Ok(Ok(place.id.index));
         }
-        if place.id.index.next() < oldest || self.oldest().await?.revision > place.revision {
-            return Ok(Err(Refused::Compacted));
+        let next = place.id.index.next();
+        if oldest <= next && self.before_change(oldest).await?.revision <= place.revision {
+            return Ok(Ok(next));
         }
-        Ok(Ok(()))
+        self.check_elsewhere(place, patience).await
     }
 
-    /// Returns once [`Tail::read`] is worth calling. Safe to drop.
-    pub(crate) async fn ready(&mut self) -> Result<(), CdcError> {
+    /// Returns once [`Tail::read`] is worth calling; whether others may be asked for that is the
+    /// caller's to say. Safe to drop.
+    pub(crate) async fn ready(&mut self, may_ask: bool) -> Result<(), CdcError> {
         if self.walking.is_some() || self.is_completed() {
             return Ok(());
         }
@@ -259,6 +288,10 @@ impl Tail {
             self.gather = true;
         } else {
             self.gather = false;
+        }
+        if self.is_elsewhere() {
+            self.wait_for_others(may_ask).await;
+            return Ok(());
         }
         self.wait_durable(next).await
     }
@@ -277,10 +310,10 @@ impl Tail {
             self.completing = None;
             return Ok(self.control(Control::SnapshotComplete { items }));
         }
-        let next = self.next;
-        if next < self.origin.log().oldest() {
-            return self.skip_gap().await;
+        if self.is_elsewhere() {
+            return self.read_elsewhere(prefix).await;
         }
+        let next = self.next;
         let until = self.readable_until();
         if until < next {
             return Ok(Read::default());
@@ -288,12 +321,17 @@ impl Tail {
         let entries = match self.entries(next, until.next()).await {
             Ok(entries) => entries,
             // Deleted while it was being read.
-            Err(_) if next < self.origin.log().oldest() => return self.skip_gap().await,
+            Err(_) if self.is_elsewhere() => return Ok(Read::default()),
             Err(error) => return Err(error),
         };
+        self.take(&entries, prefix)
+    }
+
+    /// Hands out what entries say that follow the place, and moves it behind them.
+    fn take(&mut self, entries: &[LogEntry], prefix: &[u8]) -> Result<Read, CdcError> {
         let mut read = Read::default();
         let mut place = self.place;
-        for entry in &entries {
+        for entry in entries {
             if let Some(view) = self.effective(entry)? {
                 read.events.extend(self.gap_before(place, &view));
                 decode::facts(self.shard, entry, &view, place.revision, |event| {
@@ -312,18 +350,20 @@ impl Tail {
     /// The last entry that may be told: applied, synced, and not beyond the end of a snapshot that
     /// is not yet said to be complete.
     fn readable_until(&self) -> LogIndex {
-        let applied = self
-            .origin
-            .applied()
-            .map_or(LogIndex::new(0), |id| id.index);
-        let until = applied.min(self.origin.log().durable());
+        self.tellable_until().min(self.origin.log().durable())
+    }
+
+    /// The same, but for whether it is synced here.
+    fn tellable_until(&self) -> LogIndex {
+        let applied = self.origin.applied();
+        let until = applied.map_or(LogIndex::new(0), |id| id.index);
         self.completing.map_or(until, |(end, _)| until.min(end))
     }
 
     /// The changes after this place are not kept any more: says so, and goes on with the oldest.
     async fn skip_gap(&mut self) -> Result<Read, CdcError> {
         let after = self.place.revision;
-        let oldest = self.oldest().await?;
+        let oldest = self.before_change(self.origin.log().oldest()).await?;
         self.go_to(Progress {
             revision: oldest.revision.max(after),
             ..oldest
@@ -418,6 +458,14 @@ impl Tail {
             }
         }
         Ok(())
+    }
+}
+
+/// The place before an entry, whoever led then.
+fn before(id: LogId) -> LogId {
+    LogId {
+        term: id.term,
+        index: LogIndex::new(id.index.get().saturating_sub(1)),
     }
 }
 

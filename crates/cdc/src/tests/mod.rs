@@ -1,5 +1,6 @@
 //! Feeds over a shard on a simulated disk: the rules of the design that concern them.
 
+mod elsewhere;
 mod feeds;
 mod retention;
 
@@ -16,9 +17,11 @@ use flux_types::{
 };
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
-use crate::{Batch, CdcError, Change, Control, Cursor, Feed, Origin, Request, Start};
+use crate::{
+    Batch, CdcError, Change, Control, Cursor, Feed, Fetched, Origin, Request, Start, Wanted,
+};
 
 const CLUSTER: ClusterId = ClusterId::new(1);
 /// What no step takes, unless something is wrong.
@@ -34,6 +37,7 @@ struct TestShard {
     clock: Arc<SimClock>,
     state: Mutex<State>,
     changed: Notify,
+    others: Mutex<elsewhere::Others>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,10 +75,12 @@ impl TestShard {
             draw: Box::new(move || rng.next_u64()),
         };
         let clock = Arc::new(SimClock::new(1_000_000));
+        let shards = config.shard_count;
         let disk = Arc::new(disk.clone());
         let (log, _) = Log::open(disk, Arc::<SimClock>::clone(&clock), config, seeds).unwrap();
         let shard = Arc::new(Self {
-            shard: log.shard(ShardId::new(0)),
+            // The last of those that the log has room for.
+            shard: log.shard(ShardId::new(shards - 1)),
             log,
             store: Arc::new(Store::new(StoreConfig::default())),
             clock,
@@ -84,6 +90,7 @@ impl TestShard {
                 term: Term::new(term),
             }),
             changed: Notify::new(),
+            others: Mutex::default(),
         });
         // What was there is committed, as a sole voter finds it after its own no-op.
         let last = shard.shard.state().last.unwrap_or_default();
@@ -101,12 +108,15 @@ impl TestShard {
     }
 
     fn new() -> Arc<Self> {
-        let retention = Retention::default();
-        Self::open(
-            &SimDisk::new(),
-            log_config(FsyncPolicy::Always, retention),
-            1,
-        )
+        Self::of(ShardId::new(0))
+    }
+
+    fn of(shard: ShardId) -> Arc<Self> {
+        let config = LogConfig {
+            shard_count: shard.get() + 1,
+            ..log_config(FsyncPolicy::Always, Retention::default())
+        };
+        Self::open(&SimDisk::new(), config, 1)
     }
 
     fn origins(self: &Arc<Self>) -> Vec<Arc<dyn Origin>> {
@@ -253,6 +263,10 @@ impl Origin for TestShard {
                 changed.await;
             }
         })
+    }
+
+    fn fetch(&self, wanted: Wanted) -> oneshot::Receiver<Fetched> {
+        self.others.lock().answer(wanted)
     }
 
     fn is_leading(&self) -> bool {

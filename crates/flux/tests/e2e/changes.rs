@@ -14,10 +14,10 @@ use crate::harness::resp::{Connection, Value, encode};
 use crate::harness::{FLUX, PATIENCE, Process, Start, command, run, shell, stdout, wait_until};
 
 /// Lines of JSON from the admin port, until the node goes away.
-struct Lines(BufReader<TcpStream>);
+pub(crate) struct Lines(BufReader<TcpStream>);
 
 impl Lines {
-    fn open(admin: SocketAddr, query: &str) -> std::io::Result<Self> {
+    pub(crate) fn open(admin: SocketAddr, query: &str) -> std::io::Result<Self> {
         let mut stream = TcpStream::connect(admin)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let request =
@@ -35,7 +35,7 @@ impl Lines {
     }
 
     /// `None`: the node is gone.
-    fn next(&mut self) -> Option<Json> {
+    pub(crate) fn next(&mut self) -> Option<Json> {
         let mut line = String::new();
         match self.0.read_line(&mut line) {
             Ok(read) if 0 < read && line.ends_with('\n') => {
@@ -46,7 +46,7 @@ impl Lines {
     }
 }
 
-fn word(event: &Json) -> &str {
+pub(crate) fn word(event: &Json) -> &str {
     let name = event["type"].as_str().expect("a type");
     name.strip_prefix("io.fluxkv.kv.")
         .unwrap_or(name)
@@ -104,7 +104,7 @@ impl Consumer {
 }
 
 /// The first so many changes as server-sent events: each with its id.
-fn events(address: SocketAddr, headers: &str, count: usize) -> Vec<(String, Json)> {
+pub(crate) fn events(address: SocketAddr, headers: &str, count: usize) -> Vec<(String, Json)> {
     let mut stream = TcpStream::connect(address).expect("the port accepts");
     stream
         .set_read_timeout(Some(PATIENCE))

@@ -59,11 +59,13 @@ pub enum FrameKind {
     Failed,
     /// No further requests, please: this end will close.
     Goodbye,
+    /// Old entries that the caller's log does not hold any more.
+    History,
 }
 
 impl FrameKind {
     /// All, in the order of their numbers, which begin with 1.
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 19] = [
         Self::Greeting,
         Self::Challenge,
         Self::Proof,
@@ -82,6 +84,7 @@ impl FrameKind {
         Self::Reply,
         Self::Failed,
         Self::Goodbye,
+        Self::History,
     ];
 
     /// Its number in a header.
@@ -244,7 +247,7 @@ mod tests {
             assert_eq!(FrameKind::of_number(kind.number()), Some(*kind));
         }
         assert_eq!(FrameKind::of_number(0), None);
-        assert_eq!(FrameKind::of_number(19), None);
+        assert_eq!(FrameKind::of_number(20), None);
     }
 
     #[test]

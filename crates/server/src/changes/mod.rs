@@ -24,6 +24,7 @@ use flux_types::{ClusterId, NodeId, UnixMillis};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{ChangesMetrics, EventKind};
+use crate::peer::{Historian, Peers};
 pub(crate) use metered::metered;
 use origin::ShardOrigin;
 
@@ -66,6 +67,8 @@ pub(crate) struct Parts {
     pub(crate) clock: Arc<dyn Clock>,
     /// Of the threads that serve, which readers of changes give way to.
     pub(crate) meters: Vec<ThreadMeter>,
+    /// Who is asked for what the log here holds no more, if there are others.
+    pub(crate) peers: Option<Arc<Peers>>,
     /// Counts.
     pub(crate) metrics: ChangesMetrics,
     /// Cancelled when the node wants no new work.
@@ -117,10 +120,12 @@ pub(crate) struct Asked {
 
 impl Changes {
     pub(crate) fn new(parts: Parts) -> Self {
+        let historian = Arc::new(Historian::new(parts.peers.as_ref(), parts.metrics.clone()));
         let origin = |shard| -> Arc<dyn Origin> {
             Arc::new(ShardOrigin {
                 shard,
                 clock: Arc::clone(&parts.clock),
+                historian: Arc::clone(&historian),
             })
         };
         Self {

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flux_cdc::Origin;
+use flux_cdc::{Fetched, Origin, Wanted};
 use flux_env::Clock;
 use flux_log::{LogId, ShardLog};
 use flux_raft::Shard;
 use flux_store::Store;
 use flux_types::{Error, LogIndex, UnixMillis};
 use futures_util::future::BoxFuture;
+use tokio::sync::oneshot;
+
+use crate::peer::Historian;
 
 /// How long a commit of system data may wait.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,6 +23,7 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct ShardOrigin {
     pub(super) shard: Shard,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) historian: Arc<Historian>,
 }
 
 impl Origin for ShardOrigin {
@@ -49,6 +53,10 @@ impl Origin for ShardOrigin {
 
     fn wait_whole(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.shard.wait_whole())
+    }
+
+    fn fetch(&self, wanted: Wanted) -> oneshot::Receiver<Fetched> {
+        self.historian.fetch(&self.shard, wanted)
     }
 
     fn is_leading(&self) -> bool {

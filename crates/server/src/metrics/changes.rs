@@ -4,17 +4,22 @@ use std::sync::{Arc, Weak};
 
 use flux_cdc::Reach;
 use flux_telemetry::metrics::Entered;
-use flux_telemetry::{Counters, Gauge, Kind, Labels, Registry};
+use flux_telemetry::{Counter, Counters, Gauge, Kind, Labels, Registry};
 use parking_lot::Mutex;
 
 /// The kinds of events that are counted apart.
 const KINDS: [&str; 4] = ["change", "snapshot", "control", "gap"];
+
+/// What comes of asking other nodes for old log.
+const FETCH_RESULTS: [&str; 3] = ["found", "missing", "unknown"];
 
 /// Counts of the change stream. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct ChangesMetrics {
     watchers: Gauge,
     events: Counters,
+    fetches: Counters,
+    fetched_entries: Counter,
     /// Of those who watch now, and of some who did.
     reaches: Arc<Mutex<Vec<Weak<Reach>>>>,
 }
@@ -44,6 +49,15 @@ impl ChangesMetrics {
                 "Events handed to watchers, by kind",
                 Labels::one("kind", KINDS),
             ),
+            fetches: registry.counters(
+                "flux_cdc_fetches",
+                "Times that other nodes were asked for log which this one holds no more, by what came of it",
+                Labels::one("result", FETCH_RESULTS),
+            ),
+            fetched_entries: registry.counter(
+                "flux_cdc_fetched_entries",
+                "Log entries that came from other nodes for readers of changes",
+            ),
         }
     }
 
@@ -63,6 +77,12 @@ impl ChangesMetrics {
     pub(crate) fn event(&self, kind: EventKind) {
         self.events.increment(kind as usize);
     }
+
+    /// Counts what came of asking other nodes for old log.
+    pub(crate) fn fetched(&self, result: FetchResult, entries: usize) {
+        self.fetches.increment(result as usize);
+        self.fetched_entries.add(entries as u64);
+    }
 }
 
 /// See [`ChangesMetrics::event`].
@@ -76,4 +96,15 @@ pub(crate) enum EventKind {
     Control = 2,
     /// Changes are missing.
     Gap = 3,
+}
+
+/// See [`ChangesMetrics::fetched`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FetchResult {
+    /// Entries came.
+    Found = 0,
+    /// Everybody has said that they are gone.
+    Missing = 1,
+    /// Nobody had them, and somebody could not be asked.
+    Unknown = 2,
 }

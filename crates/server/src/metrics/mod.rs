@@ -19,7 +19,7 @@ use flux_telemetry::{Counter, Counters, Gauges, Histograms, Labels, Registry, Sc
 use flux_types::{Command, Error, Outcome, Reply};
 use flux_wire::resp::error;
 
-pub(crate) use changes::{ChangesMetrics, EventKind};
+pub(crate) use changes::{ChangesMetrics, EventKind, FetchResult};
 pub(crate) use command::COMMANDS;
 use command::{command_names, command_row};
 pub(crate) use log::{LogState, register_log};

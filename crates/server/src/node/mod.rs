@@ -193,6 +193,7 @@ impl Node {
             value_bytes_max: usize::try_from(config.cdc.event_value_max).unwrap_or(usize::MAX),
             clock: Arc::clone(&clock),
             meters: cores.take_meters(),
+            peers: peers.clone(),
             metrics: ChangesMetrics::new(registry),
             draining: CancellationToken::new(),
         });

@@ -54,6 +54,17 @@ impl Reader {
         Ok(array)
     }
 
+    /// A string of bytes behind its length: a part of what was read, not a copy.
+    pub(super) fn bytes(&mut self, field: &'static str) -> Result<Bytes, Malformed> {
+        let length = self.u32(field)? as usize;
+        self.need(length, field)?;
+        Ok(self.rest.split_to(length))
+    }
+
+    pub(super) const fn rest_bytes(&self) -> usize {
+        self.rest.len()
+    }
+
     /// A count of items of at least so many bytes each, which the rest must have room for.
     pub(super) fn count(
         &mut self,

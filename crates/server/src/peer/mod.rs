@@ -5,7 +5,8 @@
 //! each. All shards of a thread share them. What replication says is [`flux_raft::network`]'s;
 //! here are the carrier ([`link`], [`serve`]), who may talk ([`handshake`]), what nodes tell each
 //! other of the cluster ([`news`], [`book`]), how one comes to be ([`formation`], [`member`]), and
-//! how a command reaches the leader of its shard ([`forward`]).
+//! how a command reaches the leader of its shard ([`forward`]), and how a replica comes by log that
+//! it does not hold ([`history`]).
 
 pub(crate) mod book;
 mod clock;
@@ -15,6 +16,7 @@ mod field;
 pub(crate) mod formation;
 mod forward;
 mod handshake;
+mod history;
 mod keeper;
 mod link;
 pub(crate) mod member;
@@ -32,6 +34,7 @@ use flux_raft::{Role, Shard};
 use flux_telemetry::Registry;
 use flux_types::{NodeId, ShardId};
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::cores::Places;
@@ -41,6 +44,7 @@ pub(crate) use self::clock::Clockwork;
 pub(crate) use self::exchange::{ask_news, exchange};
 pub(crate) use self::forward::Forwarder;
 use self::handshake::{Greeting, Lane, Welcome};
+pub(crate) use self::history::Historian;
 pub(crate) use self::keeper::keep;
 use self::link::{Link, Target};
 pub(crate) use self::network::PeerNetwork;
@@ -64,6 +68,8 @@ pub(crate) struct Peers {
     leaving: CancellationToken,
     links: Mutex<BTreeMap<(Address, usize, u8), Link>>,
     traffics: Traffics,
+    /// Reads of old log for others that may be under way at once.
+    readings: Semaphore,
     /// Empty until the shards run, and after the node has ended: then nothing but news is answered.
     shards: RwLock<Arc<[Shard]>>,
 }
@@ -104,6 +110,7 @@ impl Peers {
             leaving: CancellationToken::new(),
             links: Mutex::new(BTreeMap::new()),
             traffics: Traffics::default(),
+            readings: Semaphore::new(history::READINGS_MAX),
             shards: RwLock::new(Arc::new([])),
         })
     }

@@ -24,6 +24,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::Peers;
 use super::handshake::{self, Greeting, HandshakeError, Lane};
+use super::history;
 use super::news::News;
 use super::traffic::{Traffic, Way};
 use crate::exec::busy;
@@ -296,6 +297,7 @@ async fn answer_for_shard(
             write_answers(&mut out, &answers);
             out.freeze()
         }
+        FrameKind::History => history::answer(peers, shard, payload).await?,
         other => return Err(broken(format!("{other:?} is not a request"))),
     })
 }

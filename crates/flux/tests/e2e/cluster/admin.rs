@@ -29,6 +29,14 @@ pub(super) fn spread(nodes: &Nodes) {
     }
 }
 
+/// Lets a node lead a shard.
+pub(super) fn transfer(nodes: &Nodes, shard: usize, target: usize) {
+    let (shard_text, node) = (shard.to_string(), (target + 1).to_string());
+    let output = ask(nodes, target, &["transfer", &shard_text, &node]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(nodes.leader(shard), target);
+}
+
 /// What a node that wants a password says.
 fn told(nodes: &Nodes, index: usize, words: &[&str]) -> String {
     let output = ask(nodes, index, &[&["-a", PASSWORD], words].concat());

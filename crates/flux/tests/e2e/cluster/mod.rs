@@ -4,6 +4,7 @@ mod admin;
 mod chaos;
 mod clients;
 mod guide;
+mod history;
 mod load;
 mod nodes;
 mod power;
