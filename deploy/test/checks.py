@@ -14,6 +14,8 @@ from daemon import Failed, run
 # Far beyond what is normal, because the machine may be busy; nothing waits for it when things go right.
 PATIENCE_SECONDS = 240
 STOP_SECONDS_MAX = 5
+# One binary and, if it is not static, the C library: of a build with all symbols too.
+IMAGE_BYTES_MAX = 64_000_000
 # Where a container's `docker logs -f` goes on for ever.
 FOLLOWING = re.compile(r"\blogs -f\b")
 
@@ -310,7 +312,9 @@ class Stack:
         history = run(["docker", "history", "--no-trunc", image])
         for text in (json.dumps(config), history):
             expect("flux2026secure" not in text, "no secret in the image", text)
-        self.say(f"  image: {facts['Size'] / 1e6:.0f} MB")
+        size = facts["Size"]
+        expect(size <= IMAGE_BYTES_MAX, f"the image has at most {IMAGE_BYTES_MAX / 1e6:.0f} MB", f"{size / 1e6:.1f} MB")
+        self.say(f"  image: {size / 1e6:.1f} MB")
 
     def password_is_needed(self):
         port = self.ports[7379]

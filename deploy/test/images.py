@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 
-from daemon import Failed, Skip, run
+from daemon import Failed, Skip, run, unmount_below
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -116,9 +116,13 @@ class Images:
             return base
         self.say(f"making a Debian {self.codename} by debootstrap")
         folder = self.work / "base"
-        shutil.rmtree(folder, ignore_errors=True)
-        run(["debootstrap", "--variant=minbase", "--include=ca-certificates", self.codename, folder, self.mirror],
-            timeout=900)
+        self.remove(folder)
+        try:
+            run(["debootstrap", "--variant=minbase", "--include=ca-certificates", self.codename, folder, self.mirror],
+                timeout=1800)
+        except Failed:
+            self.remove(folder)
+            raise
         shutil.copy(excludes, folder / "etc/dpkg/dpkg.cfg.d/flux-test")
         for cache in ["var/cache/apt/archives", "var/lib/apt/lists"]:
             shutil.rmtree(folder / cache)
@@ -131,6 +135,12 @@ class Images:
             raise Failed(f"docker import: {imported.stderr}")
         shutil.rmtree(folder)
         return base
+
+    @staticmethod
+    def remove(folder):
+        """What a debootstrap that was ended has left: it mounts the machine's /proc in there."""
+        unmount_below(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def receiver_context(self):
         """The receiver with its packages, fetched here for the Python of the image."""
@@ -157,13 +167,30 @@ class Images:
         final = text[text.rindex("\nFROM ") + 1:]
         if "COPY --from=build" not in final or "${RUN_IMAGE}" not in final:
             raise Failed("the last stage of the Dockerfile is not the one that runs")
-        (context / "Dockerfile").write_text(
-            "ARG RUN_IMAGE\nFROM ${RUN_IMAGE} AS build\nCOPY flux /out/flux\nRUN mkdir -p /out/data\n" + final)
-        # docker-compose sends the context once for every service; nobody needs the line numbers.
-        shutil.copy(binary, context / "flux")
-        if shutil.which("strip"):
-            run(["strip", "--strip-debug", context / "flux"])
-        return context, {"RUN_IMAGE": self.base()}
+        (context / "Dockerfile").write_text(f"ARG RUN_IMAGE\nFROM scratch AS build\nCOPY out /out\n\n{final}")
+        (context / "out/data").mkdir(parents=True)
+        # Line numbers are three quarters of a binary that the tests are run with.
+        run(["strip", "--strip-debug", "-o", context / "out/flux", binary])
+        (context / "out/flux").chmod(0o755)
+        return context, {"RUN_IMAGE": self.libraries(binary)}
+
+    def libraries(self, binary):
+        """What a binary runs on: nothing if it is static, as the one that is shipped, else an image of
+        the libraries that it loads, and of no shell or package."""
+        linked = run(["ldd", binary], check=False)
+        paths = sorted(set(re.findall(r"(?:=> |^\s*)(/\S+) \(0x", linked, re.MULTILINE)))
+        if not paths:
+            return "scratch"
+        image = f"flux-test/libraries:{digest(*paths, *map(pathlib.Path, paths))}"
+        if not exists(image):
+            context = self.context("libraries")
+            for path in paths:
+                place = context / "root" / path.lstrip("/")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, place)
+            (context / "Dockerfile").write_text("FROM scratch\nCOPY root /\n")
+            build(image, context)
+        return image
 
     def toolchain(self):
         """An image with this machine's Rust, for a build from source."""
