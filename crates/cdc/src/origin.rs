@@ -64,7 +64,8 @@ pub trait Origin: fmt::Debug + Send + Sync {
     /// The last entry applied or being applied.
     fn applying(&self) -> Option<LogId>;
 
-    /// Returns once this index is applied here. Safe to drop. Costs nothing while it waits.
+    /// Returns once this index is applied here, or everything is forgotten because the shard was given
+    /// away. Safe to drop. Costs nothing while it waits.
     fn wait_applied(&self, index: LogIndex) -> BoxFuture<'_, ()>;
 
     /// Returns once the state is one that once was, as it is not while a start replays the end of

@@ -23,6 +23,8 @@ pub(crate) struct Progress {
     applied_term: AtomicU64,
     /// Until this index is applied, the store holds no state that ever was (rule 4's E).
     needed_index: AtomicU64,
+    /// How often everything was forgotten.
+    forgotten: AtomicU64,
     /// Told after every change of what is applied.
     changed: Notify,
     /// Told when an entry of another term than the one before is applied.
@@ -52,6 +54,7 @@ impl Progress {
             ..State::default()
         };
         self.needed_index.store(0, Ordering::Release);
+        self.forgotten.fetch_add(1, Ordering::AcqRel);
         self.publish(None);
     }
 
@@ -142,9 +145,12 @@ impl Progress {
         self.needed_index.load(Ordering::Acquire) <= self.applied_index.load(Ordering::Acquire)
     }
 
-    /// Waits until this index is applied. Safe to drop.
+    /// Waits until this index is applied, or everything is forgotten. Safe to drop.
     pub(crate) async fn wait_applied(&self, index: LogIndex) {
-        self.wait_until(|| index <= self.applied_index()).await;
+        let before = self.forgotten.load(Ordering::Acquire);
+        let is_forgotten = || self.forgotten.load(Ordering::Acquire) != before;
+        self.wait_until(|| index <= self.applied_index() || is_forgotten())
+            .await;
     }
 
     /// Waits until the store holds a state that once was. Safe to drop.

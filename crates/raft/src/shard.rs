@@ -435,7 +435,8 @@ impl Shard {
         self.inner.peer_handler.clone()
     }
 
-    /// Waits until this index is applied here.
+    /// Waits until this index is applied here, or the replica has forgotten everything
+    /// ([`Shard::retire`]).
     ///
     /// # Cancellation
     /// Safe to drop.

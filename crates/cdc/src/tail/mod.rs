@@ -289,11 +289,21 @@ impl Tail {
         } else {
             self.gather = false;
         }
+        if self.is_forgotten() {
+            return Ok(());
+        }
         if self.is_elsewhere() {
             self.wait_for_others(may_ask).await;
             return Ok(());
         }
         self.wait_durable(next).await
+    }
+
+    /// Whether this node has given the shard away, and what it had of it: what was told already is
+    /// not in its log any more.
+    fn is_forgotten(&self) -> bool {
+        let last = self.origin.log().state().last.unwrap_or_default();
+        last.index < self.place.id.index
     }
 
     const fn is_completed(&self) -> bool {
@@ -309,6 +319,9 @@ impl Tail {
         if let Some((_, items)) = self.completing.filter(|_| self.is_completed()) {
             self.completing = None;
             return Ok(self.control(Control::SnapshotComplete { items }));
+        }
+        if self.is_forgotten() {
+            return Err(CdcError::Stopped { shard: self.shard });
         }
         if self.is_elsewhere() {
             return self.read_elsewhere(prefix).await;

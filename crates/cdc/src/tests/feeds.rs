@@ -265,6 +265,29 @@ async fn system_data_are_never_told() {
     assert_eq!(told, ["snapshot a", "snapshot-complete "]);
 }
 
+/// A reader elsewhere goes on; one here would wait for ever.
+#[tokio::test]
+async fn a_reader_of_a_replica_that_was_let_go_is_told_that_it_has_stopped() {
+    let shard = TestShard::new();
+    shard.set("a", "1");
+    let mut feed = shard.feed(Start::Now).await;
+    shard.set("b", "1");
+    assert_eq!(shard.told(&mut feed, 1).await.len(), 1);
+    let last = shard.shard.state().last.unwrap();
+    let (done, forgotten) = oneshot::channel();
+    let note = Box::new(move |result| drop(done.send(result)));
+    let reading = async {
+        shard.shard.retire(last, note);
+        shard.log.pump();
+        forgotten.await.expect("told").expect("forgotten");
+        shard.state.lock().applied = None;
+        shard.state.lock().is_forgotten = true;
+        shard.changed.notify_waiters();
+    };
+    let (read, ()) = tokio::join!(shard.pumping(feed.next()), reading);
+    assert!(matches!(read, Err(CdcError::Stopped { .. })), "{read:?}");
+}
+
 /// Rule 4: while the end of a snapshot is being replayed the store holds no state that ever was.
 #[tokio::test]
 async fn a_snapshot_begins_only_once_the_state_is_whole() {

@@ -44,6 +44,7 @@ struct TestShard {
 struct State {
     applied: Option<LogId>,
     is_whole: bool,
+    is_forgotten: bool,
     term: Term,
 }
 
@@ -87,6 +88,7 @@ impl TestShard {
             state: Mutex::new(State {
                 applied: None,
                 is_whole: true,
+                is_forgotten: false,
                 term: Term::new(term),
             }),
             changed: Notify::new(),
@@ -245,7 +247,8 @@ impl Origin for TestShard {
         Box::pin(async move {
             loop {
                 let changed = self.changed.notified();
-                if self.applied().is_some_and(|id| index <= id.index) {
+                let is_forgotten = self.state.lock().is_forgotten;
+                if is_forgotten || self.applied().is_some_and(|id| index <= id.index) {
                     return;
                 }
                 changed.await;

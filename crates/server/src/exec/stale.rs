@@ -3,8 +3,8 @@
 //! What they tell was true once, and is never half of a batch. It may lack what was acknowledged
 //! before, and needs neither a leader nor a majority.
 
-use flux_store::Read;
-use flux_types::{Answer, Command, Error, ErrorCode, ShardId, Term};
+use flux_store::{Read, Store};
+use flux_types::{Answer, Command, Error, ErrorCode, ShardId, Term, UnixMillis};
 
 use super::{Home, Split, join, split};
 
@@ -37,7 +37,15 @@ fn read_part(home: &Home, shard: ShardId, command: &Command) -> Answer {
     let Some(now) = handle.stale_now() else {
         return unready();
     };
-    let store = handle.store();
+    let answer = read_store(handle.store(), command, now);
+    // It may have been let go, and have forgotten everything, in the middle of the read.
+    match handle.stale_now() {
+        Some(_) => answer,
+        None => unready(),
+    }
+}
+
+fn read_store(store: &Store, command: &Command, now: UnixMillis) -> Answer {
     if let Command::Read(read) = command {
         let revision = store.revision();
         if let Read::Reply(reply) = store.read(read, now) {

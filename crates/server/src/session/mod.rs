@@ -534,6 +534,10 @@ impl Session {
         let Read::Reply(reply) = handle.store().read(read, now) else {
             return false;
         };
+        // It may have been let go, and have forgotten everything, in the middle of the read.
+        if handle.stale_now().is_none() {
+            return false;
+        }
         let node = Arc::clone(&self.context.node);
         node.metrics.command(CommandCount::of(command), &reply);
         if self.state.take_mute() == Mute::No {

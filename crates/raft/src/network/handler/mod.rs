@@ -63,14 +63,16 @@ impl PeerHandler {
     /// # Errors
     /// If the replica has stopped or the entries make no sense.
     pub async fn append(&self, mut request: AppendRequest) -> Result<AppendReply, PeerError> {
-        self.check_stays()?;
-        self.check_knows(request.vote)?;
         // A storage error inside openraft would be the end of this replica, so what there is no
         // room for never gets there (rule 11). Heartbeats pass.
         let taken = self.make_room(&request.entries).await?;
         if taken == 0 && !request.entries.is_empty() {
             return Ok(AppendReply::NoSpace);
         }
+        // After the wait for room, and with the engine that runs now.
+        self.check_stays()?;
+        self.check_knows(request.vote)?;
+        let engine = self.replica.engine();
         let is_whole = taken == request.entries.len();
         request.entries.truncate(taken);
         let last = request.entries.last().map(|entry| entry.id);
@@ -81,7 +83,6 @@ impl PeerHandler {
             entries: entries.map_err(broken)?,
             leader_commit: request.committed.map(to_raft_id),
         };
-        let engine = self.replica.engine();
         let response = engine.raft.append_entries(rpc).await.map_err(broken)?;
         Ok(match response {
             AppendEntriesResponse::Success if is_whole => AppendReply::Success,
