@@ -30,8 +30,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::client::{Phase, Shared, Subject};
 use crate::clock::NodeClock;
 use crate::executor::{Executor, OUTSIDE, sleep};
+use crate::failure::Failure;
 use crate::machine::{CLUSTER, Machine, SHARDS};
-use crate::run::Failure;
 
 /// Name of the sink's cursor in the system data of each shard.
 const CURSOR_NAME: &[u8] = b"cdc/simulated";

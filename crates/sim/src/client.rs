@@ -21,8 +21,8 @@ use tokio::sync::oneshot;
 
 use crate::clock::EPOCH_MILLIS;
 use crate::executor::{Executor, OUTSIDE, sleep};
+use crate::failure::Failure;
 use crate::machine::{Machine, SHARDS};
-use crate::run::Failure;
 
 /// How long a client tries to get one thing done.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use crate::client::{Phase, Shared};
 use crate::executor::sleep;
 use crate::machine::{Machine, SHARDS, SyncTime};
+use crate::moves::Moves;
 use crate::network::{SimNetwork, Weather};
 
 /// A kind of fault.
@@ -50,6 +51,8 @@ pub enum Fault {
     Snapshot,
     /// A leader is cut off and the others restart, having forgotten the lease they granted it.
     Amnesia,
+    /// A shard shall be carried by other machines.
+    Move,
 }
 
 impl Fault {
@@ -69,6 +72,7 @@ impl Fault {
         Self::Replace,
         Self::Snapshot,
         Self::Amnesia,
+        Self::Move,
     ];
 }
 
@@ -94,6 +98,8 @@ pub(crate) struct Nemesis {
     pub(crate) counts: Arc<Mutex<BTreeMap<Fault, u64>>>,
     /// A replacement that has been begun and not finished, with the id that must go.
     replacing: Arc<Mutex<Option<Replacement>>>,
+    /// In runs whose shards move.
+    moves: Option<Arc<Moves>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -107,13 +113,19 @@ struct Replacement {
 const STEP_PATIENCE: Duration = Duration::from_secs(3);
 
 impl Nemesis {
-    pub(crate) fn new(shared: &Arc<Shared>, network: &SimNetwork, enabled: Vec<Fault>) -> Self {
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        network: &SimNetwork,
+        enabled: Vec<Fault>,
+        moves: Option<Arc<Moves>>,
+    ) -> Self {
         Self {
             shared: Arc::clone(shared),
             network: network.clone(),
             enabled,
             counts: Arc::default(),
             replacing: Arc::default(),
+            moves,
         }
     }
 
@@ -221,6 +233,7 @@ impl Nemesis {
                 self.wait_millis(200, 1_000).await;
             }
             Fault::Amnesia => self.amnesia().await,
+            Fault::Move => self.want_other().await,
             Fault::Transfer => self.transfer().await,
             Fault::Replace => self.replace().await,
             Fault::Snapshot => {
@@ -233,6 +246,13 @@ impl Nemesis {
                 }
             }
         }
+    }
+
+    async fn want_other(&self) {
+        if let Some(moves) = &self.moves {
+            moves.want_other();
+        }
+        self.wait_millis(50, 1_500).await;
     }
 
     async fn amnesia(&self) {

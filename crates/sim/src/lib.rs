@@ -9,11 +9,14 @@ mod changes;
 mod client;
 mod clock;
 mod executor;
+mod failure;
 mod faults;
 mod machine;
+mod moves;
 mod network;
 mod run;
 
 pub use executor::{Bounds, Executor, Stuck};
+pub use failure::Failure;
 pub use faults::Fault;
-pub use run::{Failure, Plan, Report, run};
+pub use run::{Plan, Report, run};

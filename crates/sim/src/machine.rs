@@ -21,6 +21,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::changes::{self, Changes};
 use crate::clock::NodeClock;
 use crate::executor::{Executor, Pace, sleep};
+use crate::moves::{self, Moves};
 use crate::network::SimNetwork;
 
 /// The only cluster there is.
@@ -91,6 +92,8 @@ pub(crate) struct Machine {
     pub(crate) network: SimNetwork,
     pub(crate) clock: Arc<NodeClock>,
     pub(crate) character: Character,
+    /// In runs whose shards move.
+    pub(crate) moves: Option<Arc<Moves>>,
     state: Mutex<State>,
 }
 
@@ -125,6 +128,7 @@ impl Machine {
         executor: &Arc<Executor>,
         network: &SimNetwork,
         character: Character,
+        moves: Option<Arc<Moves>>,
     ) -> Arc<Self> {
         executor.set_pace(
             number,
@@ -143,6 +147,7 @@ impl Machine {
                 character.offset_millis,
             )),
             character,
+            moves,
             state: Mutex::new(State {
                 id: incarnation(number, 1),
                 disk: SimDisk::new(),
@@ -201,6 +206,9 @@ impl Machine {
     pub(crate) fn crash(&self, loss: CrashLoss) {
         let seed = self.executor.below(u64::MAX);
         self.network.detach(self.number);
+        if let Some(moves) = &self.moves {
+            moves.is_down(self.id());
+        }
         let (log, node) = {
             let mut state = self.state.lock();
             (state.log.take(), state.node.take())
@@ -217,6 +225,15 @@ impl Machine {
         state.disk.crash(loss, &mut SeededRng::new(seed));
     }
 
+    /// The snapshots of a shard on its disk.
+    pub(crate) fn snapshots(&self, shard: ShardId) -> usize {
+        let disk = self.state.lock().disk.clone();
+        let names = disk.read_dir(Path::new("/data/snap")).unwrap_or_default();
+        let prefix = format!("{:08x}-", shard.get());
+        let of_shard = |name: &&String| name.starts_with(&prefix) && name.ends_with(".fsnap");
+        names.iter().filter(of_shard).count()
+    }
+
     /// Loses the disk; what comes back is another incarnation.
     pub(crate) fn wipe(&self) {
         let mut state = self.state.lock();
@@ -227,24 +244,29 @@ impl Machine {
 
     /// Starts the process, unless somebody has. It runs when [`Machine::is_up`].
     pub(crate) fn start(self: &Arc<Self>, formation: Formation) {
+        self.begin((0..SHARDS).map(|_| formation.clone()).collect());
+    }
+
+    /// The same with a formation for each shard.
+    pub(crate) fn begin(self: &Arc<Self>, formations: Vec<Formation>) {
         let machine = Arc::clone(self);
         if std::mem::replace(&mut self.state.lock().is_started, true) {
             return;
         }
         self.executor.spawn_on(self.number, async move {
-            if let Err(reason) = machine.run(formation).await {
+            if let Err(reason) = machine.run(formations).await {
                 machine.state.lock().failure = Some(reason);
             }
         });
     }
 
-    async fn run(self: &Arc<Self>, formation: Formation) -> Result<(), String> {
+    async fn run(self: &Arc<Self>, formations: Vec<Formation>) -> Result<(), String> {
         let log = self.open_log()?;
         self.state.lock().log = Some(log.clone());
         self.drive(&log);
         let mut shards = Vec::new();
-        for number in 0..SHARDS {
-            let parts = self.parts(&log, ShardId::new(number), formation.clone());
+        for (number, formation) in (0..SHARDS).zip(formations) {
+            let parts = self.parts(&log, ShardId::new(number), formation);
             let shard = Shard::start(parts).await;
             shards.push(shard.map_err(|error| error.to_string())?);
         }
@@ -266,6 +288,13 @@ impl Machine {
                 let sink = changes::sink(Arc::clone(self), shard.clone(), Arc::clone(changes));
                 self.executor.spawn_on(self.number, sink);
             }
+        }
+        if let Some(moves) = &self.moves {
+            moves.is_up(id);
+            let keeper = moves::keep(Arc::clone(self), shards.clone(), Arc::clone(moves));
+            self.executor.spawn_on(self.number, keeper);
+            let leaving = moves::let_go(Arc::clone(self), shards.clone(), Arc::clone(moves));
+            self.executor.spawn_on(self.number, leaving);
         }
         self.state.lock().node = Some(Node { shards });
         Ok(())

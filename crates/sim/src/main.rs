@@ -34,6 +34,9 @@ struct Arguments {
     /// Machines; 3 and 5 by turns unless given.
     #[arg(long, value_parser = ["3", "5"])]
     nodes: Option<String>,
+    /// Only runs whose shards move: among five machines.
+    #[arg(long)]
+    moves: bool,
     /// Switches a bug on and stops at the seed that finds it.
     #[arg(long)]
     bug: Option<String>,
@@ -78,6 +81,7 @@ fn main() -> anyhow::Result<()> {
 
 fn plan(arguments: &Arguments, seed: u64) -> Plan {
     let nodes = match arguments.nodes.as_deref() {
+        _ if arguments.moves => 5,
         Some("3") => 3,
         Some(_) => 5,
         None if seed.is_multiple_of(4) => 5,
@@ -85,6 +89,7 @@ fn plan(arguments: &Arguments, seed: u64) -> Plan {
     };
     Plan {
         lasting: Duration::from_secs(arguments.seconds),
+        moves: arguments.moves.then_some(true),
         ..Plan::new(seed, nodes)
     }
 }
@@ -146,10 +151,15 @@ fn lost(plan: Plan, what: &str) -> ! {
 /// The command that repeats a run.
 fn again(plan: Plan) -> String {
     format!(
-        "reproduce: cargo run --profile ci -p flux-sim -- --start {} --seeds 1 --nodes {} --seconds {} --history",
+        "reproduce: cargo run --profile ci -p flux-sim -- --start {} --seeds 1 --nodes {} --seconds {}{} --history",
         plan.seed,
         plan.nodes,
-        plan.lasting.as_secs()
+        plan.lasting.as_secs(),
+        if plan.moves == Some(true) {
+            " --moves"
+        } else {
+            ""
+        }
     )
 }
 
@@ -245,6 +255,7 @@ struct Totals {
     completed: usize,
     unknown: usize,
     events: u64,
+    forgotten: u64,
     faults: BTreeMap<Fault, u64>,
     leaders: usize,
     simulated_millis: u64,
@@ -258,6 +269,7 @@ impl Totals {
         self.completed += report.completed;
         self.unknown += report.unknown;
         self.events += report.events;
+        self.forgotten += report.forgotten;
         for (fault, count) in &report.faults {
             *self.faults.entry(*fault).or_default() += count;
         }
@@ -270,13 +282,14 @@ impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} seeds, {} failed; {} operations, {} completed, {} unknown, {} events, {} leaders, {} s simulated, {} faults (",
+            "{} seeds, {} failed; {} operations, {} completed, {} unknown, {} events, {} forgotten, {} leaders, {} s simulated, {} faults (",
             self.seeds,
             self.failed,
             self.called,
             self.completed,
             self.unknown,
             self.events,
+            self.forgotten,
             self.leaders,
             self.simulated_millis / 1000,
             self.faults.values().sum::<u64>(),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use flux_env::{CrashLoss, enter_world};
-use flux_history::{Action, Demands, History, Options, Outcome, Vacuous, check};
+use flux_history::{Action, Demands, History, Options, Outcome, check};
 use flux_log::FsyncPolicy;
 use flux_raft::{Formation, Shard, ShardStatus};
 use flux_types::bug::{self, Bug};
@@ -19,8 +19,10 @@ use tokio::sync::oneshot;
 use crate::changes::{self, Changes};
 use crate::client::{Client, Phase, Shared, Subject};
 use crate::executor::{Bounds, Executor, OUTSIDE, Stuck, sleep};
+use crate::failure::Failure;
 use crate::faults::{Fault, Nemesis};
 use crate::machine::{Character, Machine, SHARDS};
+use crate::moves::Moves;
 use crate::network::SimNetwork;
 
 /// By how much wall clocks differ from true time, at most.
@@ -28,7 +30,7 @@ const OFFSET_MILLIS_MAX: u64 = 200;
 /// By how much monotonic clocks run faster or slower, at most. Rule 8's lease bears 1 : 0.7.
 const DRIFT_PPM_MAX: u64 = 120_000;
 /// How long the cluster may take to be whole again once everything is healed.
-const HEAL_MAX: Duration = Duration::from_secs(60);
+pub(crate) const HEAL_MAX: Duration = Duration::from_secs(60);
 
 /// Simulated time beside the phases of a run after which it hangs: everything in it has deadlines,
 /// and all of them together are less.
@@ -46,6 +48,8 @@ pub struct Plan {
     pub seed: u64,
     /// Machines.
     pub nodes: usize,
+    /// Whether shards move: among five machines, of which three carry each. Drawn unless it is said.
+    pub moves: Option<bool>,
     /// A bug to be found.
     pub bug: Option<Bug>,
     /// How long faults go on while keys without deadlines are worked on.
@@ -61,120 +65,10 @@ impl Plan {
         Self {
             seed,
             nodes,
+            moves: None,
             bug: None,
             lasting: Duration::from_secs(12),
             expiring: Duration::from_secs(4),
-        }
-    }
-}
-
-/// Why a run is no good.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum Failure {
-    /// What clients saw has no explanation.
-    #[error("{0}")]
-    History(#[from] flux_history::Fault),
-    /// Too little happened for a verdict.
-    #[error("vacuous: {0}")]
-    Vacuous(#[from] Vacuous),
-    /// Too little went wrong for a verdict.
-    #[error("vacuous: leadership never moved")]
-    Calm,
-    /// The run came to an end before its time.
-    #[error("{0}")]
-    Stuck(#[from] Stuck),
-    /// A node would not start, or ended by itself.
-    #[error("node {node} failed: {reason}")]
-    Node {
-        /// Which.
-        node: usize,
-        /// Why.
-        reason: String,
-    },
-    /// Healed, the cluster did not come to work again.
-    #[error("not whole within {} s of being healed: {missing}", HEAL_MAX.as_secs())]
-    NotWhole {
-        /// What is missing.
-        missing: String,
-    },
-    /// Replicas that have applied the same are not the same.
-    #[error("shard {shard}: two replicas differ at index {index}")]
-    Diverged {
-        /// Of which shard.
-        shard: ShardId,
-        /// What both have applied.
-        index: u64,
-    },
-    /// Two leaders of one term.
-    #[error("shard {shard}: {one} and {other} both lead term {term}")]
-    TwoLeaders {
-        /// Of which shard.
-        shard: ShardId,
-        /// The term.
-        term: u64,
-        /// One of them.
-        one: NodeId,
-        /// The other.
-        other: NodeId,
-    },
-    /// A replica has forgotten a vote that it gave.
-    #[error("shard {shard}: {node} gave its vote in term {given} and came back in term {found}")]
-    VoteForgotten {
-        /// Of which shard.
-        shard: ShardId,
-        /// Who.
-        node: NodeId,
-        /// The term of the vote it gave.
-        given: u64,
-        /// The term that it came back with.
-        found: u64,
-    },
-    /// What readers of changes were told is not what happened.
-    #[error("changes of shard {shard}: {what}")]
-    Changes {
-        /// Of which shard.
-        shard: ShardId,
-        /// What is wrong.
-        what: String,
-    },
-    /// A write that was asked for again was answered otherwise.
-    #[error("{action} of {subject} was answered {first}, and when it came again {again}")]
-    AnsweredOtherwise {
-        /// Of what.
-        subject: String,
-        /// The write.
-        action: String,
-        /// The first answer.
-        first: String,
-        /// The second.
-        again: String,
-    },
-    /// A replica went back behind what it had applied and synced.
-    #[error("shard {shard}: an entry that was committed at {index} has changed")]
-    Rewritten {
-        /// Of which shard.
-        shard: ShardId,
-        /// Where.
-        index: u64,
-    },
-}
-
-impl Failure {
-    /// Whether a rule was broken, by what clients saw or by what replicas did. All else says that a
-    /// run is not known to be good: too little happened, or it did not come to its end.
-    #[must_use]
-    pub const fn is_violation(&self) -> bool {
-        match self {
-            Self::History(fault) => matches!(fault, flux_history::Fault::Violation(_)),
-            Self::Stuck(stuck) => matches!(stuck, Stuck::Panicked { .. }),
-            Self::Node { .. }
-            | Self::Diverged { .. }
-            | Self::TwoLeaders { .. }
-            | Self::VoteForgotten { .. }
-            | Self::AnsweredOtherwise { .. }
-            | Self::Changes { .. }
-            | Self::Rewritten { .. } => true,
-            Self::Vacuous(_) | Self::Calm | Self::NotWhole { .. } => false,
         }
     }
 }
@@ -204,6 +98,8 @@ pub struct Report {
     pub simulated_millis: u64,
     /// Events that readers of changes were told, repeated ones included.
     pub events: u64,
+    /// How often a machine forgot a shard that it had given away.
+    pub forgotten: u64,
     /// Whether acknowledged writes could be lost, so that what clients saw is not judged.
     pub is_relaxed: bool,
     /// Polls of tasks.
@@ -222,7 +118,7 @@ impl fmt::Display for Report {
         write!(
             f,
             "seed {}: {} nodes, {} operations ({} completed, {} unknown, {} values read), {} faults, \
-             {} changes of leader, {} messages ({} lost, {} twice), {} events, {} s simulated, hash {:016x}{}",
+             {} changes of leader, {} messages ({} lost, {} twice), {} events, {} forgotten, {} s simulated, hash {:016x}{}",
             self.plan.seed,
             self.plan.nodes,
             self.called,
@@ -235,6 +131,7 @@ impl fmt::Display for Report {
             self.messages.1,
             self.messages.2,
             self.events,
+            self.forgotten,
             self.simulated_millis / 1000,
             self.hash,
             if self.is_relaxed {
@@ -263,6 +160,8 @@ struct Cluster {
     watched: Arc<Mutex<Watched>>,
     /// In runs that have readers of changes.
     changes: Option<Arc<Changes>>,
+    /// In runs whose shards move.
+    moves: Option<Arc<Moves>>,
     plan: Plan,
 }
 
@@ -316,7 +215,11 @@ impl Cluster {
         let batch_operations_max = if below(4) == 0 { 2 } else { 64 };
         // With five, some of those who keep their disks could go on without the others.
         let is_relaxed = below(8) == 0 && plan.nodes == 3;
-        let has_readers = below(2) == 0 || is_relaxed;
+        let is_drawn = below(2) == 0;
+        let does_move = plan.nodes == 5 && plan.moves.unwrap_or(is_drawn);
+        let moves = does_move.then(|| Moves::new(executor, plan.nodes));
+        // A reader does not follow a shard to another machine.
+        let has_readers = moves.is_none() && (below(2) == 0 || is_relaxed);
         let keeps_history = has_readers && below(4) != 0;
         let machines: Vec<_> = (0..plan.nodes)
             .map(|number| {
@@ -333,7 +236,7 @@ impl Cluster {
                         FsyncPolicy::Always
                     },
                 };
-                Machine::new(number, executor, &network, character)
+                Machine::new(number, executor, &network, character, moves.clone())
             })
             .collect();
         let mut enabled: Vec<Fault> = Fault::ALL
@@ -341,7 +244,11 @@ impl Cluster {
             .copied()
             .filter(|_| below(3) == 0)
             .filter(|fault| !is_relaxed || fault.keeps_disks())
+            .filter(|fault| moves.is_none() || *fault != Fault::Replace)
+            .filter(|fault| *fault != Fault::Move)
             .collect();
+        // Twice: most of what else happens should happen to shards that move.
+        enabled.extend(moves.iter().flat_map(|_| [Fault::Move; 2]));
         // Something must end a leader now and then, or nothing would be proved.
         if !enabled.contains(&Fault::Crash) {
             enabled.push(Fault::Crash);
@@ -356,13 +263,14 @@ impl Cluster {
             machine.publish_to(changes);
         }
         Self {
-            nemesis: Nemesis::new(&shared, &network, enabled),
+            nemesis: Nemesis::new(&shared, &network, enabled, moves.clone()),
             executor: Arc::clone(executor),
             network,
             machines,
             shared,
             watched: Arc::default(),
             changes,
+            moves,
             plan,
         }
     }
@@ -427,11 +335,14 @@ impl Cluster {
         histories.try_for_each(|history| changes.judge(history, &shards))
     }
 
-    /// All machines begin every shard with the same voters.
+    /// All machines begin every shard with the same voters: all of them, or those that carry it.
     async fn form(&self) -> Result<(), Failure> {
         let ids: BTreeSet<NodeId> = self.machines.iter().map(|machine| machine.id()).collect();
         for machine in &self.machines {
-            machine.start(Formation::Members(ids.clone()));
+            match &self.moves {
+                Some(moves) => machine.begin(moves.formations(machine.id())),
+                None => machine.start(Formation::Members(ids.clone())),
+            }
         }
         self.eventually(|| {
             let is_led = |number| {
@@ -581,6 +492,11 @@ impl Cluster {
             }
             self.pause(Duration::from_millis(50)).await;
         }
+        if let Some(moves) = &self.moves {
+            let missing = || moves.missing(&self.machines);
+            self.eventually(missing).await?;
+            return moves.judge(&self.machines);
+        }
         self.eventually(|| self.missing()).await?;
         for number in 0..SHARDS {
             let mut digests = BTreeSet::new();
@@ -675,6 +591,7 @@ impl Cluster {
             polls: self.executor.polls(),
             is_relaxed: self.shared.is_relaxed,
             events: self.changes.as_ref().map_or(0, |changes| changes.events()),
+            forgotten: self.moves.as_ref().map_or(0, |moves| moves.forgotten()),
             histories: [lasting, expiring],
             replicas: self.replicas(),
             failure,
