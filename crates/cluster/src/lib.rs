@@ -14,5 +14,7 @@ pub mod registry;
 pub mod ring;
 mod slot;
 
-pub use map::{ClusterMap, MapError, MapProblem, ShardCountError, SlotMap, SlotMapError};
+pub use map::{
+    ChangeError, ClusterMap, MapError, MapProblem, ShardCountError, Sight, SlotMap, SlotMapError,
+};
 pub use slot::{crc16, hash_tag, slot_of_key};

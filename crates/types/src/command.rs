@@ -219,6 +219,17 @@ pub enum WriteCommand {
         /// The data; `None` removes them.
         value: Option<Bytes>,
     },
+    /// Keeps system data of the shard under a name, if those that are there are as expected, so that
+    /// of several who change them at once one does. Comes from the node itself, never from a client.
+    /// Answers OK, or else what is there: its bytes, or nil.
+    ReplaceSystem {
+        /// The name.
+        name: Bytes,
+        /// What has to be there; `None`: nothing.
+        expected: Option<Bytes>,
+        /// The data.
+        value: Bytes,
+    },
     /// A write that is applied once, however often it is asked for: a further attempt is answered
     /// as the first was.
     Once(Box<Once>),
@@ -499,7 +510,10 @@ impl WriteCommand {
             }
             Self::Once(once) => once.command.for_each_key(visit),
             Self::QueryOutcome { key, .. } => key.iter().for_each(visit),
-            Self::Clear | Self::PutSystem { .. } | Self::ForgetSessions => {}
+            Self::Clear
+            | Self::PutSystem { .. }
+            | Self::ReplaceSystem { .. }
+            | Self::ForgetSessions => {}
         }
     }
 }

@@ -5,10 +5,10 @@ use std::str::FromStr;
 
 use flux_types::ids::SLOT_COUNT;
 use flux_types::limits::CLUSTER_MAP_BYTES_MAX;
-use flux_types::{NodeNumber, ShardId, Slot};
+use flux_types::{NodeId, NodeNumber, ShardId, Slot};
 use serde::{Deserialize, Serialize};
 
-use super::{ClusterMap, MapProblem, SlotMap, SlotMapError};
+use super::{ClusterMap, GONE_MAX, MapProblem, SlotMap, SlotMapError};
 use crate::placement::{Member, MemberState, ShardPlacement, Zone, ZoneError};
 use crate::ring::{RING_FORMAT, Weight, WeightError};
 
@@ -64,6 +64,12 @@ pub enum MapError {
         /// What is wrong with it.
         source: ZoneError,
     },
+    /// Not the id of a node.
+    #[error("gone: {given:?} is not the id of a node: wanted are 16 hexadecimal digits")]
+    Gone {
+        /// What stands there, cut if it is long.
+        given: String,
+    },
     /// Its parts do not hold together.
     #[error(transparent)]
     Problem(#[from] MapProblem),
@@ -82,8 +88,20 @@ struct MapText {
     ring: u32,
     version: u64,
     replicas: usize,
+    #[serde(default, skip_serializing_if = "is_false")]
+    paused: bool,
     nodes: Vec<NodeText>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    gone: Vec<String>,
     shards: Vec<ShardText>,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature is the serializer's"
+)]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 #[derive(Serialize, Deserialize)]
@@ -101,6 +119,8 @@ struct NodeText {
 enum StateText {
     Active,
     Draining,
+    Leaving,
+    Away,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -156,7 +176,11 @@ impl ClusterMap {
         };
         let shards = text.shards.iter().map(placement).collect();
         let map = Self::new(text.version, members?, text.replicas, slots, shards);
-        Ok(map?)
+        Ok(Self {
+            is_paused: text.paused,
+            gone: read_gone(&text.gone)?,
+            ..map?
+        })
     }
 
     fn text(&self) -> MapText {
@@ -167,6 +191,8 @@ impl ClusterMap {
             state: match member.state {
                 MemberState::Active => StateText::Active,
                 MemberState::Draining => StateText::Draining,
+                MemberState::Leaving => StateText::Leaving,
+                MemberState::Away => StateText::Away,
             },
         };
         let ranges = self.slots.ranges();
@@ -191,6 +217,12 @@ impl ClusterMap {
             ring: RING_FORMAT,
             version: self.version,
             replicas: self.replicas,
+            paused: self.is_paused,
+            gone: self
+                .gone
+                .iter()
+                .map(|node| format!("{:016x}", node.get()))
+                .collect(),
             nodes: self.members.iter().map(node).collect(),
             shards: (0..)
                 .map(ShardId::new)
@@ -212,8 +244,24 @@ fn member(text: &NodeText) -> Result<Member, MapError> {
         state: match text.state {
             StateText::Active => MemberState::Active,
             StateText::Draining => MemberState::Draining,
+            StateText::Leaving => MemberState::Leaving,
+            StateText::Away => MemberState::Away,
         },
     })
+}
+
+/// Ids of nodes, sixteen hexadecimal digits each.
+fn read_gone(texts: &[String]) -> Result<Vec<NodeId>, MapError> {
+    let read = |text: &String| {
+        let id = (text.len() == 16).then(|| u64::from_str_radix(text, 16).ok());
+        id.flatten().map(NodeId::new).ok_or_else(|| MapError::Gone {
+            given: text.chars().take(64).collect(),
+        })
+    };
+    if GONE_MAX < texts.len() {
+        return Err(MapProblem::TooManyGone(texts.len()).into());
+    }
+    texts.iter().map(read).collect()
 }
 
 /// Slots and ranges of slots, with commas between them.
@@ -254,6 +302,25 @@ mod tests {
         );
         let two = map.member(NodeNumber::new(2)).expect("known");
         assert_eq!((two.weight.get(), two.state), (50, MemberState::Draining));
+    }
+
+    #[test]
+    fn what_is_rare_in_a_map_survives_its_encoding_too() {
+        for state in ["leaving", "away"] {
+            let text = GOOD
+                .replacen("\"draining\"", &format!("\"{state}\""), 1)
+                .replacen("\"nodes\"", "\"paused\":true,\"nodes\"", 1)
+                .replacen(
+                    "\"shards\"",
+                    "\"gone\":[\"000000020000002a\"],\"shards\"",
+                    1,
+                );
+            let map = ClusterMap::decode(text.as_bytes()).expect("a map");
+            assert_eq!(map.encode().expect("it can be written"), text);
+            assert!(map.is_paused());
+            assert!(map.is_gone(NodeId::of_incarnation(2, 42)));
+            assert!(!map.is_gone(NodeId::of_incarnation(2, 43)));
+        }
     }
 
     #[test]
@@ -316,11 +383,20 @@ mod tests {
                 "shard 1: its leader",
             ),
             ("]}", "]", "EOF"),
+            (
+                "\"shards\":[",
+                "\"gone\":[\"12\"],\"shards\":[",
+                "\"12\" is not the id of a node",
+            ),
         ];
         for (from, to, expected) in cases {
             let message = refused(from, to);
             assert!(message.contains(expected), "{from} → {to}: {message}");
         }
+    }
+
+    #[test]
+    fn what_is_larger_than_any_map_is_refused() {
         let long = vec![b' '; CLUSTER_MAP_BYTES_MAX + 1];
         let error = ClusterMap::decode(&long).expect_err("too long");
         assert!(error.to_string().contains("1048577 bytes"), "{error}");

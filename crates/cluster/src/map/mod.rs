@@ -5,16 +5,21 @@
 //! must bear that it is not reached yet. Its versions count up by one, so that two who change it at
 //! once notice.
 
+mod change;
 mod json;
 mod slots;
 
 use flux_types::limits::CLUSTER_NODES_MAX;
-use flux_types::{NodeNumber, ShardId};
+use flux_types::{NodeId, NodeNumber, ShardId};
 
+pub use self::change::{ChangeError, Sight};
 pub use self::json::MapError;
 pub use self::slots::{ShardCountError, SlotMap, SlotMapError};
 
 use crate::placement::{self, Member, PlanError, ShardPlacement};
+
+/// Most lives of nodes that are remembered as removed; the oldest are forgotten first.
+const GONE_MAX: usize = 128;
 
 /// See the module. What is in it holds together: see [`MapProblem`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +31,10 @@ pub struct ClusterMap {
     slots: SlotMap,
     /// As many as there are shards.
     shards: Vec<ShardPlacement>,
+    /// Whether shards are to stay where they are for now.
+    is_paused: bool,
+    /// Lives of nodes that were removed, which are not taken in again.
+    gone: Vec<NodeId>,
 }
 
 /// What a map must not be.
@@ -37,6 +46,9 @@ pub enum MapProblem {
     /// Too many nodes.
     #[error("{0} nodes: at most {CLUSTER_NODES_MAX} fit into a cluster")]
     TooManyNodes(usize),
+    /// More removed nodes than are remembered.
+    #[error("{0} nodes are gone: at most {GONE_MAX} are remembered")]
+    TooManyGone(usize),
     /// Placements for other shards than there are.
     #[error("{given} shards are placed, but {owners} own slots")]
     ShardCount {
@@ -72,7 +84,8 @@ pub enum MapProblem {
 }
 
 impl ClusterMap {
-    /// The first map of a cluster: everything placed from scratch.
+    /// The first map of a cluster: as few moves as there can be from where its shards are, in
+    /// order; those of which nothing is given are placed from scratch.
     ///
     /// # Errors
     /// See [`MapProblem`].
@@ -80,9 +93,10 @@ impl ClusterMap {
         members: Vec<Member>,
         replicas: usize,
         slots: SlotMap,
+        mut present: Vec<ShardPlacement>,
     ) -> Result<Self, MapProblem> {
-        let nothing = vec![ShardPlacement::default(); slots.shard_count() as usize];
-        let shards = placement::plan(&members, replicas, &nothing)?;
+        present.resize(slots.shard_count() as usize, ShardPlacement::default());
+        let shards = placement::plan(&members, replicas, &present)?;
         Self::new(1, members, replicas, slots, shards)
     }
 
@@ -115,21 +129,13 @@ impl ClusterMap {
             members,
             slots,
             shards,
+            is_paused: false,
+            gone: Vec::new(),
         };
         for (shard, placement) in (0..).map(ShardId::new).zip(&map.shards) {
             map.check(shard, placement)?;
         }
         Ok(map)
-    }
-
-    /// The next map, for these nodes instead: as few moves from this one as there can be.
-    ///
-    /// # Errors
-    /// See [`MapProblem`].
-    pub fn with_members(&self, members: Vec<Member>) -> Result<Self, MapProblem> {
-        let shards = placement::plan(&members, self.replicas, &self.shards)?;
-        let slots = self.slots.clone();
-        Self::new(self.version + 1, members, self.replicas, slots, shards)
     }
 
     fn check(&self, shard: ShardId, placement: &ShardPlacement) -> Result<(), MapProblem> {
@@ -187,6 +193,18 @@ impl ClusterMap {
     #[must_use]
     pub const fn slots(&self) -> &SlotMap {
         &self.slots
+    }
+
+    /// Whether shards are to stay where they are for now.
+    #[must_use]
+    pub const fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
+    /// Whether this life of a node was removed from the cluster.
+    #[must_use]
+    pub fn is_gone(&self, node: NodeId) -> bool {
+        self.gone.contains(&node)
     }
 
     /// Where each shard is to be, in order.

@@ -43,6 +43,11 @@ pub enum MemberState {
     Active,
     /// It is to give away all that it carries.
     Draining,
+    /// The same, and then it is not to belong to the cluster any more.
+    Leaving,
+    /// It has not been heard of for so long that others carry what it did. It carries its share
+    /// again once it is back.
+    Away,
 }
 
 /// What fails together: a rack, a building. Letters, digits, `-`, `_` and `.`.

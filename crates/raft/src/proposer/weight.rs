@@ -44,6 +44,11 @@ fn write_weight(write: &WriteCommand) -> usize {
         WriteCommand::PutSystem { name, value } => {
             name.len() + value.as_ref().map_or(0, bytes::Bytes::len)
         }
+        WriteCommand::ReplaceSystem {
+            name,
+            expected,
+            value,
+        } => name.len() + value.len() + expected.as_ref().map_or(0, bytes::Bytes::len),
         // What is kept of it may be as long as the longest reply that is kept.
         WriteCommand::Once(once) => weight(once.command()) + REQUEST_REPLY_BYTES_MAX,
         WriteCommand::QueryOutcome { .. } | WriteCommand::ForgetSessions | WriteCommand::Clear => 0,
@@ -83,6 +88,7 @@ pub(super) fn frees_space(write: &WriteCommand) -> bool {
         | WriteCommand::Rename { .. }
         | WriteCommand::Copy { .. }
         | WriteCommand::PutSystem { .. }
+        | WriteCommand::ReplaceSystem { .. }
         | WriteCommand::QueryOutcome { .. } => false,
     }
 }

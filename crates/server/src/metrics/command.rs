@@ -79,7 +79,7 @@ pub(super) fn command_row(command: &Command) -> usize {
         Command::Write(WriteCommand::Clear) => 26,
         Command::Write(WriteCommand::Transaction(_)) => 27,
         Command::Write(WriteCommand::SweepExpired { .. }) => 28,
-        Command::Write(WriteCommand::PutSystem { .. }) => 29,
+        Command::Write(WriteCommand::PutSystem { .. } | WriteCommand::ReplaceSystem { .. }) => 29,
         Command::Write(WriteCommand::QueryOutcome { .. }) => 30,
         Command::Write(WriteCommand::ForgetSessions) => 31,
         // Counted as what it is, whether that is done now or was before.

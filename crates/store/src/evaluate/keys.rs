@@ -124,19 +124,41 @@ impl Evaluation<'_> {
     }
 
     /// Keeps or removes system data. Not refused when memory is full: they are few, and bounded.
-    pub(super) fn put_system(&mut self, name: &[u8], value: Option<&[u8]>) -> Outcome {
+    pub(super) fn put_system(&mut self, name: &Bytes, value: Option<&Bytes>) -> Outcome {
         let Some(value) = value else {
             self.writer.push(FactRef::SystemDelete { name });
+            self.system.insert(name.clone(), None);
             return Ok(Reply::Ok);
         };
-        let is_new = self.store.system(name).is_none();
+        let is_new = self.system(name).is_none();
         let is_crowded = is_new && SYSTEM_ENTRIES_MAX <= self.store.system_len();
         let is_long = SYSTEM_NAME_BYTES_MAX < name.len() || SYSTEM_VALUE_BYTES_MAX < value.len();
         if is_crowded || is_long || name.is_empty() {
             return Err(error::no_place_for_system_data());
         }
         self.writer.push(FactRef::SystemPut { name, value });
+        self.system.insert(name.clone(), Some(value.clone()));
         Ok(Reply::Ok)
+    }
+
+    /// Keeps system data if those that are there are as expected; else answers what is there.
+    pub(super) fn replace_system(
+        &mut self,
+        name: &Bytes,
+        expected: Option<&Bytes>,
+        value: &Bytes,
+    ) -> Outcome {
+        let present = self.system(name);
+        if present.as_ref() != expected {
+            return Ok(present.map_or(Reply::Nil, Reply::Bulk));
+        }
+        self.put_system(name, Some(value))
+    }
+
+    /// The system data under a name, as the commands of this batch before this one left them.
+    fn system(&self, name: &Bytes) -> Option<Bytes> {
+        let changed = self.system.get(name).cloned();
+        changed.unwrap_or_else(|| self.store.system(name))
     }
 
     /// Deletes what is past its deadline, and only that: a key that was written meanwhile stays.

@@ -21,6 +21,7 @@ mod strings;
 )]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -46,6 +47,8 @@ pub struct Evaluation<'a> {
     at: UnixMillis,
     writer: BatchWriter,
     overlay: Overlay,
+    /// System data that this batch has changed.
+    system: BTreeMap<Bytes, Option<Bytes>>,
     asked: Asked,
     /// The revision to answer with, where it is not that of the last fact.
     answer_revision: Option<Revision>,
@@ -84,6 +87,7 @@ impl<'a> Evaluation<'a> {
             at,
             writer: BatchWriter::new(term, at, store.revision().next()),
             overlay: Overlay::default(),
+            system: BTreeMap::new(),
             asked: Asked::default(),
             answer_revision: None,
             sweeping: false,
@@ -309,7 +313,12 @@ impl<'a> Evaluation<'a> {
             WriteCommand::Clear => Ok(self.clear()),
             WriteCommand::Transaction(transaction) => self.transaction(transaction),
             WriteCommand::SweepExpired { keys } => Ok(self.sweep(keys)),
-            WriteCommand::PutSystem { name, value } => self.put_system(name, value.as_deref()),
+            WriteCommand::PutSystem { name, value } => self.put_system(name, value.as_ref()),
+            WriteCommand::ReplaceSystem {
+                name,
+                expected,
+                value,
+            } => self.replace_system(name, expected.as_ref(), value),
             WriteCommand::Once(once) => self.once(once),
             WriteCommand::QueryOutcome { request, .. } => self.query_outcome(request),
             WriteCommand::ForgetSessions => Ok(self.forget_sessions()),

@@ -166,3 +166,35 @@ fn system_data_are_bounded_in_length_and_number() {
     assert_eq!(run(&store, 1, &[put("0", "another")]), [Reply::Ok]);
     assert_eq!(store.system_len(), SYSTEM_ENTRIES_MAX);
 }
+
+#[test]
+fn of_two_who_replace_the_same_system_data_one_does_and_the_other_is_told_what_is_there() {
+    let replace = |expected: Option<&str>, value: &str| {
+        Command::Write(WriteCommand::ReplaceSystem {
+            name: bytes("map"),
+            expected: expected.map(bytes),
+            value: bytes(value),
+        })
+    };
+    let found = |value: &str| Reply::Bulk(bytes(value));
+    let store = store();
+    // In one batch each sees what those before it did.
+    let batch = [
+        replace(Some("0"), "1"),
+        replace(None, "1"),
+        replace(None, "2"),
+        replace(Some("1"), "3"),
+    ];
+    let expected = [Reply::Nil, Reply::Ok, found("1"), Reply::Ok];
+    assert_eq!(run(&store, 1, &batch), expected);
+    assert_eq!(store.system(b"map"), Some(bytes("3")));
+    let later = [
+        replace(Some("1"), "4"),
+        remove("map"),
+        replace(Some("3"), "4"),
+        replace(None, "5"),
+    ];
+    let expected = [found("3"), Reply::Ok, Reply::Nil, Reply::Ok];
+    assert_eq!(run(&store, 2, &later), expected);
+    assert_eq!(store.system(b"map"), Some(bytes("5")));
+}

@@ -53,6 +53,7 @@ mod kind {
     pub(super) const ONCE: u8 = WRITES + 19;
     pub(super) const QUERY_OUTCOME: u8 = WRITES + 20;
     pub(super) const FORGET_SESSIONS: u8 = WRITES + 21;
+    pub(super) const REPLACE_SYSTEM: u8 = WRITES + 22;
 }
 
 pub(super) fn put(out: &mut BytesMut, command: &Command) {
@@ -211,6 +212,15 @@ fn put_write(out: &mut BytesMut, write: &WriteCommand) {
         WriteCommand::PutSystem { name, value } => {
             put_key(out, kind::PUT_SYSTEM, name);
             put_optional(out, value.as_ref());
+        }
+        WriteCommand::ReplaceSystem {
+            name,
+            expected,
+            value,
+        } => {
+            put_key(out, kind::REPLACE_SYSTEM, name);
+            put_optional(out, expected.as_ref());
+            put_bytes(out, value);
         }
     }
 }
@@ -459,6 +469,11 @@ fn read_write(kind: u8, reader: &mut Reader) -> Result<WriteCommand, Malformed> 
         kind::PUT_SYSTEM => WriteCommand::PutSystem {
             name: reader.bytes("name")?,
             value: read_optional(reader, "value")?,
+        },
+        kind::REPLACE_SYSTEM => WriteCommand::ReplaceSystem {
+            name: reader.bytes("name")?,
+            expected: read_optional(reader, "expected")?,
+            value: reader.bytes("value")?,
         },
         _ => return Err(Malformed::UnknownValue("command")),
     })

@@ -151,6 +151,16 @@ fn writes() -> Vec<WriteCommand> {
             name: b("n"),
             value: Some(b("v")),
         },
+        WriteCommand::ReplaceSystem {
+            name: b("n"),
+            expected: None,
+            value: b("v"),
+        },
+        WriteCommand::ReplaceSystem {
+            name: b("n"),
+            expected: Some(b("u")),
+            value: b("v"),
+        },
     ]
 }
 
