@@ -31,6 +31,7 @@ pub mod shard;
 mod snapshot;
 mod state_machine;
 pub mod status;
+pub mod system;
 mod type_config;
 mod watcher;
 
@@ -42,3 +43,4 @@ pub use queue::{Forward, Submission};
 pub use runtime::{Task, TaskError};
 pub use shard::{Formation, Shard, ShardParts};
 pub use status::{Failure, Members, Role, ShardStatus};
+pub use system::Replaced;

@@ -5,17 +5,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use bytes::Bytes;
 use flux_env::{Clock, Instant};
 use flux_log::{Log, LogId, ShardLog};
 use flux_store::Store;
 use flux_types::bug::{self, Bug};
-use flux_types::{
-    Answer, Command, Error, ErrorCode, LogIndex, NodeId, Reply, ShardId, Term, UnixMillis,
-    WriteCommand,
-};
+use flux_types::{Answer, Error, ErrorCode, LogIndex, NodeId, ShardId, Term, UnixMillis};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, watch};
 
 use crate::config::ShardConfig;
 use crate::core_task::spawn_core;
@@ -229,41 +225,6 @@ impl Shard {
             && let Err(fatal) = replica.engine().raft.trigger().elect(false).await
         {
             tracing::error!(shard = %replica.id, error = %fatal, "cannot campaign");
-        }
-    }
-
-    /// Commits system data under a name, or their removal, if this replica leads: what a reader of
-    /// changes keeps is its leader's to keep, and behind a new leader's own it would be a step back.
-    ///
-    /// # Errors
-    /// As any write; a failure may have an unknown outcome, and is safe to repeat.
-    ///
-    /// # Cancellation
-    /// Safe to drop; what was handed over may be done.
-    pub async fn put_system(
-        &self,
-        name: Bytes,
-        value: Option<Bytes>,
-        deadline: Instant,
-    ) -> Result<(), Error> {
-        let (reply, answers) = oneshot::channel();
-        let commands = vec![Command::Write(WriteCommand::PutSystem { name, value })];
-        let submission = Submission {
-            is_forwarded: true,
-            ..Submission::new(commands, deadline, reply)
-        };
-        if self.submit(submission).is_err() {
-            let message = "the shard's queue is full";
-            return Err(Error::not_done(ErrorCode::Busy, message));
-        }
-        let answers = answers.await.unwrap_or_default();
-        match answers.into_iter().next().map(|answer| answer.reply) {
-            Some(Reply::Error(error)) => Err(error),
-            Some(_) => Ok(()),
-            None => {
-                let message = "the shard stopped before it answered; the outcome is unknown";
-                Err(Error::unknown(ErrorCode::ShuttingDown, message))
-            }
         }
     }
 

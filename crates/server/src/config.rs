@@ -8,7 +8,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use flux_cluster::placement::Zone;
 use flux_cluster::registry;
+use flux_cluster::ring::Weight;
 use flux_types::limits;
 use serde::{Deserialize, Serialize};
 
@@ -173,6 +175,17 @@ pub struct Config {
     pub join: Vec<String>,
     /// On how many nodes each shard of a new cluster is: 1, 3, 5 or 7. Default 3.
     pub replicas: u32,
+    /// How much this node can carry beside others, 1 to 1000. Default 100.
+    pub weight: u32,
+    /// What this node shares its fate with, such as a rack: replicas of a shard are put in different
+    /// zones. Default none.
+    pub zone: String,
+    /// How long a node of the cluster may be silent before others carry what it did. Default 10 m.
+    #[serde(with = "units::duration")]
+    pub replace_after: Duration,
+    /// Most bytes a second that this node sends of snapshots; 0: as fast as can be. Default 64 MiB.
+    #[serde(with = "units::size")]
+    pub move_rate: u64,
     /// How a leader of several voters makes sure of a read. Default `lease`.
     pub reads: Reads,
     /// Goes on with what is on the disk although power may have failed before all that was
@@ -246,6 +259,10 @@ impl Default for Config {
             advertise_peer_port: 0,
             join: Vec::new(),
             replicas: 3,
+            weight: u32::from(Weight::STANDARD.get()),
+            zone: String::new(),
+            replace_after: Duration::from_secs(600),
+            move_rate: 64 * 1024 * 1024,
             reads: Reads::Lease,
             accept_loss: false,
         }
@@ -273,6 +290,10 @@ const MIB: u64 = 1024 * KIB;
 const HOUR: Duration = Duration::from_secs(3600);
 /// More threads than any machine we know makes use of.
 const THREADS_MAX: usize = 256;
+/// Shorter than this a restart would be taken for the end of a node.
+const REPLACE_AFTER_MIN: Duration = Duration::from_secs(5);
+/// Slower than this no snapshot would ever arrive.
+const MOVE_RATE_MIN: u64 = MIB;
 
 /// One setting that cannot stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -431,6 +452,24 @@ impl Config {
             "replicas",
             is_odd,
             "must be 1, 3, 5 or 7: an even number tolerates no more failures than one less",
+        );
+        if let Err(error) = Weight::new(self.weight) {
+            review.add("weight", error.to_string());
+        }
+        if !self.zone.is_empty()
+            && let Err(error) = Zone::new(&self.zone)
+        {
+            review.add("zone", error.to_string());
+        }
+        review.check(
+            "replace-after",
+            REPLACE_AFTER_MIN <= self.replace_after,
+            "must be at least 5s: a node that restarts is silent as well",
+        );
+        review.check(
+            "move-rate",
+            self.move_rate == 0 || MOVE_RATE_MIN <= self.move_rate,
+            "must be 0, or at least 1MiB",
         );
         if self.join.is_empty() {
             review.add(

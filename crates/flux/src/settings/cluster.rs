@@ -102,6 +102,68 @@ pub(super) const REPLICAS: Key = Key {
     show: |settings| settings.node.replicas.to_string(),
 };
 
+pub(super) const WEIGHT: Key = Key {
+    name: "node.weight",
+    flag: "weight",
+    variable: "FLUX_WEIGHT",
+    placeholder: "NUMBER",
+    form: Form::Number,
+    parts: NODE,
+    help: "How much this node can carry beside others, 1 to 1000",
+    set: |settings, text| {
+        settings.node.weight = text
+            .parse::<u32>()
+            .map_err(|_| format!("{text:?} is not a number"))?;
+        Ok(())
+    },
+    show: |settings| settings.node.weight.to_string(),
+};
+
+pub(super) const ZONE: Key = Key {
+    name: "node.zone",
+    flag: "zone",
+    variable: "FLUX_ZONE",
+    placeholder: "NAME",
+    form: Form::Text,
+    parts: NODE,
+    help: "What this node shares its fate with, such as a rack: replicas go to different ones",
+    set: |settings, text| {
+        text.clone_into(&mut settings.node.zone);
+        Ok(())
+    },
+    show: |settings| settings.node.zone.clone(),
+};
+
+pub(super) const REPLACE_AFTER: Key = Key {
+    name: "node.replace-after",
+    flag: "replace-after",
+    variable: "FLUX_REPLACE_AFTER",
+    placeholder: "DURATION",
+    form: Form::Text,
+    parts: NODE,
+    help: "How long a node may be silent before others carry what it did",
+    set: |settings, text| {
+        settings.node.replace_after = value::duration(text)?;
+        Ok(())
+    },
+    show: |settings| value::show_duration(settings.node.replace_after),
+};
+
+pub(super) const MOVE_RATE: Key = Key {
+    name: "node.move-rate",
+    flag: "move-rate",
+    variable: "FLUX_MOVE_RATE",
+    placeholder: "SIZE",
+    form: Form::Text,
+    parts: NODE,
+    help: "Most bytes a second that this node sends of snapshots; 0: as fast as can be",
+    set: |settings, text| {
+        settings.node.move_rate = value::size(text)?;
+        Ok(())
+    },
+    show: |settings| value::show_size(settings.node.move_rate),
+};
+
 pub(super) const READS: Key = Key {
     name: "node.reads",
     flag: "reads",

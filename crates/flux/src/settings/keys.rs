@@ -425,6 +425,10 @@ pub(crate) const KEYS: &[Key] = &[
     cluster::ADVERTISE_PEER_PORT,
     cluster::JOIN,
     cluster::REPLICAS,
+    cluster::WEIGHT,
+    cluster::ZONE,
+    cluster::REPLACE_AFTER,
+    cluster::MOVE_RATE,
     cluster::READS,
     cluster::ACCEPT_LOSS,
     Key {

@@ -12,7 +12,7 @@ mod gateway;
 mod keys;
 mod registry;
 mod telemetry;
-mod value;
+pub(crate) mod value;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

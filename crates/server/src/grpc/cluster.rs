@@ -1,24 +1,29 @@
-//! `flux.admin.v1.Cluster`: what the cluster looks like, and who is to lead.
+//! `flux.admin.v1.Cluster`: what the cluster looks like, who is to lead, and what nodes carry.
 //!
 //! Every node answers. What only the leader of a shard can do is passed on to it, once.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use flux_cluster::SlotMap;
+use flux_cluster::placement::{self, MemberState};
+use flux_cluster::{ChangeError, ClusterMap, SlotMap};
 use flux_env::Clock;
+use flux_proto::admin::change_map_request::Change;
 use flux_proto::admin::cluster_client::ClusterClient;
 use flux_proto::admin::cluster_server::Cluster;
 use flux_proto::admin::{self, DescribeRequest, DescribeResponse};
+use flux_proto::admin::{ChangeMapRequest, ChangeMapResponse};
 use flux_proto::admin::{TransferLeadershipRequest, TransferLeadershipResponse};
 use flux_raft::{MembershipError, Role, Shard};
-use flux_types::{ClusterId, Error, ErrorCode, NodeId, ShardId};
+use flux_types::{ClusterId, Error, ErrorCode, NodeId, NodeNumber, ShardId};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Endpoint;
 use tonic::{Code, Request, Response, Status};
 
 use super::{Password, to_status};
 use crate::context::Context;
+use crate::peer::Peers;
+use crate::peer::placement::MapChangeError;
 use crate::topology::{NodePlace, ShardPlace, Topology, TopologyHandle};
 
 /// How long who leads may be unknown, as it is just after somebody else took over, before a caller
@@ -39,8 +44,8 @@ pub(crate) struct ClusterApi {
     topology: TopologyHandle,
     slots: SlotMap,
     shards: Arc<[Shard]>,
-    /// Whether its nodes have numbers.
-    has_peers: bool,
+    /// The other nodes; none if it is alone, and then it has no number.
+    peers: Option<Arc<Peers>>,
     clock: Arc<dyn Clock>,
     /// What other nodes want to hear: the same as this one.
     password: Password,
@@ -54,7 +59,7 @@ impl ClusterApi {
             topology: context.topology.clone(),
             slots: context.home.map().clone(),
             shards: context.home.shards().into(),
-            has_peers: context.peers.is_some(),
+            peers: context.peers.clone(),
             clock: Arc::clone(&context.clock),
             password,
         }
@@ -77,10 +82,11 @@ impl ClusterApi {
             term: place.term.get(),
             voters: place.voters.iter().map(|node| node.get()).collect(),
             learners: place.learners.iter().map(|node| node.get()).collect(),
+            ..admin::Shard::default()
         };
         let node = |place: &NodePlace| admin::Node {
             id: place.node.get(),
-            number: if self.has_peers {
+            number: if self.peers.is_some() {
                 place.node.physical()
             } else {
                 0
@@ -91,12 +97,44 @@ impl ClusterApi {
             admin_port: u32::from(place.admin),
             peer_port: u32::from(place.peer),
             reachable: place.is_reachable,
+            ..admin::Node::default()
         };
-        DescribeResponse {
+        let mut described = DescribeResponse {
             cluster: self.cluster.get(),
             node: topology.own.get(),
             nodes: topology.nodes.iter().map(node).collect(),
             shards: topology.shards.iter().map(shard).collect(),
+            ..DescribeResponse::default()
+        };
+        if let Some(peers) = &self.peers {
+            add_progress(&mut described, peers);
+            if let Some(map) = peers.book.map() {
+                add_plan(&mut described, &map);
+            }
+        }
+        described
+    }
+
+    fn peers(&self) -> Result<&Arc<Peers>, Status> {
+        let alone = || {
+            let problem = "this node is alone: there is no cluster to change";
+            to_status(&Error::not_done(ErrorCode::Conflict, problem))
+        };
+        self.peers.as_ref().ok_or_else(alone)
+    }
+
+    /// Notes that a node is to lead a shard from now on, if it is to carry it; while it is only on
+    /// its way from there, it leads as long as it can.
+    async fn prefer(&self, asked: TransferLeadershipRequest) -> Result<(), Status> {
+        let peers = self.peers()?;
+        let (shard, node) = (ShardId::new(asked.shard), NodeNumber::new(asked.node));
+        let planned = peers.planned(shard);
+        if planned.is_some_and(|planned| planned.leader == Some(node)) {
+            return Ok(());
+        }
+        match peers.change_map(|map| map.led_by(shard, node)).await {
+            Ok(_) | Err(MapChangeError::Change(ChangeError::NotItsNode { .. })) => Ok(()),
+            Err(error) => Err(to_status(&error.to_error())),
         }
     }
 
@@ -174,6 +212,76 @@ impl Cluster for ClusterApi {
             tokio::time::sleep(PAUSE).await;
         }
     }
+
+    async fn change_map(
+        &self,
+        request: Request<ChangeMapRequest>,
+    ) -> Result<Response<ChangeMapResponse>, Status> {
+        let peers = self.peers()?;
+        let change = request.into_inner().change.ok_or_else(|| {
+            let problem = "change: one of drain, undrain, remove, rebalance and pause must be set";
+            to_status(&Error::not_done(ErrorCode::Invalid, problem))
+        })?;
+        let changed = peers.change_map(|map| next_map(map, change)).await;
+        let changed = changed.map_err(|error| to_status(&error.to_error()))?;
+        let moves = placement::moves(changed.before.shards(), changed.after.shards());
+        Ok(Response::new(ChangeMapResponse {
+            version: changed.after.version(),
+            moves: u32::try_from(moves.len()).unwrap_or(u32::MAX),
+        }))
+    }
+}
+
+fn next_map(map: &ClusterMap, change: Change) -> Result<ClusterMap, ChangeError> {
+    match change {
+        Change::Drain(node) => map.drained(NodeNumber::new(node), true),
+        Change::Undrain(node) => map.drained(NodeNumber::new(node), false),
+        Change::Remove(node) => map.removed(NodeNumber::new(node)),
+        Change::Rebalance(admin::Rebalance {}) => map.rebalanced(),
+        Change::Pause(is_paused) => Ok(map.paused(is_paused)),
+    }
+}
+
+/// How far those who follow without a vote have come.
+fn add_progress(described: &mut DescribeResponse, peers: &Peers) {
+    for hint in peers.leaders() {
+        let shard = described.shards.get_mut(hint.shard.get() as usize);
+        let (Some(shard), Some(carriers)) = (shard, hint.carriers) else {
+            continue;
+        };
+        let of = |learner: &u64| {
+            let mut known = carriers.learners.iter();
+            let found = known.find(|(node, _)| node.get() == *learner);
+            found.map_or(0, |(_, permille)| u32::from(*permille))
+        };
+        shard.progress = shard.learners.iter().map(of).collect();
+    }
+}
+
+/// What the cluster map says.
+fn add_plan(described: &mut DescribeResponse, map: &ClusterMap) {
+    described.map_version = map.version();
+    described.paused = map.is_paused();
+    for node in &mut described.nodes {
+        if let Some(member) = map.member(NodeNumber::new(node.number)) {
+            let state = match member.state {
+                MemberState::Active => admin::NodeState::Active,
+                MemberState::Draining => admin::NodeState::Draining,
+                MemberState::Leaving => admin::NodeState::Leaving,
+                MemberState::Away => admin::NodeState::Away,
+            };
+            node.set_state(state);
+            node.weight = u32::from(member.weight.get());
+            node.zone = member
+                .zone
+                .as_ref()
+                .map_or_else(String::new, ToString::to_string);
+        }
+    }
+    for (shard, planned) in described.shards.iter_mut().zip(map.shards()) {
+        shard.planned = planned.replicas.iter().map(|node| node.get()).collect();
+        shard.planned_leader = planned.leader.map_or(0, NodeNumber::get);
+    }
 }
 
 impl ClusterApi {
@@ -185,6 +293,9 @@ impl ClusterApi {
     ) -> Result<Response<TransferLeadershipResponse>, Status> {
         let topology = self.topology.current();
         let target = target(&topology, asked).map_err(|error| to_status(&error))?;
+        if !is_passed_on {
+            self.prefer(asked).await?;
+        }
         let shard = self.shards.get(asked.shard as usize);
         let shard = shard.ok_or_else(|| to_status(&no_shard(asked.shard)))?;
         let status = shard.status();

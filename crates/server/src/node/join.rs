@@ -7,6 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use flux_cluster::ring::Weight;
 use flux_env::{Clock, Disk, RealDisk};
 use flux_log::{IDENTITY_NAME, Identity, LOCK_NAME, LOST_AND_FOUND_NAME, Log, OpenError};
 use flux_raft::Formation;
@@ -21,7 +23,7 @@ use crate::cores::Places;
 use crate::error::StartError;
 use crate::peer::book::Book;
 use crate::peer::formation::{Step, decide};
-use crate::peer::member::{Member, Stage, read_cards};
+use crate::peer::member::{Member, Stage, read_cards, read_map};
 use crate::peer::news::{Card, Decision, News, Standing};
 use crate::peer::{self, Peers, ask_news, exchange};
 use crate::ports::Addresses;
@@ -79,7 +81,7 @@ impl Joined {
 pub(super) async fn join(parts: Parts<'_>) -> Result<Joined, StartError> {
     let config = parts.config;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let (mut member, cards, lock) = {
+    let (mut member, cards, map, lock) = {
         let (disk, config) = (Arc::clone(&disk), config.clone());
         blocking(move || prepare(&*disk, &config)).await??
     };
@@ -97,6 +99,9 @@ pub(super) async fn join(parts: Parts<'_>) -> Result<Joined, StartError> {
             own.decision.clone_from(&member.decision);
             own.standing = Standing::Starting;
         });
+    }
+    if let Some(map) = map {
+        peers.book.hear_map(&map);
     }
     // Owned by the node: ends when the peers are stopped.
     parts.places.handle(0).spawn(exchange(
@@ -144,7 +149,12 @@ impl Drop for StopOnDrop {
     }
 }
 
-type Prepared = (Member, Vec<Card>, Box<dyn flux_env::LockGuard>);
+type Prepared = (
+    Member,
+    Vec<Card>,
+    Option<Bytes>,
+    Box<dyn flux_env::LockGuard>,
+);
 
 fn folder_error(config: &Config, problem: String) -> StartError {
     StartError::DataDir {
@@ -210,7 +220,7 @@ fn prepare(disk: &dyn Disk, config: &Config) -> Result<Prepared, StartError> {
         member.stage = Stage::Joined;
     }
     member.write(disk, dir).map_err(failed)?;
-    Ok((member, read_cards(disk, dir), lock))
+    Ok((member, read_cards(disk, dir), read_map(disk, dir), lock))
 }
 
 /// A folder with files and without ours belongs to somebody else.
@@ -280,6 +290,8 @@ fn start_peers(
             resp: addresses.resp.port(),
             grpc: addresses.grpc.port(),
             admin: addresses.admin.port(),
+            weight: Weight::new(config.weight).unwrap_or_default(),
+            zone: config.zone.clone(),
         },
         standing,
         list: config.join.clone(),
@@ -295,6 +307,8 @@ fn start_peers(
         places: Arc::clone(parts.places),
         // A listener on every address does not say where it is reached; the list does.
         takes_host_from_list: config.advertise.is_empty() && config.bind.is_unspecified(),
+        replace_after: config.replace_after,
+        move_rate: config.move_rate,
     });
     let system = |source| StartError::System {
         what: "failed to listen for other nodes",
@@ -450,11 +464,11 @@ enum Quorum {
     Unknown,
 }
 
-/// Judges for a node that cannot trust itself, by what is known of the others.
-fn judge(own: u32, decision: &Decision, others: &BTreeMap<u32, Standing>) -> Quorum {
+/// Judges for a node that cannot trust itself, by what is known of the others. `shards` are the
+/// numbers of each one's voters, and whether its leader says so: who they are may have changed since.
+fn judge(own: u32, shards: &[(BTreeSet<u32>, bool)], others: &BTreeMap<u32, Standing>) -> Quorum {
     let mut is_safe = true;
-    for voters in &decision.voters {
-        let numbers: BTreeSet<u32> = voters.iter().map(|voter| voter.physical()).collect();
+    for (numbers, is_said) in shards {
         let majority = numbers.len() / 2 + 1;
         let count = |standing| {
             let is_so = |number: &&u32| others.get(*number) == Some(&standing);
@@ -464,7 +478,7 @@ fn judge(own: u32, decision: &Decision, others: &BTreeMap<u32, Standing>) -> Quo
         if numbers.len() - lost < majority {
             return Quorum::Lost;
         }
-        is_safe &= majority <= count(Standing::Member);
+        is_safe &= *is_said && majority <= count(Standing::Member);
     }
     if is_safe {
         Quorum::Safe
@@ -534,7 +548,7 @@ async fn wait_for_quorum(
             .filter(|(.., is_alive)| *is_alive)
             .map(|(card, standing, _)| (card.node.physical(), standing))
             .collect();
-        match judge(own.physical(), decision, &others) {
+        match judge(own.physical(), &peers.voters(decision), &others) {
             Quorum::Safe => return Ok(()),
             Quorum::Lost => {
                 let problem = format!(
@@ -579,23 +593,22 @@ impl Joined {
 mod tests {
     use super::*;
 
-    fn decision() -> Decision {
-        let voters = (1..=3).map(|number| NodeId::of_incarnation(number, 1));
-        Decision {
-            cluster: ClusterId::new(1),
-            voters: vec![voters.collect()],
-        }
-    }
-
     #[test]
     fn rule_12_only_a_majority_that_is_well_makes_up_for_one_that_is_not() {
+        let numbers = BTreeSet::from([1, 2, 3]);
+        let both = || [(2, Standing::Member), (3, Standing::Member)];
         let with = |standings: &[(u32, Standing)]| {
-            judge(1, &decision(), &standings.iter().copied().collect())
+            judge(
+                1,
+                &[(numbers.clone(), true)],
+                &standings.iter().copied().collect(),
+            )
         };
         assert_eq!(with(&[]), Quorum::Unknown);
+        let nobody_says_so = judge(1, &[(numbers.clone(), false)], &BTreeMap::from(both()));
+        assert_eq!(nobody_says_so, Quorum::Unknown);
         assert_eq!(with(&[(2, Standing::Member)]), Quorum::Unknown);
-        let both = [(2, Standing::Member), (3, Standing::Member)];
-        assert_eq!(with(&both), Quorum::Safe);
+        assert_eq!(with(&both()), Quorum::Safe);
         assert_eq!(with(&[(2, Standing::Suspect)]), Quorum::Lost);
         let mixed = [(2, Standing::Suspect), (3, Standing::Member)];
         assert_eq!(with(&mixed), Quorum::Lost);

@@ -47,6 +47,8 @@ impl Leaderships {
         let Some(peers) = &self.context.peers else {
             return;
         };
+        // Nobody is to hand anything to this node now.
+        peers.book.tell(|own| own.is_leaving = true);
         let clock = &self.context.clock;
         let end = clock.now() + HAND_OVER_ALL;
         // Who did not take one over in time is not waited for again: it may be stopping as well.

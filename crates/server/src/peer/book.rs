@@ -8,6 +8,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use flux_cluster::ClusterMap;
 use flux_env::{Clock, Instant};
 use flux_types::{ClusterId, NodeId, ShardId, Term};
 use parking_lot::Mutex;
@@ -30,8 +32,12 @@ struct State {
     /// The newest life of each node, by its number.
     cards: BTreeMap<u32, Known>,
     hints: BTreeMap<ShardId, Hint>,
+    /// The newest cluster map that is known, and as it was told.
+    map: Option<(Arc<ClusterMap>, Bytes)>,
     /// Whether cards have changed since they were last kept.
     is_changed: bool,
+    /// Whether the map has.
+    is_map_changed: bool,
 }
 
 #[derive(Clone)]
@@ -43,6 +49,8 @@ struct Known {
     clock_offset_ms: Option<i64>,
     /// Whether it says that its clock is too far from the others'.
     is_clock_far: bool,
+    /// Whether it says that it is about to go.
+    is_leaving: bool,
 }
 
 impl fmt::Debug for Book {
@@ -66,6 +74,7 @@ impl Book {
             standing: Standing::Member,
             clock_offset_ms: None,
             is_clock_far: false,
+            is_leaving: false,
         };
         let number = own.card.node.physical();
         let cards = cards
@@ -79,7 +88,9 @@ impl Book {
                 own,
                 cards,
                 hints: BTreeMap::new(),
+                map: None,
                 is_changed: false,
+                is_map_changed: false,
             }),
         }
     }
@@ -142,6 +153,7 @@ impl Book {
             && known.card.node == news.card.node
         {
             known.is_clock_far = news.is_clock_far;
+            known.is_leaving = news.is_leaving;
         }
         for card in &news.cards {
             if card.node.physical() != own.physical() {
@@ -149,11 +161,47 @@ impl Book {
             }
         }
         for hint in &news.leaders {
-            let known = state.hints.get(&hint.shard);
-            if known.is_none_or(|known| known.term <= hint.term) {
-                state.hints.insert(hint.shard, *hint);
+            let is_of_leader = hint.leader == news.card.node;
+            if is_newer(state.hints.get(&hint.shard), hint, is_of_leader) {
+                state.hints.insert(hint.shard, hint.clone());
             }
         }
+        drop(state);
+        if let Some(map) = &news.map {
+            self.hear_map(map);
+        }
+    }
+
+    /// Takes in a cluster map, if it is newer than the one that is known. What is no map, or one of
+    /// another version of this program, is worth nothing here.
+    pub(crate) fn hear_map(&self, text: &Bytes) {
+        let version = self.map_version();
+        if let Ok(map) = ClusterMap::decode(text)
+            && version < map.version()
+        {
+            tracing::info!(version = map.version(), "cluster map changed");
+            let mut state = self.state.lock();
+            state.own.map_version = map.version();
+            state.map = Some((Arc::new(map), text.clone()));
+            state.is_map_changed = true;
+        }
+    }
+
+    /// The newest cluster map that is known.
+    pub(crate) fn map(&self) -> Option<Arc<ClusterMap>> {
+        let state = self.state.lock();
+        state.map.as_ref().map(|(map, _)| Arc::clone(map))
+    }
+
+    pub(crate) fn map_version(&self) -> u64 {
+        self.state.lock().own.map_version
+    }
+
+    /// The cluster map for somebody who knows that of this version, if it is newer.
+    pub(crate) fn map_for(&self, version: u64) -> Option<Bytes> {
+        let state = self.state.lock();
+        let (map, text) = state.map.as_ref()?;
+        (version < map.version()).then(|| text.clone())
     }
 
     /// Takes in how far another node's clock is ahead of this one's, by an answer that told `time_ms`
@@ -193,6 +241,13 @@ impl Book {
         let state = self.state.lock();
         let known = state.cards.get(&node.physical());
         known.is_some_and(|known| known.card.node == node && !known.is_clock_far)
+    }
+
+    /// Whether another node has said that it is about to go.
+    pub(crate) fn is_leaving(&self, node: NodeId) -> bool {
+        let state = self.state.lock();
+        let known = state.cards.get(&node.physical());
+        known.is_some_and(|known| known.card.node == node && known.is_leaving)
     }
 
     /// Where another node is reached.
@@ -239,10 +294,16 @@ impl Book {
     }
 
     /// Who is said to lead a shard in at least this term, if it is another node.
-    pub(crate) fn leader(&self, shard: ShardId, term: Term) -> Option<Hint> {
+    pub(crate) fn leader(&self, shard: ShardId, term: Term) -> Option<(NodeId, Term)> {
         let state = self.state.lock();
         let hint = state.hints.get(&shard)?;
-        (term <= hint.term && hint.leader != state.own.card.node).then_some(*hint)
+        let is_other = term <= hint.term && hint.leader != state.own.card.node;
+        is_other.then_some((hint.leader, hint.term))
+    }
+
+    /// The newest that is said of a shard.
+    pub(crate) fn hint(&self, shard: ShardId) -> Option<Hint> {
+        self.state.lock().hints.get(&shard).cloned()
     }
 
     /// The cards, if they have changed since this was last asked.
@@ -275,6 +336,15 @@ impl Book {
         ))
     }
 
+    /// The cluster map, if it has changed since this was last asked.
+    pub(crate) fn changed_map(&self) -> Option<Bytes> {
+        let mut state = self.state.lock();
+        if !std::mem::take(&mut state.is_map_changed) {
+            return None;
+        }
+        state.map.as_ref().map(|(_, text)| text.clone())
+    }
+
     /// Whether a caller may talk to this node, and who this node is.
     ///
     /// # Errors
@@ -299,6 +369,17 @@ impl Book {
     }
 }
 
+/// Whether a hint replaces what is known. Of one term the leader itself knows best who carries the
+/// shard; others repeat what it said a while ago.
+fn is_newer(known: Option<&Hint>, hint: &Hint, is_of_leader: bool) -> bool {
+    let Some(known) = known else { return true };
+    if known.term != hint.term {
+        return known.term < hint.term;
+    }
+    let at = |hint: &Hint| hint.carriers.as_ref().map(|carriers| carriers.committed_at);
+    hint.carriers.is_some() && (is_of_leader || at(known) < at(hint))
+}
+
 impl State {
     fn note(&mut self, card: &Card, heard: Option<Instant>, standing: Standing) {
         let number = card.node.physical();
@@ -309,6 +390,7 @@ impl State {
                 standing,
                 clock_offset_ms: None,
                 is_clock_far: false,
+                is_leaving: false,
             };
             self.cards.insert(number, known);
             self.is_changed = true;
@@ -322,6 +404,7 @@ impl State {
             if known.card.node != card.node {
                 known.heard = None;
                 (known.clock_offset_ms, known.is_clock_far) = (None, false);
+                known.is_leaving = false;
             }
             known.card = card.clone();
         }
@@ -456,6 +539,7 @@ mod tests {
             shard: ShardId::new(0),
             term: Term::new(term),
             leader: NodeId::of_incarnation(physical, 1),
+            carriers: None,
         };
         let with = |hint| News {
             leaders: vec![hint],
@@ -464,7 +548,8 @@ mod tests {
         book.hear(&with(hint(3, 2)));
         book.hear(&with(hint(2, 3)));
         let shard = ShardId::new(0);
-        assert_eq!(book.leader(shard, Term::new(1)), Some(hint(3, 2)));
+        let two = NodeId::of_incarnation(2, 1);
+        assert_eq!(book.leader(shard, Term::new(1)), Some((two, Term::new(3))));
         assert_eq!(book.leader(shard, Term::new(4)), None, "it knows better");
         book.hear(&with(hint(5, 1)));
         assert_eq!(

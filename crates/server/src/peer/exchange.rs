@@ -103,6 +103,15 @@ pub(crate) async fn exchange(
                 tracing::warn!(%error, "cannot keep the addresses of other nodes");
             }
         }
+        if let Some(map) = peers.book.changed_map() {
+            let (disk, dir) = (Arc::clone(&disk), dir.clone());
+            let kept = tokio::task::spawn_blocking(move || {
+                member::write_map(&*disk, &dir, &String::from_utf8_lossy(&map))
+            });
+            if let Ok(Err(error)) = kept.await {
+                tracing::warn!(%error, "cannot keep the cluster map");
+            }
+        }
         round = round.wrapping_add(1);
         tokio::select! {
             () = peers.stop.cancelled() => return,

@@ -84,13 +84,21 @@ impl Reader {
         bytes_max: usize,
         field: &'static str,
     ) -> Result<String, Malformed> {
+        let bytes = self.short(bytes_max, field)?;
+        String::from_utf8(bytes.into()).map_err(|_| Malformed(field))
+    }
+
+    pub(super) fn short(
+        &mut self,
+        bytes_max: usize,
+        field: &'static str,
+    ) -> Result<Bytes, Malformed> {
         let length = usize::from(self.u16(field)?);
         if bytes_max < length {
             return Err(Malformed(field));
         }
         self.need(length, field)?;
-        let bytes = self.rest.split_to(length);
-        String::from_utf8(bytes.into()).map_err(|_| Malformed(field))
+        Ok(self.rest.split_to(length))
     }
 
     pub(super) const fn end(&self) -> Result<(), Malformed> {
@@ -108,6 +116,10 @@ pub(super) fn put_count(out: &mut BytesMut, count: usize) {
 }
 
 pub(super) fn put_text(out: &mut BytesMut, text: &str) {
-    put_count(out, text.len());
-    out.put_slice(text.as_bytes());
+    put_bytes(out, text.as_bytes());
+}
+
+pub(super) fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
+    put_count(out, bytes.len());
+    out.put_slice(bytes);
 }

@@ -37,14 +37,18 @@ impl fmt::Debug for Forwarder {
 impl Forward for Forwarder {
     fn forward(&self, shard: ShardId, leader: NodeId, submission: Submission) {
         if let Some(peers) = self.0.upgrade() {
+            let known = peers.shard(shard.get());
+            let known = known.and_then(|shard| peers.leader_of(&shard));
+            let own = peers.book.node();
+            let leader = known.filter(|known| *known != own).unwrap_or(leader);
             // Owned by the shard's runtime; ends at the submission's deadline.
             drop(tokio::spawn(carry(peers, shard, leader, submission)));
         }
     }
 
     fn leader(&self, shard: ShardId, term: Term) -> Option<NodeId> {
-        let hint = self.0.upgrade()?.book.leader(shard, term)?;
-        Some(hint.leader)
+        let (leader, _) = self.0.upgrade()?.book.leader(shard, term)?;
+        Some(leader)
     }
 }
 

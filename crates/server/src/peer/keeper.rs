@@ -6,18 +6,25 @@
 //! it the vote of its former life, and let that go. Nothing is remembered between two looks, so that
 //! another leader can take it up: each step starts from the shard's own membership.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use flux_cluster::reconcile::{Members, Step, next_step};
+use flux_cluster::reconcile::{Members, Step, Target, next_step};
+use flux_env::Instant;
+use flux_log::LogId;
 use flux_raft::{MembershipError, Shard, ShardStatus};
-use flux_types::NodeId;
+use flux_types::{NodeId, NodeNumber, ShardId};
 
-use super::{Peers, clock};
+use super::{Peers, clock, placement};
 
-/// Pause between two looks.
+/// Pause between two looks, and after a step that was taken.
 const PAUSE: Duration = Duration::from_millis(300);
+const PAUSE_BETWEEN_STEPS: Duration = Duration::from_millis(20);
+/// For how many shards that a node leads replicas are filled at the same time.
+const MOVES_MAX: usize = 2;
+/// How long a leader leads at least before it hands over to the one that should lead.
+const LEAD_MIN: Duration = Duration::from_secs(5);
 /// How long one step may take.
 const LIMIT: Duration = Duration::from_secs(10);
 /// How many entries behind the leader counts as caught up: what a change of voters waits for.
@@ -25,7 +32,9 @@ const LAG_MAX: u64 = 64;
 
 /// A shard as its leader sees it. `living` are the lives of other nodes that are there and well.
 fn members(status: &ShardStatus, living: BTreeSet<NodeId>) -> Members {
-    let reached = |index: u64| status.last.get() <= index + LAG_MAX;
+    // Who has a vote must know by what entry: what it acknowledges counts from then on.
+    let joined = status.membership.map_or(0, |id| id.index.get());
+    let reached = |index: u64| status.last.get() <= index + LAG_MAX && joined <= index;
     let caught_up = status.replication.iter();
     let caught_up = caught_up.filter(|(_, index)| reached(index.get()));
     let after = status.voters_after.as_ref();
@@ -44,32 +53,130 @@ fn members(status: &ShardStatus, living: BTreeSet<NodeId>) -> Members {
 /// # Cancellation
 /// Safe to drop; a step under way goes on.
 pub(crate) async fn keep(peers: Arc<Peers>) {
-    tokio::join!(keep_members(&peers), clock::watch(&peers));
+    tokio::join!(
+        keep_members(&peers),
+        let_go(&peers),
+        clock::watch(&peers),
+        placement::keep(&peers)
+    );
 }
 
 async fn keep_members(peers: &Arc<Peers>) {
+    let mut leads_since = BTreeMap::new();
+    let mut pause = PAUSE;
     loop {
         tokio::select! {
             () = peers.stop.cancelled() => return,
-            () = tokio::time::sleep(PAUSE) => {}
+            () = tokio::time::sleep(pause) => {}
         }
-        for shard in peers.shards().iter() {
-            if !shard.is_writable() {
-                continue;
+        let steps = next_steps(peers, &mut leads_since);
+        let mut following = steps
+            .iter()
+            .filter(|(_, step)| matches!(step, Step::Wait(_)))
+            .count();
+        pause = PAUSE;
+        for (shard, step) in steps {
+            match step {
+                Step::Wait(_) => continue,
+                Step::Learn(_) if MOVES_MAX <= following => continue,
+                Step::Learn(_) => following += 1,
+                Step::Vote(_) | Step::Forget(_) | Step::Lead(_) => {}
             }
-            let members = members(&shard.status(), peers.book.all_living());
-            let Some(step) = next_step(&members, None) else {
-                continue;
-            };
-            match take(peers, shard, step.clone()).await {
-                Ok(()) if matches!(step, Step::Wait(_)) => {}
-                Ok(()) => tracing::info!(shard = %shard.id(), ?step, "membership changed"),
+            match take(peers, &shard, step.clone()).await {
+                Ok(()) => {
+                    tracing::info!(shard = %shard.id(), ?step, "membership changed");
+                    pause = PAUSE_BETWEEN_STEPS;
+                }
                 Err(error) => {
                     tracing::debug!(shard = %shard.id(), ?step, %error, "membership not changed");
                 }
             }
         }
     }
+}
+
+/// What there is to do about the shards that this node leads, one step for each.
+fn next_steps(
+    peers: &Arc<Peers>,
+    leads_since: &mut BTreeMap<ShardId, Instant>,
+) -> Vec<(Shard, Step)> {
+    let now = peers.clock.now();
+    let living = peers.book.all_living();
+    let mut steps = Vec::new();
+    for shard in peers.shards().iter() {
+        let id = shard.id();
+        if !shard.is_writable() {
+            leads_since.remove(&id);
+            continue;
+        }
+        let since = *leads_since.entry(id).or_insert(now);
+        let is_settled = LEAD_MIN <= now.saturating_since(since);
+        let target = target(peers, id, is_settled);
+        let members = members(&shard.status(), living.clone());
+        if let Some(step) = next_step(&members, target.as_ref()) {
+            steps.push((shard.clone(), step));
+        }
+    }
+    steps
+}
+
+/// Where a shard is to be, unless that is not known or shards are to stay where they are. Another
+/// leads it only if that is worth it: not at once after an election, which has its own reasons, nor
+/// one that could not keep it.
+fn target(peers: &Peers, shard: ShardId, is_settled: bool) -> Option<Target> {
+    let map = peers.book.map().filter(|map| !map.is_paused())?;
+    let planned = map.shard(shard)?;
+    let is_fit = |leader: &NodeNumber| {
+        let living = peers.book.living(leader.get());
+        living.is_some_and(|node| peers.book.is_clock_near(node) && !peers.book.is_leaving(node))
+    };
+    Some(Target {
+        nodes: planned.replicas.iter().copied().collect(),
+        leader: planned.leader.filter(|_| is_settled).filter(is_fit),
+    })
+}
+
+/// Forgets shards of which this node is no member any more, as their leaders say: what it holds of
+/// them is of no use to anybody.
+async fn let_go(peers: &Arc<Peers>) {
+    loop {
+        tokio::select! {
+            () = peers.stop.cancelled() => return,
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+        for shard in peers.shards().iter() {
+            let Some(gone_at) = left_at(peers, shard) else {
+                continue;
+            };
+            // On the shard's own thread, where its tasks are to stay.
+            let core = peers.places.of_shard(shard.id().get());
+            let retiring = {
+                let shard = shard.clone();
+                async move { shard.retire(gone_at).await }
+            };
+            match peers.places.handle(core).spawn(retiring).await {
+                Ok(Ok(true)) => {
+                    tracing::info!(shard = %shard.id(), "a shard that others carry was forgotten");
+                }
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(shard = %shard.id(), %error, "a shard was not forgotten");
+                }
+                Err(error) => tracing::error!(%error, "forgetting a shard did not end in order"),
+            }
+        }
+    }
+}
+
+/// The entry by which this node is no member of a shard, if its leader says so and the replica here
+/// holds something.
+fn left_at(peers: &Peers, shard: &Shard) -> Option<LogId> {
+    let hint = peers.book.hint(shard.id())?;
+    let carriers = hint.carriers?;
+    let own = peers.book.node();
+    let is_left = hint.leader != own && !carriers.contains(own);
+    let holds_something = shard.applied().is_some() || shard.log().state().last.is_some();
+    carriers.committed_at.filter(|_| is_left && holds_something)
 }
 
 async fn take(peers: &Peers, shard: &Shard, step: Step) -> Result<(), MembershipError> {

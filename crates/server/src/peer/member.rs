@@ -18,6 +18,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+use flux_cluster::ring::Weight;
 use flux_env::{Disk, OpenMode};
 use flux_log::MEMBER_NAME;
 use flux_types::{ClusterId, NodeId, limits};
@@ -26,6 +28,8 @@ use super::news::{Card, Decision};
 
 /// The file that says where the others were last.
 pub(crate) const PEERS_NAME: &str = "PEERS";
+/// The file with the newest cluster map that the node knows.
+pub(crate) const MAP_NAME: &str = "MAP";
 const TITLE: &str = "flux-kv member";
 const PEERS_TITLE: &str = "flux-kv peers";
 const RELAXED: &str = "relaxed";
@@ -171,6 +175,20 @@ pub(crate) fn read_cards(disk: &dyn Disk, dir: &Path) -> Vec<Card> {
     text.as_deref().and_then(parse_cards).unwrap_or_default()
 }
 
+/// The cluster map that was known last; what cannot be read is forgotten.
+pub(crate) fn read_map(disk: &dyn Disk, dir: &Path) -> Option<Bytes> {
+    let text = read_text(disk, &dir.join(MAP_NAME)).ok().flatten();
+    text.map(Bytes::from)
+}
+
+/// Notes a cluster map.
+///
+/// # Errors
+/// The disk's.
+pub(crate) fn write_map(disk: &dyn Disk, dir: &Path, map: &str) -> io::Result<()> {
+    write_text(disk, dir, MAP_NAME, map)
+}
+
 /// Notes where others are.
 ///
 /// # Errors
@@ -179,13 +197,19 @@ pub(crate) fn write_cards(disk: &dyn Disk, dir: &Path, cards: &[Card]) -> io::Re
     let mut body = format!("{PEERS_TITLE}\nformat 1\n");
     for card in cards {
         body.push_str(&format!(
-            "{:016x} {} {} {} {} {} {}\n",
+            "{:016x} {} {} {} {} {} {} {} {}\n",
             card.node.get(),
             card.stamp,
             card.peer,
             card.resp,
             card.grpc,
             card.admin,
+            card.weight.get(),
+            if card.zone.is_empty() {
+                "-"
+            } else {
+                &card.zone
+            },
             card.host
         ));
     }
@@ -204,6 +228,11 @@ fn parse_cards(text: &str) -> Option<Vec<Card>> {
                 resp: words.next()?.parse().ok()?,
                 grpc: words.next()?.parse().ok()?,
                 admin: words.next()?.parse().ok()?,
+                weight: Weight::new(words.next()?.parse().ok()?).ok()?,
+                zone: match words.next()? {
+                    "-" => String::new(),
+                    zone => zone.to_owned(),
+                },
                 host: words.next()?.to_owned(),
             })
         })
@@ -321,6 +350,7 @@ mod tests {
             stamp: 1,
             host: "kv1".to_owned(),
             peer: 2,
+            zone: "a".to_owned(),
             ..Card::default()
         }];
         write_cards(&process, dir, &cards).expect("written");
@@ -332,6 +362,11 @@ mod tests {
             Some(member())
         );
         assert_eq!(read_cards(&process, dir), cards);
+        assert_eq!(read_map(&process, dir), None);
+        write_map(&process, dir, "{}").expect("written");
+        disk.crash(flux_env::CrashLoss::Everything, &mut rng);
+        let map = read_map(&disk.as_process(), dir);
+        assert_eq!(map, Some(Bytes::from_static(b"{}")));
     }
 
     #[test]

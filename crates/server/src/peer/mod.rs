@@ -22,15 +22,18 @@ mod link;
 pub(crate) mod member;
 mod network;
 pub(crate) mod news;
+mod pace;
+pub(crate) mod placement;
 mod serve;
 pub(crate) mod traffic;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use flux_env::Clock;
-use flux_raft::{Role, Shard};
+use flux_raft::{Members, Role, Shard};
 use flux_telemetry::Registry;
 use flux_types::{NodeId, ShardId};
 use parking_lot::{Mutex, RwLock};
@@ -48,7 +51,8 @@ pub(crate) use self::history::Historian;
 pub(crate) use self::keeper::keep;
 use self::link::{Link, Target};
 pub(crate) use self::network::PeerNetwork;
-use self::news::{Card, Hint, Standing};
+use self::news::{Card, Carriers, Hint, Standing};
+use self::pace::Pace;
 pub(crate) use self::serve::accept;
 use self::traffic::{PeerStats, Traffic, Traffics, Way};
 use crate::metrics::register_peers;
@@ -62,6 +66,10 @@ pub(crate) struct Peers {
     places: Arc<Places>,
     /// Whether this node learns the host it is reached under from the list.
     takes_host_from_list: bool,
+    /// How long a node may be silent before others carry what it did.
+    replace_after: Duration,
+    /// How fast snapshots are sent.
+    pace: Pace,
     /// Ends every connection.
     stop: CancellationToken,
     /// Tells the others that this node is about to go.
@@ -96,6 +104,10 @@ pub(crate) struct Parts {
     pub(crate) password: Arc<str>,
     pub(crate) places: Arc<Places>,
     pub(crate) takes_host_from_list: bool,
+    /// How long a node may be silent before others carry what it did.
+    pub(crate) replace_after: Duration,
+    /// Most bytes of snapshots that are sent a second; 0: as fast as can be.
+    pub(crate) move_rate: u64,
 }
 
 impl Peers {
@@ -106,6 +118,8 @@ impl Peers {
             password: parts.password,
             places: parts.places,
             takes_host_from_list: parts.takes_host_from_list,
+            replace_after: parts.replace_after,
+            pace: Pace::new(parts.move_rate),
             stop: CancellationToken::new(),
             leaving: CancellationToken::new(),
             links: Mutex::new(BTreeMap::new()),
@@ -154,17 +168,33 @@ impl Peers {
     }
 
     /// Who leads each shard, as this node's replicas know.
-    fn leaders(&self) -> Vec<Hint> {
-        let hint = |shard: &Shard| {
-            let members = shard.members();
-            let (shard, term) = (shard.id(), members.term);
-            let known = members.leader.map(|leader| Hint {
-                shard,
-                term,
-                leader,
-            });
-            // A replica that belongs to no shard passes on what it has heard.
-            known.or_else(|| self.book.leader(shard, term))
+    pub(crate) fn leaders(&self) -> Vec<Hint> {
+        let hint = |handle: &Shard| {
+            let members = handle.members();
+            let (shard, term) = (handle.id(), members.term);
+            let own = self.book.node();
+            if let Some(leader) = members.leader
+                && leader == own
+            {
+                let carriers = Some(carriers(handle, members));
+                return Some(Hint {
+                    shard,
+                    term,
+                    leader,
+                    carriers,
+                });
+            }
+            // A replica passes on what it has heard, as long as its own log knows nothing newer.
+            let heard = self.book.hint(shard);
+            let heard = heard.filter(|hint| term <= hint.term && hint.leader != own);
+            heard.or_else(|| {
+                Some(Hint {
+                    shard,
+                    term,
+                    leader: members.leader?,
+                    carriers: None,
+                })
+            })
         };
         self.shards().iter().filter_map(hint).collect()
     }
@@ -227,6 +257,7 @@ impl Peers {
             .copied()
             .filter(|voter| *voter != status.node)
             .filter(|voter| self.book.living(voter.physical()) == Some(*voter))
+            .filter(|voter| !self.book.is_leaving(*voter))
             .collect();
         heirs.sort_by_key(|heir| {
             let is_far = !self.book.is_clock_near(*heir);
@@ -241,10 +272,20 @@ impl Peers {
         let decision = self.book.decision();
         let mut places = topology::of_shards(shards);
         for place in &mut places {
-            if place.leader.is_none()
-                && let Some(hint) = self.book.leader(place.shard, place.term)
+            if let Some((leader, term)) = self.book.leader(place.shard, place.term)
+                && (place.leader.is_none() || place.term < term)
             {
-                (place.leader, place.term) = (Some(hint.leader), hint.term);
+                (place.leader, place.term) = (Some(leader), term);
+            }
+            // Who does not lead may have been let go, or not told yet of those who came.
+            if let Some(hint) = self.book.hint(place.shard)
+                && hint.leader != own.node
+                && Some(hint.leader) == place.leader
+                && hint.term == place.term
+                && let Some(carriers) = hint.carriers
+            {
+                place.voters = carriers.voters;
+                place.learners = carriers.learners.iter().map(|(node, _)| *node).collect();
             }
             // A replica that nobody has told anything knows only how it all began.
             if place.voters.is_empty()
@@ -278,12 +319,19 @@ impl Peers {
         }
     }
 
+    /// Who leads a shard, as its replica here knows or as others say.
+    fn leader_of(&self, shard: &Shard) -> Option<NodeId> {
+        let members = shard.members();
+        let heard = self.book.leader(shard.id(), members.term);
+        // A replica that was let go is told of no later term by its shard.
+        let later = heard.filter(|(_, term)| members.leader.is_none() || members.term < *term);
+        later.map(|(leader, _)| leader).or(members.leader)
+    }
+
     /// Whether another node leads a shard and has been heard of lately: a replica may believe in a
     /// leader that is gone for as long as no other is elected.
     pub(crate) fn knows_leader(&self, shard: &Shard) -> bool {
-        let members = shard.members();
-        let hint = || Some(self.book.leader(shard.id(), members.term)?.leader);
-        let leader = members.leader.or_else(hint);
+        let leader = self.leader_of(shard);
         leader.is_some_and(|leader| self.book.living(leader.physical()) == Some(leader))
     }
 
@@ -297,6 +345,35 @@ impl Peers {
                 self.knows_leader(shard) && shard.is_whole() && status.committed <= status.applied
             }
         }
+    }
+}
+
+/// Who carries a shard that this node leads.
+fn carriers(shard: &Shard, members: Members) -> Carriers {
+    let replication = if members.learners.is_empty() {
+        Vec::new()
+    } else {
+        shard.status().replication
+    };
+    let last = shard.applied().map_or(0, |id| id.index.get()).max(1);
+    let progress = |learner: NodeId| {
+        let reached = replication.iter().find(|(node, _)| *node == learner);
+        let reached = reached.map_or(0, |(_, index)| index.get().min(last));
+        // What is left is told even if it is little.
+        let permille = u16::try_from(u128::from(reached) * 1000 / u128::from(last));
+        (learner, permille.unwrap_or(1000))
+    };
+    let Members {
+        voters,
+        learners,
+        membership,
+        is_membership_committed,
+        ..
+    } = members;
+    Carriers {
+        committed_at: membership.filter(|_| is_membership_committed),
+        voters,
+        learners: learners.into_iter().map(progress).collect(),
     }
 }
 

@@ -117,6 +117,10 @@ impl TcpPeer {
             write_peer_frame(&mut out, FrameKind::SnapshotBlock, shard, count, |out| {
                 out.extend_from_slice(&block);
             });
+            let pause = self.peers.pace.take(self.peers.clock.now(), out.len());
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
             stream.write_all(&out).await.map_err(broken)?;
             // The first goes out with the beginning.
             traffic.carried(Way::Out, out.len(), if count == 1 { 2 } else { 1 });

@@ -234,7 +234,12 @@ fn answer(
             let news = News::read(frame.payload).map_err(broken)?;
             peers.book.hear(&news);
             let mut out = BytesMut::new();
-            peers.book.news(peers.leaders()).write(&mut out);
+            let map = peers.book.map_for(news.map_version);
+            let answer = News {
+                map,
+                ..peers.book.news(peers.leaders())
+            };
+            answer.write(&mut out);
             return Ok(out.freeze());
         }
         if greeting.cluster != peers.book.cluster() || greeting.cluster.get() == 0 {
@@ -481,6 +486,8 @@ mod tests {
             password: Arc::from(PASSWORD),
             places: Arc::clone(cores.places()),
             takes_host_from_list: false,
+            replace_after: Duration::from_secs(600),
+            move_rate: 0,
         })
     }
 

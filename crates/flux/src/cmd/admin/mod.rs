@@ -3,18 +3,21 @@
 //! One node is asked, any of them; what only another can do it passes on.
 
 mod picture;
+mod wait;
 
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use flux_proto::admin::change_map_request::Change;
 use flux_proto::admin::cluster_client::ClusterClient;
-use flux_proto::admin::{DescribeRequest, TransferLeadershipRequest};
+use flux_proto::admin::{ChangeMapRequest, DescribeRequest, Rebalance, TransferLeadershipRequest};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 
 use crate::cmd::cli::password;
 use crate::cmd::{innermost, runtime};
+use crate::settings::value;
 use crate::{Failure, out};
 use picture::Picture;
 
@@ -23,25 +26,76 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// `flux admin cluster …`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Admin {
     address: String,
     password: Option<String>,
     is_json: bool,
+    /// How long to wait until every shard is where it is to be.
+    wait: Option<Duration>,
     verb: Verb,
 }
 
 /// What is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Verb {
     Status,
     Nodes,
     Shards,
     Transfer { shard: u32, node: u32 },
+    Change(Change),
 }
 
 /// The command line of it.
 pub(crate) fn command() -> Command {
+    let cluster = Command::new("cluster")
+        .about("Look at a cluster, and say who carries what and who leads")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .args(options())
+        .subcommands(verbs());
+    Command::new("admin")
+        .about("Govern a cluster")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .subcommand(cluster)
+}
+
+/// What can be said with every verb.
+fn options() -> [Arg; 4] {
+    [
+        Arg::new("addr")
+            .long("addr")
+            .global(true)
+            .value_name("HOST:PORT")
+            .default_value("127.0.0.1:50052")
+            .help("gRPC port of any node of the cluster"),
+        Arg::new("password")
+            .short('a')
+            .long("pass")
+            .global(true)
+            .value_name("PASSWORD")
+            .help("Password of the node [env: FLUX_PASSWORD]"),
+        Arg::new("json")
+            .long("json")
+            .global(true)
+            .action(ArgAction::SetTrue)
+            .help("Print JSON"),
+        Arg::new("wait")
+            .long("wait")
+            .global(true)
+            .value_name("DURATION")
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("1h")
+            .value_parser(|text: &str| value::duration(text))
+            .help("Wait until every shard is where it is to be, at most so long [1h]"),
+    ]
+}
+
+fn verbs() -> [Command; 9] {
     let verb = |name: &'static str, about: &'static str| Command::new(name).about(about);
     let number = |name: &'static str, help: &'static str| {
         Arg::new(name)
@@ -50,57 +104,33 @@ pub(crate) fn command() -> Command {
             .value_parser(value_parser!(u32))
             .help(help)
     };
-    let cluster = Command::new("cluster")
-        .about("Look at a cluster, and say who leads")
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-        .disable_help_subcommand(true)
-        .arg(
-            Arg::new("addr")
-                .long("addr")
-                .global(true)
-                .value_name("HOST:PORT")
-                .default_value("127.0.0.1:50052")
-                .help("gRPC port of any node of the cluster"),
-        )
-        .arg(
-            Arg::new("password")
-                .short('a')
-                .long("pass")
-                .global(true)
-                .value_name("PASSWORD")
-                .help("Password of the node [env: FLUX_PASSWORD]"),
-        )
-        .arg(
-            Arg::new("json")
-                .long("json")
-                .global(true)
-                .action(ArgAction::SetTrue)
-                .help("Print JSON"),
-        )
-        .subcommand(verb(
-            "status",
-            "Say whether every node is there and every shard is led",
-        ))
-        .subcommand(verb(
+    let status = "Say whether every node is there, every shard led and where it is to be";
+    let remove = "Let a node give away all and then not belong to the cluster any more";
+    let undo = Arg::new("undo").long("undo").action(ArgAction::SetTrue);
+    [
+        verb("status", status),
+        verb(
             "nodes",
             "List the nodes, where they are and what they carry",
-        ))
-        .subcommand(verb(
+        ),
+        verb(
             "shards",
             "List the shards, who leads them and who carries them",
-        ))
-        .subcommand(
-            verb("transfer", "Let another voter lead a shard")
-                .arg(number("SHARD", "The shard, as `shards` counts them"))
-                .arg(number("NODE", "The number of the node that is to lead it")),
-        );
-    Command::new("admin")
-        .about("Govern a cluster")
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-        .disable_help_subcommand(true)
-        .subcommand(cluster)
+        ),
+        verb("transfer", "Let another voter lead a shard")
+            .arg(number("SHARD", "The shard, as `shards` counts them"))
+            .arg(number("NODE", "The number of the node that is to lead it")),
+        verb("drain", "Let a node give away all that it carries")
+            .arg(number("NODE", "Its number"))
+            .arg(undo.help("Let it carry its share again")),
+        verb("remove", remove).arg(number("NODE", "Its number; it may be gone for good")),
+        verb(
+            "rebalance",
+            "Place everything again, leaders that were chosen by hand included",
+        ),
+        verb("pause", "Let shards stay where they are for now"),
+        verb("resume", "Let shards go where they are to be"),
+    ]
 }
 
 /// What the command line says.
@@ -113,6 +143,7 @@ pub(crate) fn read(matches: &ArgMatches) -> Admin {
         address: text("addr").unwrap_or_default(),
         password: text("password"),
         is_json: inner.get_flag("json"),
+        wait: inner.get_one::<Duration>("wait").copied(),
         verb: match name {
             "nodes" => Verb::Nodes,
             "shards" => Verb::Shards,
@@ -120,6 +151,12 @@ pub(crate) fn read(matches: &ArgMatches) -> Admin {
                 shard: number("SHARD"),
                 node: number("NODE"),
             },
+            "drain" if inner.get_flag("undo") => Verb::Change(Change::Undrain(number("NODE"))),
+            "drain" => Verb::Change(Change::Drain(number("NODE"))),
+            "remove" => Verb::Change(Change::Remove(number("NODE"))),
+            "rebalance" => Verb::Change(Change::Rebalance(Rebalance {})),
+            "pause" => Verb::Change(Change::Pause(true)),
+            "resume" => Verb::Change(Change::Pause(false)),
             // `status`: clap knows no other name.
             _ => Verb::Status,
         },
@@ -166,6 +203,21 @@ async fn ask(admin: Admin) -> Result<(), Failure> {
         out::line(&picture::transferred(shard, &led, admin.is_json));
         return Ok(());
     }
+    if let Verb::Change(change) = admin.verb {
+        let change = Some(change);
+        let changed = client.change_map(ChangeMapRequest { change }).await;
+        let changed = changed.map_err(|status| said(&status))?.into_inner();
+        out::line(&picture::changed(&changed, admin.is_json));
+        if let Some(limit) = admin.wait {
+            let waited = wait::until_settled(&mut client, changed.version, limit).await;
+            waited.map_err(|problem| failed(&problem))?;
+        }
+        return Ok(());
+    }
+    if let Some(limit) = admin.wait {
+        let waited = wait::until_settled(&mut client, 1, limit).await;
+        waited.map_err(|problem| failed(&problem))?;
+    }
     let described = client.describe(DescribeRequest {}).await;
     let described = described.map_err(|status| said(&status))?;
     let picture = Picture(described.into_inner());
@@ -174,8 +226,10 @@ async fn ask(admin: Admin) -> Result<(), Failure> {
         (Verb::Nodes, false) => picture.nodes(),
         (Verb::Shards, true) => picture.shards_json().to_string(),
         (Verb::Shards, false) => picture.shards(),
-        (Verb::Status | Verb::Transfer { .. }, true) => picture.status_json().to_string(),
-        (Verb::Status | Verb::Transfer { .. }, false) => picture.status(),
+        (Verb::Status | Verb::Transfer { .. } | Verb::Change(_), true) => {
+            picture.status_json().to_string()
+        }
+        (Verb::Status | Verb::Transfer { .. } | Verb::Change(_), false) => picture.status(),
     };
     out::line(&text);
     Ok(())
@@ -200,10 +254,18 @@ mod tests {
                 address: "h:1".to_owned(),
                 password: Some("pw".to_owned()),
                 is_json: true,
+                wait: None,
                 verb: Verb::Transfer { shard: 2, node: 3 },
             };
             assert_eq!(parse(line).expect(line), expected);
         }
+        let waits = |line: &str| parse(line).expect(line).wait;
+        let hour = Some(Duration::from_secs(3600));
+        assert_eq!(waits("admin cluster drain 1 --wait"), hour);
+        let half = Some(Duration::from_secs(30));
+        assert_eq!(waits("admin cluster --wait=30s remove 1"), half);
+        let undone = parse("admin cluster drain 4 --undo").expect("a verb");
+        assert_eq!(undone.verb, Verb::Change(Change::Undrain(4)));
         let plain = parse("admin cluster nodes").expect("it needs nothing else");
         assert_eq!(
             (plain.address.as_str(), plain.verb),
@@ -219,6 +281,9 @@ mod tests {
             "admin cluster transfer 1",
             "admin cluster transfer one 2",
             "admin cluster nonsense",
+            "admin cluster drain",
+            "admin cluster remove 1 2",
+            "admin cluster status --wait=soon",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

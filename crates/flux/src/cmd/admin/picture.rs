@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use comfy_table::{Table, presets};
-use flux_proto::admin::{DescribeResponse, Node, Shard, TransferLeadershipResponse};
+use flux_proto::admin::TransferLeadershipResponse;
+use flux_proto::admin::{ChangeMapResponse, DescribeResponse, Node, NodeState, Shard};
 use serde_json::{Value, json};
 
 /// A cluster as one of its nodes sees it.
@@ -32,11 +33,51 @@ impl Picture {
         table.add_row(["shards", &of(led, seen.shards.len(), "led")]);
         let replicas = format!("{voters} with a vote, {learners} without");
         table.add_row(["replicas", &replicas]);
+        if seen.map_version != 0 {
+            table.add_row(["map", &self.map_line()]);
+        }
         let mut text = lines(&table);
-        for problem in self.problems() {
-            text.push_str(&format!("\n{problem}"));
+        for line in self.moves().iter().chain(&self.problems()) {
+            text.push_str(&format!("\n{line}"));
         }
         text
+    }
+
+    /// How far the cluster is from what its map says.
+    fn map_line(&self) -> String {
+        let Self(seen) = self;
+        let pause = if seen.paused { ", paused" } else { "" };
+        let moving = self.moves().len();
+        let moves = if moving == 0 {
+            "every shard is where it is to be".to_owned()
+        } else {
+            format!("{moving} of {} shards are to move", seen.shards.len())
+        };
+        format!("version {}, {moves}{pause}", seen.map_version)
+    }
+
+    /// A line for each shard that is not on the nodes that are to carry it.
+    pub(super) fn moves(&self) -> Vec<String> {
+        let moving = self.0.shards.iter().filter(|shard| !is_settled(shard));
+        let line = |shard: &Shard| {
+            let planned: Vec<String> = shard.planned.iter().map(u32::to_string).collect();
+            let mut line = format!(
+                "shard {} goes from {} to {}",
+                shard.shard,
+                self.labels(&shard.voters),
+                planned.join(" ")
+            );
+            for (learner, permille) in shard.learners.iter().zip(&shard.progress) {
+                let label = self.label(*learner);
+                line.push_str(&format!(
+                    ", node {label} has {}.{} %",
+                    permille / 10,
+                    permille % 10
+                ));
+            }
+            line
+        };
+        moving.map(line).collect()
     }
 
     /// The same for a program.
@@ -44,6 +85,9 @@ impl Picture {
         json!({
             "cluster": hex(self.0.cluster),
             "seen_by": hex(self.0.node),
+            "map_version": self.0.map_version,
+            "paused": self.0.paused,
+            "moves": self.moves(),
             "nodes": self.nodes_json(),
             "shards": self.shards_json(),
             "problems": self.problems(),
@@ -97,6 +141,7 @@ impl Picture {
             "ADMIN",
             "PEER",
             "REACHABLE",
+            "STATE",
             "VOTES",
             "LEARNS",
             "LEADS",
@@ -117,6 +162,7 @@ impl Picture {
                 port(node.admin_port),
                 port(node.peer_port),
                 if node.reachable { "yes" } else { "no" }.to_owned(),
+                state(node).unwrap_or("-").to_owned(),
                 votes.to_string(),
                 learns.to_string(),
                 leads.to_string(),
@@ -138,6 +184,9 @@ impl Picture {
                 "admin_port": node.admin_port,
                 "peer_port": node.peer_port,
                 "reachable": node.reachable,
+                "state": state(node),
+                "weight": node.weight,
+                "zone": node.zone,
                 "votes": votes,
                 "learns": learns,
                 "leads": leads,
@@ -160,7 +209,9 @@ impl Picture {
     /// A row for each shard.
     pub(super) fn shards(&self) -> String {
         let mut table = plain();
-        table.set_header(["SHARD", "SLOTS", "LEADER", "TERM", "VOTERS", "LEARNERS"]);
+        table.set_header([
+            "SHARD", "SLOTS", "LEADER", "TERM", "VOTERS", "LEARNERS", "PLANNED",
+        ]);
         for shard in &self.0.shards {
             let slots: Vec<String> = shard
                 .slots
@@ -177,6 +228,7 @@ impl Picture {
                 shard.term.to_string(),
                 self.labels(&shard.voters),
                 self.labels(&shard.learners),
+                planned(shard),
             ]);
         }
         lines(&table)
@@ -198,6 +250,9 @@ impl Picture {
                 "term": shard.term,
                 "voters": ids(&shard.voters),
                 "learners": ids(&shard.learners),
+                "progress": shard.progress,
+                "planned": shard.planned,
+                "planned_leader": (shard.planned_leader != 0).then_some(shard.planned_leader),
             })
         };
         self.0.shards.iter().map(shard).collect()
@@ -219,6 +274,53 @@ impl Picture {
         }
         let labels: Vec<String> = ids.iter().map(|id| self.label(*id)).collect();
         labels.join(" ")
+    }
+}
+
+/// Whether exactly those carry a shard that are to.
+pub(super) fn is_settled(shard: &Shard) -> bool {
+    let numbers = |ids: &[u64]| ids.iter().map(|id| id >> 32).collect::<BTreeSet<u64>>();
+    let planned = shard.planned.iter().copied().map(u64::from);
+    let is_known = !shard.planned.is_empty() && !shard.voters.is_empty();
+    !is_known || (planned.eq(numbers(&shard.voters)) && shard.learners.is_empty())
+}
+
+/// Who is to carry a shard, the one that should lead it first.
+fn planned(shard: &Shard) -> String {
+    let leader = shard.planned_leader;
+    let mut nodes: Vec<u32> = shard.planned.clone();
+    nodes.sort_by_key(|node| (*node != leader, *node));
+    if nodes.is_empty() {
+        return "-".to_owned();
+    }
+    nodes
+        .iter()
+        .map(u32::to_string)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// What the cluster map says of a node.
+fn state(node: &Node) -> Option<&'static str> {
+    match node.state() {
+        NodeState::Unspecified => None,
+        NodeState::Active => Some("active"),
+        NodeState::Draining => Some("draining"),
+        NodeState::Leaving => Some("leaving"),
+        NodeState::Away => Some("away"),
+    }
+}
+
+/// That the cluster map was changed.
+pub(super) fn changed(changed: &ChangeMapResponse, is_json: bool) -> String {
+    let ChangeMapResponse { version, moves } = *changed;
+    if is_json {
+        return json!({ "version": version, "moves": moves }).to_string();
+    }
+    match moves {
+        0 => format!("map version {version}: nothing has to move"),
+        1 => format!("map version {version}: one replica has to move"),
+        _ => format!("map version {version}: {moves} replicas have to move"),
     }
 }
 
@@ -289,6 +391,13 @@ mod tests {
             admin_port: 9180,
             peer_port: 7390,
             reachable: number != 3,
+            state: if number == 4 {
+                0
+            } else {
+                1 + (number / 3) as i32
+            },
+            weight: 100,
+            zone: String::new(),
         };
         let shard = |shard: u32, leader: Option<u64>, voters: [u64; 3]| Shard {
             shard,
@@ -299,13 +408,18 @@ mod tests {
             leader: leader.map(id),
             term: 4,
             voters: voters.map(id).to_vec(),
-            learners: Vec::new(),
+            learners: if shard == 1 { vec![id(1)] } else { Vec::new() },
+            progress: if shard == 1 { vec![625] } else { Vec::new() },
+            planned: vec![1, 2, 3],
+            planned_leader: 2,
         };
         Picture(DescribeResponse {
             cluster: 0xfeed,
             node: id(1),
             nodes: [1, 2, 3, 4].map(node).to_vec(),
             shards: vec![shard(0, Some(1), [1, 2, 3]), shard(1, None, [2, 3, 9])],
+            map_version: 4,
+            paused: true,
         })
     }
 
@@ -318,19 +432,21 @@ mod tests {
             seen by   node 1
             nodes     4, 3 reachable
             shards    2, 1 led
-            replicas  6 with a vote, 0 without
+            replicas  6 with a vote, 1 without
+            map       version 4, 1 of 2 shards are to move, paused
+            shard 1 goes from 2 3 9 (gone) to 1 2 3, node 1 has 62.5 %
             node 3 has not been heard of lately (kv3:7379)
             shard 1 has lost its majority: 1 of 3 voters are reachable
 
-            NODE  RESP      GRPC   ADMIN  PEER  REACHABLE  VOTES  LEARNS  LEADS
-            1     kv1:7379  50052  9180   7390  yes        1      0       1
-            2     kv2:7379  50052  9180   7390  yes        2      0       0
-            3     kv3:7379  50052  9180   7390  no         2      0       0
-            4     kv4:7379  50052  9180   7390  yes        0      0       0
+            NODE  RESP      GRPC   ADMIN  PEER  REACHABLE  STATE     VOTES  LEARNS  LEADS
+            1     kv1:7379  50052  9180   7390  yes        active    1      1       1
+            2     kv2:7379  50052  9180   7390  yes        active    2      0       0
+            3     kv3:7379  50052  9180   7390  no         draining  2      0       0
+            4     kv4:7379  50052  9180   7390  yes        -         0      0       0
 
-            SHARD  SLOTS       LEADER  TERM  VOTERS        LEARNERS
-            0      0-8191      1       4     1 2 3         -
-            1      8192-16383  none    4     2 3 9 (gone)  -"#]]
+            SHARD  SLOTS       LEADER  TERM  VOTERS        LEARNERS  PLANNED
+            0      0-8191      1       4     1 2 3         -         2 1 3
+            1      8192-16383  none    4     2 3 9 (gone)  1         2 1 3"#]]
         .assert_eq(&text);
     }
 
@@ -344,6 +460,15 @@ mod tests {
         assert_eq!(json["shards"][1]["leader"], Value::Null);
         assert_eq!(json["shards"][1]["slots"], json!([[8192, 16383]]));
         assert_eq!(json["problems"].as_array().map(Vec::len), Some(2));
+    }
+
+    #[test]
+    fn a_shard_is_settled_when_exactly_those_carry_it_that_are_to() {
+        let settled: Vec<bool> = picture().0.shards.iter().map(is_settled).collect();
+        assert_eq!(settled, [true, false]);
+        let told = |version, moves| changed(&ChangeMapResponse { version, moves }, false);
+        assert_eq!(told(2, 0), "map version 2: nothing has to move");
+        assert_eq!(told(3, 6), "map version 3: 6 replicas have to move");
     }
 
     #[test]

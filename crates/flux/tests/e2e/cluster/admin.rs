@@ -13,7 +13,7 @@ use crate::harness::{FLUX, command, run, stdout, wait_until};
 const PASSWORD: &str = "open sesame";
 
 /// Asks a node; without a password if it has none.
-fn ask(nodes: &Nodes, index: usize, words: &[&str]) -> Output {
+pub(super) fn ask(nodes: &Nodes, index: usize, words: &[&str]) -> Output {
     let grpc: SocketAddr = nodes.process(index).addresses().grpc.expect("it has gRPC");
     let mut flux = command(FLUX);
     flux.args(["admin", "cluster", "--addr", &grpc.to_string()]);

@@ -3,6 +3,7 @@
 mod admin;
 mod chaos;
 mod clients;
+mod growth;
 mod guide;
 mod history;
 mod load;

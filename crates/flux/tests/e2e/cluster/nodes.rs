@@ -105,6 +105,24 @@ impl Nodes {
         nodes
     }
 
+    /// Another node, which looks for the cluster where the first ones are; it is not started.
+    /// Answers its index.
+    pub(super) fn grow(&mut self) -> usize {
+        let peer = fixed_port();
+        self.ports.push(Ports {
+            resp: fixed_port(),
+            peer,
+            advertised: peer,
+        });
+        self.nodes.push(Node::New);
+        self.nodes.len() - 1
+    }
+
+    /// Whether a node runs.
+    pub(super) fn is_up(&self, index: usize) -> bool {
+        matches!(self.nodes[index], Node::Up(_))
+    }
+
     pub(super) fn count(&self) -> usize {
         self.nodes.len()
     }
@@ -230,7 +248,7 @@ impl Nodes {
     }
 
     /// What a node says of its shards: role and whether it can be served from there.
-    fn shards(&self, index: usize) -> Option<Vec<serde_json::Value>> {
+    pub(super) fn shards(&self, index: usize) -> Option<Vec<serde_json::Value>> {
         let Node::Up(process) = &self.nodes[index] else {
             return None;
         };

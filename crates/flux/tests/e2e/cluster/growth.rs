@@ -1,0 +1,221 @@
+//! A cluster that grows, shrinks and heals while it serves.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::Value as Json;
+
+use super::admin::ask;
+use super::load::Load;
+use super::nodes::Nodes;
+use super::{FAILOVER, SOME};
+use crate::harness::resp::Value;
+use crate::harness::{Random, stdout, wait_until};
+
+/// How long what is asked for may take.
+const WAIT: &str = "--wait=60s";
+
+/// What a node says; none if it cannot be asked now.
+fn seen(nodes: &Nodes, index: usize) -> Option<Json> {
+    let output = ask(nodes, index, &["status", "--json"]);
+    serde_json::from_slice(&output.stdout).ok()
+}
+
+/// Lets a node be told something that works.
+fn told(nodes: &Nodes, index: usize, words: &[&str]) -> String {
+    let output = ask(nodes, index, words);
+    assert!(output.status.success(), "{words:?}: {output:?}");
+    stdout(&output)
+}
+
+/// How many replicas with a vote each node has, by its number.
+fn votes(seen: &Json, number: u64) -> u64 {
+    let nodes = seen["nodes"].as_array().cloned().unwrap_or_default();
+    let of = nodes.iter().find(|node| node["number"] == number);
+    of.and_then(|node| node["votes"].as_u64()).unwrap_or(0)
+}
+
+/// Waits until a node carries so many replicas and nothing is on its way.
+fn wait_votes(nodes: &Nodes, asked: usize, number: u64, range: std::ops::RangeInclusive<u64>) {
+    wait_until(&format!("node {number} to carry {range:?}"), || {
+        seen(nodes, asked).is_some_and(|seen| {
+            let is_settled = seen["moves"].as_array().is_some_and(Vec::is_empty);
+            is_settled && range.contains(&votes(&seen, number))
+        })
+    });
+}
+
+/// Waits until all who carry a shard have applied the same, and those who do not hold nothing.
+fn assert_nothing_is_left(nodes: &Nodes, asked: usize) {
+    wait_until("carriers to agree and others to hold nothing", || {
+        let Some(seen) = seen(nodes, asked) else {
+            return false;
+        };
+        let shards = seen["shards"].as_array().cloned().unwrap_or_default();
+        shards.iter().enumerate().all(|(shard, placed)| {
+            let planned: BTreeSet<u64> = placed["planned"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Json::as_u64)
+                .collect();
+            let mut applied = BTreeSet::new();
+            for index in (0..nodes.count()).filter(|index| nodes.is_up(*index)) {
+                let Some(held) = nodes.shards(index) else {
+                    return false;
+                };
+                let at = held[shard]["applied_index"].as_u64().unwrap_or(u64::MAX);
+                if planned.contains(&(index as u64 + 1)) {
+                    applied.insert(at);
+                } else if at != 0 {
+                    return false;
+                }
+            }
+            applied.len() == 1
+        })
+    });
+}
+
+#[test]
+fn a_node_comes_another_is_drained_and_a_dead_one_replaced_and_nobody_is_refused() {
+    let mut nodes = Nodes::started(3, &["--shards", "6"]);
+    let mut connection = nodes.connect(1);
+    for number in 0..500 {
+        let key = format!("kept{number}");
+        assert_eq!(connection.command(&["SET", &key, &key]), Value::ok());
+    }
+    let load = Load::start(nodes.addresses(), 6);
+    load.wait_done(200, FAILOVER);
+
+    let fourth = nodes.grow();
+    nodes.spawn(fourth);
+    nodes.wait_node(fourth);
+    wait_votes(&nodes, 0, 4, 4..=5);
+    assert_nothing_is_left(&nodes, 0);
+    load.wait_done(100, FAILOVER);
+
+    let said = told(&nodes, 1, &["drain", "1", WAIT]);
+    assert!(said.contains("replicas have to move"), "{said}");
+    wait_votes(&nodes, 3, 1, 0..=0);
+    assert_nothing_is_left(&nodes, 3);
+    assert_eq!(load.failed(), 0, "{:?}", load.problems());
+    // It still takes requests.
+    assert_eq!(nodes.connect(0).line("GET kept7"), Value::bulk("kept7"));
+    load.wait_done(100, FAILOVER);
+
+    // With the first drained three are left: nobody can be spared.
+    let refused = ask(&nodes, 0, &["remove", "2"]);
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        why.contains("3 replicas need as many nodes that stay: there are 2"),
+        "{why}"
+    );
+    nodes.kill(1);
+    let fifth = nodes.grow();
+    nodes.spawn(fifth);
+    nodes.wait_node(fifth);
+    wait_until("the fifth to be one of them", || {
+        seen(&nodes, 2).is_some_and(|seen| votes(&seen, 5) > 0)
+    });
+    told(&nodes, 3, &["remove", "2", WAIT]);
+    wait_votes(&nodes, 3, 5, 6..=6);
+    assert_nothing_is_left(&nodes, 3);
+    let nodes_known = told(&nodes, 2, &["nodes"]);
+    let second = nodes_known.lines().find(|line| line.starts_with("2 "));
+    assert!(
+        second.is_none_or(|line| line.contains(" -  ")),
+        "{nodes_known}"
+    );
+
+    load.wait_done(100, FAILOVER);
+    load.judge(&SOME);
+    for reader in [0, 2, 3, 4] {
+        let mut connection = nodes.connect(reader);
+        for number in 0..500 {
+            let key = format!("kept{number}");
+            assert_eq!(
+                connection.command(&["GET", &key]),
+                Value::bulk(&key),
+                "node {reader}"
+            );
+        }
+    }
+    // The life that was removed is not taken in again.
+    nodes.spawn(1);
+    nodes.wait_node(1);
+    nodes.connect(1).line("GET kept1");
+    let seen = seen(&nodes, 2).expect("it answers");
+    assert_eq!(votes(&seen, 2), 0);
+}
+
+#[test]
+fn whatever_is_killed_while_shards_move_nothing_is_lost_and_the_moves_end() {
+    let mut nodes = Nodes::started(3, &["--shards", "4"]);
+    let fourth = nodes.grow();
+    nodes.spawn(fourth);
+    nodes.wait_node(fourth);
+    let load = Load::start(nodes.addresses(), 6);
+    load.wait_done(100, FAILOVER);
+    wait_until("the map to know the fourth", || {
+        seen(&nodes, 0).is_some_and(|seen| seen["nodes"][3]["state"] == "active")
+    });
+    let mut random = Random::new(20_261_126);
+    for round in 0..6_u64 {
+        let number = (round % 3 + 1).to_string();
+        let asked = (round % 4) as usize;
+        told(&nodes, asked, &["drain", &number]);
+        load.run_for(Duration::from_millis(random.below(900)));
+        if round % 2 == 0 {
+            for index in 0..4 {
+                nodes.kill(index);
+            }
+            for index in 0..4 {
+                nodes.spawn(index);
+            }
+            nodes.wait_ready();
+        } else {
+            let victim = nodes.leader((round % 4) as usize);
+            nodes.kill(victim);
+            load.run_for(Duration::from_millis(random.below(700)));
+            nodes.spawn(victim);
+            nodes.wait_node(victim);
+        }
+        told(&nodes, asked, &["drain", &number, "--undo"]);
+    }
+    told(&nodes, 0, &["rebalance", WAIT]);
+    assert_nothing_is_left(&nodes, 0);
+    load.wait_done(100, FAILOVER);
+    load.judge(&SOME);
+}
+
+#[test]
+fn shards_that_are_paused_stay_until_they_are_told_to_go_on() {
+    let mut nodes = Nodes::started(3, &["--shards", "4"]);
+    told(&nodes, 2, &["pause"]);
+    let fourth = nodes.grow();
+    nodes.spawn(fourth);
+    nodes.wait_node(fourth);
+    wait_until("the map to know the fourth", || {
+        seen(&nodes, 0).is_some_and(|seen| !seen["moves"].as_array().is_none_or(Vec::is_empty))
+    });
+    let status = told(&nodes, 1, &["status"]);
+    assert!(status.contains("are to move, paused"), "{status}");
+    assert_eq!(votes(&seen(&nodes, 0).expect("it answers"), 4), 0);
+    let impatient = ask(&nodes, 0, &["status", "--wait=1s"]);
+    assert_eq!(impatient.status.code(), Some(1), "{impatient:?}");
+    told(&nodes, 3, &["resume", WAIT]);
+    wait_votes(&nodes, 0, 4, 3..=3);
+    let again = told(&nodes, 0, &["rebalance", "--json"]);
+    assert!(again.contains("\"moves\":0"), "{again}");
+    for (words, problem) in [
+        (&["drain", "9"][..], "the cluster has no node 9"),
+        (&["remove", "0"][..], "the cluster has no node 0"),
+    ] {
+        let refused = ask(&nodes, 0, words);
+        let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            why.contains(problem) && refused.status.code() == Some(1),
+            "{why}"
+        );
+    }
+}
