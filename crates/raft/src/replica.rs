@@ -11,6 +11,7 @@ use flux_store::Store;
 use flux_types::{Error, ErrorCode, LogIndex, NodeId, ShardId, Term, UnixMillis};
 use openraft::alias::WatchReceiverOf;
 use openraft::async_runtime::WatchReceiver;
+use openraft::metrics::RaftServerMetrics;
 use openraft::{Instant as _, ReadPolicy, ServerState};
 use parking_lot::RwLock;
 use tokio::sync::{Notify, watch};
@@ -122,8 +123,8 @@ impl Replica {
             }
             return Leadership::Unknown;
         }
-        match metrics.current_leader {
-            Some(leader) if leader != self.node.get() => Leadership::Follows(NodeId::new(leader)),
+        match leader_of(&metrics) {
+            Some(leader) if leader != self.node => Leadership::Follows(leader),
             Some(_) | None => Leadership::Unknown,
         }
     }
@@ -264,7 +265,7 @@ impl Replica {
         let engine = self.engine();
         let metrics = engine.server_metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
-        let leader = metrics.current_leader.map(NodeId::new);
+        let leader = leader_of(&metrics);
         Members {
             term: from_raft_vote(&metrics.vote).term,
             // A leader that nobody answers may have been replaced.
@@ -304,7 +305,7 @@ impl Replica {
             node: self.node,
             role,
             term: vote.term,
-            leader: metrics.current_leader.map(NodeId::new),
+            leader: leader_of(&self.engine().server_metrics.borrow_watched()),
             last: LogIndex::new(metrics.last_log_index.map_or(0, |index| index + 1)),
             committed: index(&metrics.local_committed),
             applied: self.progress.applied_index(),
@@ -341,6 +342,15 @@ impl Replica {
             failure: self.failure.borrow().clone(),
         }
     }
+}
+
+/// Who leads, as far as a replica knows. One that belongs to no shard, because it was let go or is yet
+/// to be added, hears of no leader: the last one that it followed says nothing.
+fn leader_of(metrics: &RaftServerMetrics<TypeConfig>) -> Option<NodeId> {
+    let membership = metrics.membership_config.membership();
+    let is_known = membership.nodes().next().is_some();
+    let leader = metrics.current_leader.filter(|_| is_known);
+    leader.map(NodeId::new)
 }
 
 /// Whether the membership in force is the one last known to be committed.

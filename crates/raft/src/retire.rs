@@ -39,7 +39,7 @@ impl Shard {
     /// `gone_at` does not contain this node. It then is an empty learner that can be added again.
     ///
     /// Answers `false`, and changes nothing, if it has been added again by what it knows, if it
-    /// leads, or if there is nothing to forget.
+    /// leads (and is not deposed by a leader of `gone_at`'s term), or if there is nothing to forget.
     ///
     /// # Errors
     /// See [`RetireError`].
@@ -113,7 +113,8 @@ fn is_empty(machine: &StateMachine) -> bool {
     machine.log.state().last.is_none() && machine.snapshots.latest_info().is_none()
 }
 
-/// Whether by what the engine knows this replica leads, or has been added again after `gone_at`.
+/// Whether by what the engine knows this replica leads in the term of `gone_at` or later, or has been
+/// added again after it.
 fn stays(replica: &Replica, engine: &Engine, gone_at: LogId) -> bool {
     let heard = {
         let metrics = engine.data_metrics.borrow_watched();
@@ -125,9 +126,9 @@ fn stays(replica: &Replica, engine: &Engine, gone_at: LogId) -> bool {
     // A leader that has committed `gone_at`, as every one of a later term has, replicates only to
     // members: by its membership this replica is one.
     let is_added = is_followed && (gone_at.term < vote.term || heard >= Some(gone_at));
-    metrics.state == ServerState::Leader
-        || is_added
-        || contains(&metrics.membership_config, replica.node, gone_at)
+    // One of an earlier term than `gone_at`'s is deposed, though nobody may tell it any more.
+    let leads = metrics.state == ServerState::Leader && gone_at.term <= vote.term;
+    leads || is_added || contains(&metrics.membership_config, replica.node, gone_at)
 }
 
 /// Whether a membership after `gone_at` contains a node.

@@ -35,16 +35,6 @@ pub enum Failure {
         /// What is missing.
         missing: String,
     },
-    /// A machine that gave a shard away still holds something of it.
-    #[error("shard {shard}: machine {machine} was let go and still has {what}")]
-    LeftOver {
-        /// Of which shard.
-        shard: ShardId,
-        /// Which machine.
-        machine: usize,
-        /// What is left.
-        what: &'static str,
-    },
     /// Replicas that have applied the same are not the same.
     #[error("shard {shard}: two replicas differ at index {index}")]
     Diverged {
@@ -116,7 +106,6 @@ impl Failure {
             Self::History(fault) => matches!(fault, flux_history::Fault::Violation(_)),
             Self::Stuck(stuck) => matches!(stuck, Stuck::Panicked { .. }),
             Self::Node { .. }
-            | Self::LeftOver { .. }
             | Self::Diverged { .. }
             | Self::TwoLeaders { .. }
             | Self::VoteForgotten { .. }

@@ -180,9 +180,11 @@ impl Moves {
             };
             let status = handle.status();
             if !target.nodes.contains(&number(of)) {
-                let log = handle.log().state();
-                if log.last.is_some() || !handle.store().is_empty() {
-                    return Some(format!("machine {of} has forgotten shard {shard}: {log:?}"));
+                if let Some(what) = left_over(&handle, machine) {
+                    let log = handle.log().state();
+                    return Some(format!(
+                        "machine {of} has forgotten shard {shard}, of which it has {what}: {log:?}"
+                    ));
                 }
                 continue;
             }
@@ -209,7 +211,7 @@ impl Moves {
         })
     }
 
-    /// Whether those who carry a shard hold the same, and the others nothing.
+    /// Whether those who carry a shard hold the same.
     pub(crate) fn judge(&self, machines: &[Arc<Machine>]) -> Result<(), Failure> {
         for shard in (0..SHARDS).map(ShardId::new) {
             let target = self.target(shard);
@@ -223,16 +225,7 @@ impl Moves {
                 if target.nodes.contains(&number(machine.number)) {
                     index = handle.status().applied.get();
                     digests.insert(handle.store().digest());
-                    continue;
                 }
-                let number = machine.number;
-                left_over(&handle, machine).map_or(Ok(()), |what| {
-                    Err(Failure::LeftOver {
-                        shard,
-                        machine: number,
-                        what,
-                    })
-                })?;
             }
             if digests.len() != 1 {
                 return Err(Failure::Diverged { shard, index });

@@ -95,6 +95,8 @@ fn assert_forgotten(node: &Node, setup: &Setup, vote: Option<Vote>, tombstone: T
     let status = node.shard.status();
     assert_eq!(status.role, Role::Learner);
     assert_eq!(status.membership, None);
+    assert_eq!(status.leader, None, "who led once says nothing");
+    assert_eq!(node.shard.members().leader, None);
     assert_eq!(status.snapshot, LogIndex::new(0));
 }
 
@@ -259,6 +261,48 @@ fn who_was_added_again_or_leads_forgets_nothing() {
 }
 
 #[test]
+fn a_leader_that_was_deposed_and_let_go_without_hearing_of_either_forgets_too() {
+    on_runtime(async {
+        let cluster = three_of_four().await;
+        let first = Arc::clone(cluster.node(1));
+        write(&first, 0, 10).await;
+        for other in [2, 3, 4] {
+            cluster.network.cut(node(1), node(other));
+            cluster.network.cut(node(other), node(1));
+        }
+        until("another leads", || {
+            [2, 3]
+                .iter()
+                .any(|id| cluster.node(*id).shard.is_writable())
+        })
+        .await;
+        let leads = |id: &u64| cluster.node(*id).shard.is_writable();
+        let second = [2, 3].into_iter().find(leads).expect("it leads");
+        let second = Arc::clone(cluster.node(second));
+        let added = second.shard.add_learner(node(4), second.after(10));
+        added.await.expect("a learner joins");
+        let voters = second
+            .shard
+            .change_voters(nodes(&[2, 3, 4]), second.after(10));
+        voters.await.expect("voters change");
+        let removed = second.shard.remove_learner(node(1), second.after(10));
+        removed.await.expect("it is let go");
+        let gone_at = second.shard.members().membership.expect("there is one");
+
+        assert_eq!(first.shard.status().role, Role::Leader);
+        assert!(first.shard.retire(gone_at).await.expect("it forgets"));
+        let state = first.shard.log().state();
+        assert_eq!(state.last, None);
+        assert!(state.vote.is_some() && state.tombstone.is_some());
+        cluster.network.heal();
+        let added = second.shard.add_learner(node(1), second.after(10));
+        added.await.expect("it joins again");
+        cluster.assert_equal(&second).await;
+        cluster.stop().await;
+    });
+}
+
+#[test]
 fn who_was_added_again_and_has_not_heard_of_it_may_forget_and_catches_up() {
     on_runtime(async {
         let cluster = three_of_four().await;
@@ -412,6 +456,14 @@ fn who_is_let_go_neither_founds_the_shard_again_nor_hears_leaders_that_do_not_kn
             .append(append(7, Some(id(5, 6)), Vec::new(), 6))
             .await;
         assert_eq!(knows, Ok(AppendReply::Conflict));
+        // Who is deposed must hear of it, or it would lead on for ever.
+        let late = append(6, Some(id(5, 6)), Vec::new(), 6);
+        let deposed_by = Vote {
+            term: Term::new(7),
+            ..vote_of_9()
+        };
+        let told = handler.append(late).await;
+        assert_eq!(told, Ok(AppendReply::HigherVote(deposed_by)));
         node.stop().await;
     });
 }

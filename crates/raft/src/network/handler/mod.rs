@@ -50,12 +50,16 @@ impl PeerHandler {
     /// Refuses leaders that cannot know that this replica was let go: what they believe to be here
     /// is not here any more.
     fn check_knows(&self, leader: Vote) -> Result<(), PeerError> {
-        if leader.term.get() < self.replica.gone_term.load(Ordering::Acquire) {
-            return Err(broken(
-                "this replica was let go by a leader of a later term",
-            ));
+        if self.replica.gone_term.load(Ordering::Acquire) <= leader.term.get() {
+            return Ok(());
         }
-        Ok(())
+        let vote = self.replica.log.state().vote.unwrap_or_default();
+        if leader.term < vote.term {
+            // It is told so, and steps down.
+            return Ok(());
+        }
+        let message = "this replica was let go by a leader of a later term";
+        Err(broken(message))
     }
 
     /// Appends entries of the leader, or hears that it lives.
