@@ -16,5 +16,6 @@ mod slot;
 
 pub use map::{
     ChangeError, ClusterMap, MapError, MapProblem, ShardCountError, Sight, SlotMap, SlotMapError,
+    Wishes,
 };
 pub use slot::{crc16, hash_tag, slot_of_key};

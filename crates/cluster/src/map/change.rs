@@ -51,6 +51,16 @@ pub struct Sight {
     pub silent_for: Duration,
 }
 
+/// What a cluster is told to be like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wishes {
+    /// How long a node may be silent before others carry what it did.
+    pub patience: Duration,
+    /// On how many nodes each shard is to be, once there are so many. There are never fewer than
+    /// there were.
+    pub replicas: usize,
+}
+
 impl Sight {
     fn number(&self) -> NodeNumber {
         NodeNumber::new(self.node.physical())
@@ -130,9 +140,10 @@ impl ClusterMap {
     }
 
     /// What the nodes that are there call for; none if that is what the map says already. Those
-    /// that have come are taken in, those that have been silent for `patience` replaced and, once
+    /// that have come are taken in, those that have been silent for too long replaced and, once
     /// they are back, taken in again; those that were removed are forgotten when no shard is on
-    /// them any more. `carrying`: on whom there is one, if that is known of every shard.
+    /// them any more; and each shard gets as many replicas as are wished for, once there are enough
+    /// nodes. `carrying`: on whom there is a shard, if that is known of every one.
     ///
     /// # Errors
     /// See [`ChangeError`].
@@ -140,7 +151,7 @@ impl ClusterMap {
         &self,
         sights: &[Sight],
         carrying: Option<&BTreeSet<NodeNumber>>,
-        patience: Duration,
+        wishes: Wishes,
     ) -> Result<Option<Self>, ChangeError> {
         let mut members = self.members.clone();
         let mut gone = self.gone.clone();
@@ -156,15 +167,33 @@ impl ClusterMap {
         for seen in sights.iter().filter(|seen| seen.silent_for.is_zero()) {
             take_in(&mut members, seen, gone.contains(&seen.node));
         }
-        self.replace_silent(&mut members, sights, patience);
+        self.replace_silent(&mut members, sights, wishes.patience);
         members.sort_by_key(|member| member.node);
-        if members == self.members && gone == self.gone {
+        let replicas = self.affordable(&members, wishes.replicas);
+        if members == self.members && gone == self.gone && replicas == self.replicas {
             return Ok(None);
         }
         let excess = gone.len().saturating_sub(GONE_MAX);
         gone.drain(..excess);
-        let next = self.with_members(members)?;
+        let wider = Self {
+            replicas,
+            ..self.clone()
+        };
+        let next = wider.with_members(members)?;
         Ok(Some(Self { gone, ..next }))
+    }
+
+    /// How many replicas each shard gets: more than there were if so many nodes are to carry some.
+    fn affordable(&self, members: &[Member], wanted: usize) -> usize {
+        let active = members
+            .iter()
+            .filter(|member| member.state == MemberState::Active);
+        let is_affordable = wanted <= active.count() && placement::check_replicas(wanted).is_ok();
+        if is_affordable {
+            self.replicas.max(wanted)
+        } else {
+            self.replicas
+        }
     }
 
     /// Marks those who have been silent for too long, as long as enough are there to take over.
@@ -239,7 +268,10 @@ mod tests {
     use super::*;
     use crate::SlotMap;
 
-    const PATIENCE: Duration = Duration::from_secs(600);
+    const WISHES: Wishes = Wishes {
+        patience: Duration::from_secs(600),
+        replicas: 3,
+    };
 
     fn number(number: u32) -> NodeNumber {
         NodeNumber::new(number)
@@ -279,12 +311,12 @@ mod tests {
     #[test]
     fn a_node_that_comes_gets_its_share_and_then_nothing_changes() {
         let map = founded(3);
-        assert_eq!(map.reviewed(&sights(&[1, 2, 3]), None, PATIENCE), Ok(None));
-        let grown = map.reviewed(&sights(&[1, 2, 3, 4]), None, PATIENCE);
+        assert_eq!(map.reviewed(&sights(&[1, 2, 3]), None, WISHES), Ok(None));
+        let grown = map.reviewed(&sights(&[1, 2, 3, 4]), None, WISHES);
         let grown = grown.expect("a plan").expect("another map");
         assert_eq!(grown.version(), 2);
         assert_eq!(carried(&grown, 4), 6, "24 replicas on four nodes");
-        let again = grown.reviewed(&sights(&[1, 2, 3, 4]), None, PATIENCE);
+        let again = grown.reviewed(&sights(&[1, 2, 3, 4]), None, WISHES);
         assert_eq!(again, Ok(None));
     }
 
@@ -293,14 +325,14 @@ mod tests {
         let map = founded(4);
         let mut now = sights(&[1, 2, 3, 4]);
         now[1] = seen(2, 1, 599);
-        assert_eq!(map.reviewed(&now, None, PATIENCE), Ok(None));
+        assert_eq!(map.reviewed(&now, None, WISHES), Ok(None));
         now[1] = seen(2, 1, 600);
-        let without = map.reviewed(&now, None, PATIENCE).expect("a plan");
+        let without = map.reviewed(&now, None, WISHES).expect("a plan");
         let without = without.expect("another map");
         assert_eq!(carried(&without, 2), 0);
         let state = without.member(number(2)).map(|member| member.state);
         assert_eq!(state, Some(MemberState::Away));
-        let back = without.reviewed(&sights(&[1, 2, 3, 4]), None, PATIENCE);
+        let back = without.reviewed(&sights(&[1, 2, 3, 4]), None, WISHES);
         let back = back.expect("a plan").expect("another map");
         assert_eq!(carried(&back, 2), 6);
     }
@@ -310,10 +342,10 @@ mod tests {
         let map = founded(3);
         let mut now = sights(&[1, 2, 3]);
         now[2] = seen(3, 1, 9_999);
-        assert_eq!(map.reviewed(&now, None, PATIENCE), Ok(None));
+        assert_eq!(map.reviewed(&now, None, WISHES), Ok(None));
         // A node of which nothing at all is known is not taken for gone.
         let map = founded(4);
-        assert_eq!(map.reviewed(&sights(&[1, 2, 3]), None, PATIENCE), Ok(None));
+        assert_eq!(map.reviewed(&sights(&[1, 2, 3]), None, WISHES), Ok(None));
     }
 
     #[test]
@@ -323,17 +355,17 @@ mod tests {
         assert_eq!(carried(&map, 4), 0);
         let now = sights(&[1, 2, 3, 4]);
         let still: BTreeSet<_> = [1, 2, 3, 4].map(number).into();
-        assert_eq!(map.reviewed(&now, Some(&still), PATIENCE), Ok(None));
-        assert_eq!(map.reviewed(&now, None, PATIENCE), Ok(None), "not known");
+        assert_eq!(map.reviewed(&now, Some(&still), WISHES), Ok(None));
+        assert_eq!(map.reviewed(&now, None, WISHES), Ok(None), "not known");
         let moved = carrying(&map);
-        let without = map.reviewed(&now, Some(&moved), PATIENCE).expect("a plan");
+        let without = map.reviewed(&now, Some(&moved), WISHES).expect("a plan");
         let without = without.expect("another map");
         assert!(without.member(number(4)).is_none());
-        let again = without.reviewed(&now, Some(&moved), PATIENCE);
+        let again = without.reviewed(&now, Some(&moved), WISHES);
         assert_eq!(again, Ok(None), "the same life is not taken in again");
         let mut reborn = now;
         reborn[3] = seen(4, 2, 0);
-        let back = without.reviewed(&reborn, Some(&moved), PATIENCE);
+        let back = without.reviewed(&reborn, Some(&moved), WISHES);
         assert_eq!(carried(&back.expect("a plan").expect("another map"), 4), 6);
     }
 
@@ -343,7 +375,7 @@ mod tests {
         let drained = map.drained(number(1), true).expect("three are enough");
         assert_eq!(carried(&drained, 1), 0);
         assert_eq!(
-            drained.reviewed(&sights(&[1, 2, 3, 4]), None, PATIENCE),
+            drained.reviewed(&sights(&[1, 2, 3, 4]), None, WISHES),
             Ok(None),
             "that it is there does not undo it"
         );
@@ -380,6 +412,38 @@ mod tests {
         assert!(stranger.to_string().contains("cannot lead it"));
         let none = map.led_by(ShardId::new(8), number(1)).expect_err("eight");
         assert_eq!(none, ChangeError::UnknownShard(ShardId::new(8)));
+    }
+
+    #[test]
+    fn a_node_that_was_alone_shares_what_it_has_as_soon_as_there_are_enough() {
+        let slots = SlotMap::even(1).expect("one shard");
+        let alone = ShardPlacement {
+            replicas: vec![number(1)],
+            leader: None,
+        };
+        let map = ClusterMap::found(vec![Member::new(number(1))], 1, slots, vec![alone]);
+        let map = map.expect("a map");
+        let reviewed = |map: &ClusterMap, nodes: &[u32]| map.reviewed(&sights(nodes), None, WISHES);
+        assert_eq!(reviewed(&map, &[1]), Ok(None));
+        let two = reviewed(&map, &[1, 2])
+            .expect("a plan")
+            .expect("a member more");
+        assert_eq!((two.replicas(), carried(&two, 1)), (1, 1));
+        let three = reviewed(&two, &[1, 2, 3])
+            .expect("a plan")
+            .expect("another");
+        assert_eq!(three.replicas(), 3);
+        assert_eq!([1, 2, 3].map(|node| carried(&three, node)), [1, 1, 1]);
+        assert_eq!(reviewed(&three, &[1, 2, 3]), Ok(None));
+        let fewer = Wishes {
+            replicas: 1,
+            ..WISHES
+        };
+        assert_eq!(
+            three.reviewed(&sights(&[1, 2, 3]), None, fewer),
+            Ok(None),
+            "never fewer"
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod slots;
 use flux_types::limits::CLUSTER_NODES_MAX;
 use flux_types::{NodeId, NodeNumber, ShardId};
 
-pub use self::change::{ChangeError, Sight};
+pub use self::change::{ChangeError, Sight, Wishes};
 pub use self::json::MapError;
 pub use self::slots::{ShardCountError, SlotMap, SlotMapError};
 

@@ -10,20 +10,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use flux_cluster::ring::Weight;
 use flux_env::{Clock, Disk, RealDisk};
-use flux_log::{IDENTITY_NAME, Identity, LOCK_NAME, LOST_AND_FOUND_NAME, Log, OpenError};
+use flux_log::{
+    IDENTITY_NAME, Identity, LOCK_NAME, LOST_AND_FOUND_NAME, Log, MEMBER_NAME, OpenError,
+};
 use flux_raft::Formation;
 use flux_types::{ClusterId, NodeId, ShardId};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use super::blocking;
-use super::open::{Opening, open};
+use super::open::{ALONE_NUMBER, Opening, open};
 use crate::config::{Config, Fsync};
 use crate::cores::Places;
 use crate::error::StartError;
 use crate::peer::book::Book;
 use crate::peer::formation::{Step, decide};
-use crate::peer::member::{Member, Stage, read_cards, read_map};
+use crate::peer::member::{MAP_NAME, Member, PEERS_NAME, Stage, read_cards, read_map};
 use crate::peer::news::{Card, Decision, News, Standing};
 use crate::peer::{self, Peers, ask_news, exchange};
 use crate::ports::Addresses;
@@ -183,12 +185,12 @@ fn prepare(disk: &dyn Disk, config: &Config) -> Result<Prepared, StartError> {
     let identity =
         Identity::read(disk, dir).map_err(|error| folder_error(config, error.to_string()))?;
     let mut member = match (member, identity) {
-        (None, Some(_)) => {
-            let problem = format!(
-                "data directory {shown} belongs to a node that is alone: start it without \
-                 --node-id, or choose another folder"
-            );
-            return Err(folder_error(config, problem));
+        (None, Some(identity)) => {
+            if let Some(problem) = not_adoptable(disk, config, &identity) {
+                return Err(folder_error(config, problem));
+            }
+            info!("a node that was alone begins a cluster with what it has");
+            Member::adopted(identity)
         }
         (None, None) => {
             refuse_strangers(disk, config)?;
@@ -221,6 +223,31 @@ fn prepare(disk: &dyn Disk, config: &Config) -> Result<Prepared, StartError> {
     }
     member.write(disk, dir).map_err(failed)?;
     Ok((member, read_cards(disk, dir), read_map(disk, dir), lock))
+}
+
+/// Why the folder of a node that was alone cannot be that of this node of a cluster.
+fn not_adoptable(disk: &dyn Disk, config: &Config, identity: &Identity) -> Option<String> {
+    let shown = config.data_dir.display();
+    let was_member = [PEERS_NAME, MAP_NAME]
+        .iter()
+        .any(|name| disk.exists(&config.data_dir.join(name)));
+    if was_member {
+        return Some(format!(
+            "data directory {shown} is one of a node of a cluster and its file {MEMBER_NAME} is missing: \
+             bring it back from a copy, or choose an empty folder, so that the node joins again"
+        ));
+    }
+    let number = identity.node.physical();
+    (number != config.node_id).then(|| {
+        let whole = format!(
+            "data directory {shown} belongs to a node that is alone: start it without --node-id"
+        );
+        if number == ALONE_NUMBER {
+            format!("{whole}, or with --node-id {number} to begin a cluster with what it has")
+        } else {
+            format!("{whole}, or choose another folder")
+        }
+    })
 }
 
 /// A folder with files and without ours belongs to somebody else.
@@ -308,6 +335,7 @@ fn start_peers(
         // A listener on every address does not say where it is reached; the list does.
         takes_host_from_list: config.advertise.is_empty() && config.bind.is_unspecified(),
         replace_after: config.replace_after,
+        replicas: config.replicas as usize,
         move_rate: config.move_rate,
     });
     let system = |source| StartError::System {

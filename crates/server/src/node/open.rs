@@ -12,13 +12,16 @@ use tracing::{info, warn};
 use crate::config::{Config, Fsync, Reads, memory_of_shard};
 use crate::cores::Places;
 use crate::error::StartError;
-use crate::peer::member::Member;
+use crate::peer::member::{Member, draw_incarnation};
 
 /// Fewest stripes of a shard's store, and the number that all shards share.
 const STRIPES_MIN: u32 = 16;
 const STRIPES_TOTAL: u32 = 256;
 /// How long after a start old log is kept as if a sink needed it: the sinks are only coming.
 const HISTORY_SETTLES_MS: u64 = 60_000;
+
+/// The number of a node that is alone.
+pub(super) const ALONE_NUMBER: u32 = 1;
 
 /// What a new folder gets, and what an old one must be.
 pub(super) struct Opening {
@@ -32,17 +35,18 @@ pub(super) struct Opening {
 /// Opens the log of a node that is alone, with as many shards as asked for, or as the folder has.
 pub(super) fn open_alone(config: &Config, clock: Arc<dyn Clock>) -> Result<Log, StartError> {
     let shards = config.shards.unwrap_or(config.shards_initial);
-    let draw = || {
-        flux_env::entropy_u64().map_err(|source| StartError::System {
-            what: "failed to draw random bits",
-            source,
-        })
+    let random = |source| StartError::System {
+        what: "failed to draw random bits",
+        source,
     };
+    let draw = || flux_env::entropy_u64().map_err(random);
+    let draw_incarnation = || draw_incarnation().map_err(random);
     let opening = |shards| {
         Ok::<_, StartError>(Opening {
             shards,
             cluster: ClusterId::new(draw()?),
-            node: NodeId::new(draw()?),
+            // A number that it can keep if it becomes one of several.
+            node: NodeId::of_incarnation(ALONE_NUMBER, draw_incarnation()?),
             refuse_power_loss: false,
         })
     };

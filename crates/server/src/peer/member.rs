@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use flux_cluster::ring::Weight;
 use flux_env::{Disk, OpenMode};
-use flux_log::MEMBER_NAME;
+use flux_log::{Identity, MEMBER_NAME};
 use flux_types::{ClusterId, NodeId, limits};
 
 use super::news::{Card, Decision};
@@ -63,6 +63,19 @@ impl Stage {
     }
 }
 
+/// Draws which life of a node begins.
+///
+/// # Errors
+/// The system's, if it has no random bits.
+pub(crate) fn draw_incarnation() -> io::Result<u32> {
+    loop {
+        let drawn = u32::try_from(flux_env::entropy_u64()? >> 32).unwrap_or(0);
+        if drawn != 0 {
+            return Ok(drawn);
+        }
+    }
+}
+
 /// What the file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
@@ -76,18 +89,25 @@ pub(crate) struct Member {
 impl Member {
     /// A node that begins a life.
     pub(crate) fn draw(physical: u32, decision: Option<Decision>) -> io::Result<Self> {
-        let incarnation = loop {
-            let drawn = u32::try_from(flux_env::entropy_u64()? >> 32).unwrap_or(0);
-            if drawn != 0 {
-                break drawn;
-            }
-        };
         Ok(Self {
-            node: NodeId::of_incarnation(physical, incarnation),
+            node: NodeId::of_incarnation(physical, draw_incarnation()?),
             stage: Stage::Drawn,
             is_relaxed: false,
             decision,
         })
+    }
+
+    /// A node that was alone, and goes on as the first of a cluster with everything that it has.
+    pub(crate) fn adopted(identity: Identity) -> Self {
+        Self {
+            node: identity.node,
+            stage: Stage::Joined,
+            is_relaxed: false,
+            decision: Some(Decision {
+                cluster: identity.cluster,
+                voters: vec![vec![identity.node]; identity.shard_count as usize],
+            }),
+        }
     }
 
     fn render(&self) -> String {

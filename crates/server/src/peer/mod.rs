@@ -68,6 +68,7 @@ pub(crate) struct Peers {
     takes_host_from_list: bool,
     /// How long a node may be silent before others carry what it did.
     replace_after: Duration,
+    replicas: usize,
     /// How fast snapshots are sent.
     pace: Pace,
     /// Ends every connection.
@@ -106,6 +107,8 @@ pub(crate) struct Parts {
     pub(crate) takes_host_from_list: bool,
     /// How long a node may be silent before others carry what it did.
     pub(crate) replace_after: Duration,
+    /// On how many nodes each shard is to be, once there are so many.
+    pub(crate) replicas: usize,
     /// Most bytes of snapshots that are sent a second; 0: as fast as can be.
     pub(crate) move_rate: u64,
 }
@@ -119,6 +122,7 @@ impl Peers {
             places: parts.places,
             takes_host_from_list: parts.takes_host_from_list,
             replace_after: parts.replace_after,
+            replicas: parts.replicas,
             pace: Pace::new(parts.move_rate),
             stop: CancellationToken::new(),
             leaving: CancellationToken::new(),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flux_cluster::placement::{Member, ShardPlacement, Zone};
-use flux_cluster::{ChangeError, ClusterMap, MapError, MapProblem, Sight, SlotMap};
+use flux_cluster::{ChangeError, ClusterMap, MapError, MapProblem, Sight, SlotMap, Wishes};
 use flux_env::Instant;
 use flux_raft::{Replaced, Shard};
 use flux_types::{Error, ErrorCode, NodeId, NodeNumber, Outcome, ShardId};
@@ -295,7 +295,11 @@ async fn review(peers: &Peers, shard: &Shard, since: Instant) -> Result<(), MapC
             let map = ClusterMap::decode(text)?;
             let carrying = peers.carrying();
             let sights = peers.sights(since);
-            map.reviewed(&sights, carrying.as_ref(), peers.replace_after)?
+            let wishes = Wishes {
+                patience: peers.replace_after,
+                replicas: peers.replicas,
+            };
+            map.reviewed(&sights, carrying.as_ref(), wishes)?
         }
     };
     if let Some(next) = next {

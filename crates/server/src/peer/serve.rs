@@ -488,6 +488,7 @@ mod tests {
             takes_host_from_list: false,
             replace_after: Duration::from_secs(600),
             move_rate: 0,
+            replicas: 3,
         })
     }
 

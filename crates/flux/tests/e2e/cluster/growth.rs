@@ -10,7 +10,7 @@ use super::load::Load;
 use super::nodes::Nodes;
 use super::{FAILOVER, SOME};
 use crate::harness::resp::Value;
-use crate::harness::{Random, stdout, wait_until};
+use crate::harness::{Random, Start, stdout, wait_until};
 
 /// How long what is asked for may take.
 const WAIT: &str = "--wait=60s";
@@ -218,4 +218,54 @@ fn shards_that_are_paused_stay_until_they_are_told_to_go_on() {
             "{why}"
         );
     }
+}
+
+#[test]
+fn the_folder_of_a_node_that_was_alone_becomes_a_cluster_while_it_serves() {
+    let mut alone = Start::node().args(&["--shards", "1"]).spawn();
+    alone.wait_ready();
+    let mut connection = alone.connect();
+    for number in 0..300 {
+        let key = format!("alone{number}");
+        assert_eq!(connection.command(&["SET", &key, &key]), Value::ok());
+    }
+    assert_eq!(connection.line("INCR counted"), Value::Integer(1));
+    assert_eq!(connection.line("SET passing 1 EX 900"), Value::ok());
+    let folder = alone.kill();
+
+    let mut nodes = Nodes::new(3, &[]);
+    nodes.give(0, folder);
+    // It serves before any other node is there.
+    nodes.spawn(0);
+    nodes.wait_node(0);
+    assert_eq!(nodes.connect(0).line("GET alone7"), Value::bulk("alone7"));
+    let load = Load::start(vec![nodes.address(0)], 6);
+    load.wait_done(100, FAILOVER);
+    for index in [1, 2] {
+        nodes.spawn(index);
+        nodes.wait_node(index);
+    }
+    wait_votes(&nodes, 0, 3, 1..=1);
+    assert_eq!(nodes.members(0), [(3, 0)]);
+    load.wait_done(100, FAILOVER);
+    assert_eq!(load.failed(), 0, "{:?}", load.problems());
+    load.judge(&SOME);
+    nodes.assert_equal();
+
+    nodes.kill(0);
+    let mut connection = nodes.connect(2);
+    wait_until("the others to go on", || {
+        connection.line("INCR counted") == Value::Integer(2)
+    });
+    for number in 0..300 {
+        let key = format!("alone{number}");
+        assert_eq!(connection.command(&["GET", &key]), Value::bulk(&key));
+    }
+    let Value::Integer(left) = connection.line("TTL passing") else {
+        panic!("it has a deadline");
+    };
+    assert!((1..=900).contains(&left), "{left}");
+    nodes.spawn(0);
+    nodes.wait_node(0);
+    nodes.assert_equal();
 }

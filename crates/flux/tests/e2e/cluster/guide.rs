@@ -110,6 +110,18 @@ fn every_command_of_the_page_about_growing_does_what_it_says() {
     });
 }
 
+#[test]
+fn every_command_about_a_node_that_gets_company_does_what_it_says() {
+    follow(&Page {
+        name: "docs/growing.md",
+        mark: "sh test alone",
+        by_node: &[7370, 9170, 7390, 50_050],
+        nodes: 3,
+        others: &[8080],
+        programs: &["redis-cli"],
+    });
+}
+
 /// Does what a page says; answers each line with what it printed, after it was compared with what
 /// the page promises.
 fn follow(page: &Page) -> Vec<(String, String)> {

@@ -105,6 +105,11 @@ impl Nodes {
         nodes
     }
 
+    /// Gives a node that was never started a folder.
+    pub(super) fn give(&mut self, index: usize, folder: TempDir) {
+        self.nodes[index] = Node::Down(folder);
+    }
+
     /// Another node, which looks for the cluster where the first ones are; it is not started.
     /// Answers its index.
     pub(super) fn grow(&mut self) -> usize {
