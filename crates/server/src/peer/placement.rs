@@ -102,6 +102,11 @@ impl Peers {
     ) -> Result<Changed, MapChangeError> {
         let deadline = self.clock.now() + LIMIT;
         let mut present = self.stored_map(deadline).await?;
+        // A cluster that has only just begun gets its map within moments.
+        while present.is_none() && self.clock.now() + PAUSE < deadline {
+            tokio::time::sleep(PAUSE).await;
+            present = self.stored_map(deadline).await?;
+        }
         for _ in 0..ATTEMPTS {
             let Some(text) = present else {
                 let message = "the cluster has no map yet: its first leader is about to make it";

@@ -9,6 +9,7 @@ use super::admin::ask;
 use super::load::Load;
 use super::nodes::Nodes;
 use super::{FAILOVER, SOME};
+use crate::harness::etcd::Etcd;
 use crate::harness::resp::Value;
 use crate::harness::{Random, Start, stdout, wait_until};
 
@@ -45,35 +46,58 @@ fn wait_votes(nodes: &Nodes, asked: usize, number: u64, range: std::ops::RangeIn
     });
 }
 
-/// Waits until all who carry a shard have applied the same, and those who do not hold nothing.
-fn assert_nothing_is_left(nodes: &Nodes, asked: usize) {
-    wait_until("carriers to agree and others to hold nothing", || {
+/// What the nodes that run have applied of a shard: those that are to carry it, and the others.
+fn applied(nodes: &Nodes, shard: usize, planned: &Json) -> Option<(Vec<u64>, Vec<u64>)> {
+    let planned = planned.as_array().into_iter().flatten();
+    let planned: BTreeSet<u64> = planned.filter_map(Json::as_u64).collect();
+    let (mut carried, mut left) = (Vec::new(), Vec::new());
+    for index in (0..nodes.count()).filter(|index| nodes.is_up(*index)) {
+        let at = nodes.shards(index)?[shard]["applied_index"].as_u64()?;
+        if planned.contains(&(index as u64 + 1)) {
+            carried.push(at);
+        } else {
+            left.push(at);
+        }
+    }
+    Some((carried, left))
+}
+
+/// Waits until for every shard, of what carriers and others have applied, this holds.
+fn wait_applied(nodes: &Nodes, asked: usize, what: &str, holds: impl Fn(&[u64], &[u64]) -> bool) {
+    wait_until(what, || {
         let Some(seen) = seen(nodes, asked) else {
             return false;
         };
         let shards = seen["shards"].as_array().cloned().unwrap_or_default();
-        shards.iter().enumerate().all(|(shard, placed)| {
-            let planned: BTreeSet<u64> = placed["planned"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(Json::as_u64)
-                .collect();
-            let mut applied = BTreeSet::new();
-            for index in (0..nodes.count()).filter(|index| nodes.is_up(*index)) {
-                let Some(held) = nodes.shards(index) else {
-                    return false;
-                };
-                let at = held[shard]["applied_index"].as_u64().unwrap_or(u64::MAX);
-                if planned.contains(&(index as u64 + 1)) {
-                    applied.insert(at);
-                } else if at != 0 {
-                    return false;
-                }
-            }
-            applied.len() == 1
-        })
+        !shards.is_empty()
+            && shards.iter().enumerate().all(|(shard, placed)| {
+                let found = applied(nodes, shard, &placed["planned"]);
+                found.is_some_and(|(carried, left)| holds(&carried, &left))
+            })
     });
+}
+
+/// Waits until nodes hold nothing of shards that others carry.
+fn wait_nothing_is_left(nodes: &Nodes, asked: usize) {
+    wait_applied(
+        nodes,
+        asked,
+        "nothing to be left where nothing is to be",
+        |carried, left| carried.iter().all(|at| *at != 0) && left.iter().all(|at| *at == 0),
+    );
+}
+
+/// The same when nobody writes, and all who carry a shard have applied the same.
+fn wait_carriers_agree(nodes: &Nodes, asked: usize) {
+    wait_applied(
+        nodes,
+        asked,
+        "those who carry a shard to agree",
+        |carried, left| {
+            let first = carried.first();
+            carried.iter().all(|at| Some(at) == first) && left.iter().all(|at| *at == 0)
+        },
+    );
 }
 
 #[test]
@@ -91,13 +115,13 @@ fn a_node_comes_another_is_drained_and_a_dead_one_replaced_and_nobody_is_refused
     nodes.spawn(fourth);
     nodes.wait_node(fourth);
     wait_votes(&nodes, 0, 4, 4..=5);
-    assert_nothing_is_left(&nodes, 0);
+    wait_nothing_is_left(&nodes, 0);
     load.wait_done(100, FAILOVER);
 
     let said = told(&nodes, 1, &["drain", "1", WAIT]);
     assert!(said.contains("replicas have to move"), "{said}");
     wait_votes(&nodes, 3, 1, 0..=0);
-    assert_nothing_is_left(&nodes, 3);
+    wait_nothing_is_left(&nodes, 3);
     assert_eq!(load.failed(), 0, "{:?}", load.problems());
     // It still takes requests.
     assert_eq!(nodes.connect(0).line("GET kept7"), Value::bulk("kept7"));
@@ -119,7 +143,7 @@ fn a_node_comes_another_is_drained_and_a_dead_one_replaced_and_nobody_is_refused
     });
     told(&nodes, 3, &["remove", "2", WAIT]);
     wait_votes(&nodes, 3, 5, 6..=6);
-    assert_nothing_is_left(&nodes, 3);
+    wait_nothing_is_left(&nodes, 3);
     let nodes_known = told(&nodes, 2, &["nodes"]);
     let second = nodes_known.lines().find(|line| line.starts_with("2 "));
     assert!(
@@ -129,6 +153,7 @@ fn a_node_comes_another_is_drained_and_a_dead_one_replaced_and_nobody_is_refused
 
     load.wait_done(100, FAILOVER);
     load.judge(&SOME);
+    wait_carriers_agree(&nodes, 3);
     for reader in [0, 2, 3, 4] {
         let mut connection = nodes.connect(reader);
         for number in 0..500 {
@@ -183,9 +208,10 @@ fn whatever_is_killed_while_shards_move_nothing_is_lost_and_the_moves_end() {
         told(&nodes, asked, &["drain", &number, "--undo"]);
     }
     told(&nodes, 0, &["rebalance", WAIT]);
-    assert_nothing_is_left(&nodes, 0);
+    wait_nothing_is_left(&nodes, 0);
     load.wait_done(100, FAILOVER);
     load.judge(&SOME);
+    wait_carriers_agree(&nodes, 0);
 }
 
 #[test]
@@ -198,8 +224,9 @@ fn shards_that_are_paused_stay_until_they_are_told_to_go_on() {
     wait_until("the map to know the fourth", || {
         seen(&nodes, 0).is_some_and(|seen| !seen["moves"].as_array().is_none_or(Vec::is_empty))
     });
-    let status = told(&nodes, 1, &["status"]);
-    assert!(status.contains("are to move, paused"), "{status}");
+    wait_until("another node to say so", || {
+        told(&nodes, 1, &["status"]).contains("are to move, paused")
+    });
     assert_eq!(votes(&seen(&nodes, 0).expect("it answers"), 4), 0);
     let impatient = ask(&nodes, 0, &["status", "--wait=1s"]);
     assert_eq!(impatient.status.code(), Some(1), "{impatient:?}");
@@ -268,4 +295,63 @@ fn the_folder_of_a_node_that_was_alone_becomes_a_cluster_while_it_serves() {
     nodes.spawn(0);
     nodes.wait_node(0);
     nodes.assert_equal();
+}
+
+#[test]
+fn shards_move_while_etcd_is_gone_and_comes_back_empty() {
+    const NAME: &str = "shards move while etcd is gone";
+    let Some(mut etcd) = Etcd::start(NAME) else {
+        return;
+    };
+    let mut nodes = Nodes::started(3, &["--shards", "4", "--etcd", &etcd.address()]);
+    let fourth = nodes.grow();
+    nodes.spawn(fourth);
+    nodes.wait_node(fourth);
+    let load = Load::start(nodes.addresses(), 6);
+    load.wait_done(100, FAILOVER);
+    wait_votes(&nodes, 0, 4, 3..=3);
+    etcd.kill();
+    let said = told(&nodes, 1, &["drain", "1"]);
+    assert!(said.contains("3 replicas have to move"), "{said}");
+    etcd.wipe();
+    told(&nodes, 2, &["status", WAIT]);
+    wait_votes(&nodes, 2, 1, 0..=0);
+    etcd.restart();
+    told(&nodes, 2, &["drain", "1", "--undo", WAIT]);
+    wait_votes(&nodes, 2, 1, 3..=3);
+    wait_nothing_is_left(&nodes, 2);
+    wait_until("all four to be registered again", || {
+        etcd.keys("flux/services/flux.kv.v1.Kv/").len() == 4
+    });
+    load.wait_done(100, FAILOVER);
+    assert_eq!(load.failed(), 0, "{:?}", load.problems());
+    load.judge(&SOME);
+    wait_carriers_agree(&nodes, 0);
+}
+
+#[test]
+fn a_node_that_stays_silent_is_replaced_and_gets_its_share_again_when_it_is_back() {
+    let mut nodes = Nodes::started(3, &["--shards", "4", "--replace-after", "5s"]);
+    let fourth = nodes.grow();
+    nodes.spawn(fourth);
+    nodes.wait_node(fourth);
+    wait_votes(&nodes, 0, 4, 3..=3);
+    let load = Load::start(nodes.addresses(), 4);
+    load.wait_done(100, FAILOVER);
+    nodes.kill(1);
+    wait_votes(&nodes, 0, 2, 0..=0);
+    let status = told(&nodes, 3, &["nodes"]);
+    let second = status.lines().find(|line| line.starts_with("2 "));
+    assert!(second.is_some_and(|line| line.contains("away")), "{status}");
+    // Two of the three that are left are enough again.
+    nodes.kill(2);
+    load.wait_done(50, FAILOVER);
+    for index in [1, 2] {
+        nodes.spawn(index);
+        nodes.wait_node(index);
+    }
+    wait_votes(&nodes, 0, 2, 3..=3);
+    wait_nothing_is_left(&nodes, 0);
+    load.judge(&SOME);
+    wait_carriers_agree(&nodes, 0);
 }
