@@ -14,7 +14,7 @@ use flux_log::{
     IDENTITY_NAME, Identity, LOCK_NAME, LOST_AND_FOUND_NAME, Log, MEMBER_NAME, OpenError,
 };
 use flux_raft::Formation;
-use flux_types::{ClusterId, NodeId, ShardId};
+use flux_types::{ClusterId, ShardId};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
@@ -31,6 +31,8 @@ use crate::peer::{self, Peers, ask_news, exchange};
 use crate::ports::Addresses;
 use crate::registration::host;
 
+/// How long a node that was told to accept loss listens whether it must.
+const HEARING: Duration = Duration::from_secs(3);
 /// Pause between two rounds of asking.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long a reason to refuse must stand: a node that has just been restarted may still be taken
@@ -113,7 +115,11 @@ pub(super) async fn join(parts: Parts<'_>) -> Result<Joined, StartError> {
         config.data_dir.clone(),
     ));
     drop(lock);
-    let log = match open_as(config, parts.clock, &member).await {
+    let mut opened = open_as(config, parts.clock, &member, Trust::Whole).await;
+    if config.accept_loss && matches!(&opened, Err(Problem::Rebuild(_))) {
+        opened = accept_loss(&parts, &peers, &disk, &mut member, opened).await?;
+    }
+    let log = match opened {
         Ok(log) if is_empty_but_should_not_be(&log, &member) => {
             log.close();
             let problem = "the log of this node is empty, though it had one".to_owned();
@@ -184,7 +190,7 @@ fn prepare(disk: &dyn Disk, config: &Config) -> Result<Prepared, StartError> {
     let member = Member::read(disk, dir).map_err(failed)?;
     let identity =
         Identity::read(disk, dir).map_err(|error| folder_error(config, error.to_string()))?;
-    let mut member = match (member, identity) {
+    let member = match (member, identity) {
         (None, Some(identity)) => {
             if let Some(problem) = not_adoptable(disk, config, &identity) {
                 return Err(folder_error(config, problem));
@@ -217,10 +223,6 @@ fn prepare(disk: &dyn Disk, config: &Config) -> Result<Prepared, StartError> {
         }
         (Some(member), _) => member,
     };
-    if config.accept_loss && member.stage == Stage::Suspect {
-        warn!("going on with what is on the disk, as told; what was acknowledged last may be lost");
-        member.stage = Stage::Joined;
-    }
     member.write(disk, dir).map_err(failed)?;
     Ok((member, read_cards(disk, dir), read_map(disk, dir), lock))
 }
@@ -414,6 +416,15 @@ async fn form(peers: &Arc<Peers>, config: &Config) -> Result<Decision, StartErro
     }
 }
 
+/// Of which log a node is content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trust {
+    /// One that holds all that this node has acknowledged.
+    Whole,
+    /// Any that can be read.
+    Any,
+}
+
 enum Problem {
     /// This replica cannot be trusted; others may have its data.
     Rebuild(String),
@@ -421,7 +432,12 @@ enum Problem {
 }
 
 /// Opens the log of this life of the node.
-async fn open_as(config: &Config, clock: &Arc<dyn Clock>, member: &Member) -> Result<Log, Problem> {
+async fn open_as(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    member: &Member,
+    trust: Trust,
+) -> Result<Log, Problem> {
     let Some(decision) = &member.decision else {
         let problem = "a node without a cluster has no log".to_owned();
         return Err(Problem::Other(StartError::Cluster { problem }));
@@ -436,7 +452,7 @@ async fn open_as(config: &Config, clock: &Arc<dyn Clock>, member: &Member) -> Re
         cluster: decision.cluster,
         node: member.node,
         refuse_power_loss: member.is_relaxed
-            && !config.accept_loss
+            && trust == Trust::Whole
             && decision.voters.iter().any(|voters| 1 < voters.len()),
     };
     let opened = {
@@ -533,7 +549,7 @@ async fn reborn(
         cluster: ClusterId::new(0),
         voters: Vec::new(),
     });
-    wait_for_quorum(peers, member.node, &decision, &problem).await?;
+    wait_for_quorum(peers, member, &problem).await?;
     *member = Member::draw(config.node_id, Some(decision)).map_err(|source| {
         let what = "failed to draw random bits";
         StartError::System { what, source }
@@ -554,29 +570,64 @@ async fn reborn(
         own.standing = Standing::Starting;
     });
     info!("this node joins again as a new one and gets its data from the others");
-    match open_as(config, parts.clock, member).await {
+    match open_as(config, parts.clock, member, Trust::Whole).await {
         Ok(log) => Ok(log),
         Err(Problem::Rebuild(problem)) => Err(StartError::Damaged { problem }),
         Err(Problem::Other(error)) => Err(error),
     }
 }
 
+/// Goes on with what is on the disk of a node that cannot trust itself, as told; unless the others
+/// have all, by what they say within [`HEARING`]: they may have gone on without what is here, which
+/// then is no history of theirs. Answers what else the open has found.
+async fn accept_loss(
+    parts: &Parts<'_>,
+    peers: &Arc<Peers>,
+    disk: &Arc<dyn Disk>,
+    member: &mut Member,
+    opened: Result<Log, Problem>,
+) -> Result<Result<Log, Problem>, StartError> {
+    let until = peers.clock().now() + HEARING;
+    let quorum = loop {
+        let quorum = quorum(peers, member);
+        if quorum != Quorum::Unknown || until <= peers.clock().now() {
+            break quorum;
+        }
+        tokio::time::sleep(PAUSE).await;
+    };
+    if quorum == Quorum::Safe {
+        return Ok(opened);
+    }
+    warn!("going on with what is on the disk, as told; what was acknowledged last may be lost");
+    member.stage = Stage::Joined;
+    keep(disk, parts.config, member).await?;
+    peers.book.tell(|own| own.standing = Standing::Starting);
+    Ok(open_as(parts.config, parts.clock, member, Trust::Any).await)
+}
+
+/// What the voters of the cluster are like, by what this node has heard of them.
+fn quorum(peers: &Arc<Peers>, member: &Member) -> Quorum {
+    let others: BTreeMap<u32, Standing> = peers
+        .book
+        .others()
+        .into_iter()
+        .filter(|(.., is_alive)| *is_alive)
+        .map(|(card, standing, _)| (card.node.physical(), standing))
+        .collect();
+    let decision = member.decision.as_ref();
+    decision.map_or(Quorum::Safe, |decision| {
+        judge(member.node.physical(), &peers.voters(decision), &others)
+    })
+}
+
 async fn wait_for_quorum(
     peers: &Arc<Peers>,
-    own: NodeId,
-    decision: &Decision,
+    member: &Member,
     problem: &str,
 ) -> Result<(), StartError> {
     let mut told_at = None;
     loop {
-        let others: BTreeMap<u32, Standing> = peers
-            .book
-            .others()
-            .into_iter()
-            .filter(|(.., is_alive)| *is_alive)
-            .map(|(card, standing, _)| (card.node.physical(), standing))
-            .collect();
-        match judge(own.physical(), &peers.voters(decision), &others) {
+        match quorum(peers, member) {
             Quorum::Safe => return Ok(()),
             Quorum::Lost => {
                 let problem = format!(

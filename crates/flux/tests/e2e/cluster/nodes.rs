@@ -162,7 +162,12 @@ impl Nodes {
 
     /// Starts a node, over what it left if it was there before, without waiting for it.
     pub(super) fn spawn(&mut self, index: usize) {
-        let start = self.start(index);
+        self.spawn_with(index, &[]);
+    }
+
+    /// The same with more arguments.
+    pub(super) fn spawn_with(&mut self, index: usize, args: &[&str]) {
+        let start = self.start(index).args(args);
         let before = std::mem::replace(&mut self.nodes[index], Node::New);
         let start = match before {
             Node::Down(folder) => start.over(folder),

@@ -16,7 +16,19 @@ fn value(number: usize) -> String {
 
 /// Changes a byte in the middle of what a node has acknowledged.
 fn damage(folder: &Path) {
+    overwrite(folder, &value(KEYS / 2), b"#");
+}
+
+/// Undoes that.
+fn mend(folder: &Path) {
     let text = value(KEYS / 2);
+    let damaged = format!("#{}", text.get(1..).expect("ASCII"));
+    let first = text.get(..1).expect("ASCII");
+    overwrite(folder, &damaged, first.as_bytes());
+}
+
+/// Writes over the beginning of a text in the log.
+fn overwrite(folder: &Path, text: &str, with: &[u8]) {
     let log = folder.join("flux-data/log");
     for entry in std::fs::read_dir(log).expect("the log has a folder") {
         let path = entry.expect("an entry").path();
@@ -25,7 +37,7 @@ fn damage(folder: &Path) {
         if let Some(position) = windows.position(|window| window == text.as_bytes()) {
             let file = std::fs::OpenOptions::new().write(true).open(&path);
             let file = file.expect("a segment is writable");
-            file.write_all_at(b"#", position as u64)
+            file.write_all_at(with, position as u64)
                 .expect("a byte is written");
             return;
         }
@@ -97,4 +109,66 @@ fn rule_12_with_a_majority_that_cannot_be_trusted_nobody_goes_on() {
     for index in [1, 2] {
         assert!(nodes.folder(index).join("flux-data/IDENTITY").exists());
     }
+}
+
+/// The others may have gone on without what it has: its disk is no history of theirs any more.
+#[test]
+fn rule_12_a_node_told_to_accept_loss_is_rebuilt_where_the_others_have_all() {
+    let mut nodes = filled();
+    for index in 0..3 {
+        nodes.kill(index);
+    }
+    damage(nodes.folder(2));
+    nodes.spawn(2);
+    wait_until("it cannot trust itself, and asks", || {
+        let said = nodes.process(2).stderr();
+        said.contains("waiting for a majority of the nodes")
+    });
+    nodes.kill(2);
+    // What is on its disk can be read again, as after a power cut that took nothing.
+    mend(nodes.folder(2));
+    for index in [0, 1] {
+        nodes.spawn(index);
+    }
+    nodes.wait_ready();
+    nodes.spawn_with(2, &["--accept-loss"]);
+    nodes.wait_node(2);
+    let said = nodes.process(2).stderr();
+    assert!(said.contains("joins again as a new one"), "{said}");
+    wait_until("the new life has the vote of the old", || {
+        (0..3).all(|index| nodes.members(index) == [(3, 0)])
+    });
+    nodes.assert_equal();
+}
+
+#[test]
+fn told_to_accept_loss_nodes_that_cannot_trust_themselves_go_on_with_what_is_on_their_disks() {
+    let mut nodes = filled();
+    for index in 0..3 {
+        nodes.kill(index);
+    }
+    for index in [1, 2] {
+        damage(nodes.folder(index));
+    }
+    for index in 0..3 {
+        nodes.spawn(index);
+    }
+    for index in [1, 2] {
+        assert_eq!(nodes.ended(index).0, Some(3));
+        mend(nodes.folder(index));
+    }
+    nodes.kill(0);
+    for index in 0..3 {
+        nodes.spawn_with(index, &["--accept-loss"]);
+    }
+    nodes.wait_ready();
+    // Who is much later than the others finds them well, and is rebuilt.
+    let said = [1, 2].map(|index| nodes.process(index).stderr());
+    let goes_on = |said: &String| said.contains("going on with what is on the disk");
+    assert!(said.iter().any(goes_on), "{said:?}");
+    nodes.assert_equal();
+    let mut connection = nodes.connect(1);
+    let key = format!("key:{}", KEYS / 2);
+    let expected = Value::bulk(&value(KEYS / 2));
+    assert_eq!(insist(&mut connection, &["GET", &key]), expected);
 }
