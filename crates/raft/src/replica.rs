@@ -284,8 +284,18 @@ impl Replica {
         }
     }
 
+    /// Who leads, as far as this replica knows.
+    fn leader(&self) -> Option<NodeId> {
+        let engine = self.engine();
+        let metrics = engine.server_metrics.borrow_watched();
+        leader_of(&metrics)
+    }
+
     /// A picture of this replica.
     pub(crate) fn status(&self) -> ShardStatus {
+        // Not within the picture: what is borrowed there stays so to its end, and borrowing twice on
+        // one thread can wait for itself.
+        let leader = self.leader();
         let metrics = self.engine().raft.metrics();
         let metrics = metrics.borrow_watched().clone();
         let vote = from_raft_vote(&metrics.vote);
@@ -305,7 +315,7 @@ impl Replica {
             node: self.node,
             role,
             term: vote.term,
-            leader: leader_of(&self.engine().server_metrics.borrow_watched()),
+            leader,
             last: LogIndex::new(metrics.last_log_index.map_or(0, |index| index + 1)),
             committed: index(&metrics.local_committed),
             applied: self.progress.applied_index(),

@@ -397,3 +397,33 @@ fn a_replica_whose_entries_are_gone_from_the_log_catches_up_by_snapshot() {
         cluster.stop().await;
     });
 }
+
+#[test]
+fn who_asks_for_a_status_while_everything_changes_does_not_wait_for_itself() {
+    let (tell, told) = std::sync::mpsc::channel();
+    // On a thread of its own: one that waits for itself never ends.
+    std::thread::spawn(move || {
+        on_runtime(async {
+            let cluster = Cluster::start(1).await;
+            let node = cluster.leader().await;
+            let ask = || {
+                let shard = node.shard.clone();
+                std::thread::spawn(move || {
+                    for _ in 0..20_000 {
+                        drop((shard.status(), shard.members(), shard.is_writable()));
+                    }
+                })
+            };
+            let asking = [ask(), ask()];
+            while asking.iter().any(|thread| !thread.is_finished()) {
+                assert_eq!(node.run_one(set("n", "1")).await, Reply::Ok);
+            }
+            for thread in asking {
+                thread.join().expect("it asks to the end");
+            }
+        });
+        let _is_heard = tell.send(()).is_ok();
+    });
+    let ended = told.recv_timeout(Duration::from_secs(60));
+    assert!(ended.is_ok(), "somebody waits for itself");
+}

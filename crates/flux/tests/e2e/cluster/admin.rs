@@ -24,16 +24,25 @@ pub(super) fn ask(nodes: &Nodes, index: usize, words: &[&str]) -> Output {
 pub(super) fn spread(nodes: &Nodes) {
     for shard in 0..4 {
         let (shard, node) = (shard.to_string(), (shard % 3 + 1).to_string());
-        let output = ask(nodes, 0, &["transfer", &shard, &node]);
-        assert!(output.status.success(), "{output:?}");
+        hand_over(nodes, 0, &shard, &node);
     }
+}
+
+/// Lets a node lead a shard, once it is known to be there.
+fn hand_over(nodes: &Nodes, asked: usize, shard: &str, node: &str) {
+    wait_until(&format!("node {node} to lead shard {shard}"), || {
+        let output = ask(nodes, asked, &["transfer", shard, node]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let is_only_early = said.contains("has not been heard of lately");
+        assert!(output.status.success() || is_only_early, "{output:?}");
+        output.status.success()
+    });
 }
 
 /// Lets a node lead a shard.
 pub(super) fn transfer(nodes: &Nodes, shard: usize, target: usize) {
     let (shard_text, node) = (shard.to_string(), (target + 1).to_string());
-    let output = ask(nodes, target, &["transfer", &shard_text, &node]);
-    assert!(output.status.success(), "{output:?}");
+    hand_over(nodes, target, &shard_text, &node);
     assert_eq!(nodes.leader(shard), target);
 }
 
