@@ -27,6 +27,10 @@ const MOVES_MAX: usize = 2;
 const LEAD_MIN: Duration = Duration::from_secs(5);
 /// How long one step may take.
 const LIMIT: Duration = Duration::from_secs(10);
+/// How long a voter gets to take over: commands wait meanwhile. And how long a shard is left alone
+/// after one that did not.
+const HAND_OVER: Duration = Duration::from_millis(1500);
+const REST: Duration = Duration::from_secs(5);
 /// How many entries behind the leader counts as caught up: what a change of voters waits for.
 const LAG_MAX: u64 = 64;
 
@@ -63,6 +67,7 @@ pub(crate) async fn keep(peers: Arc<Peers>) {
 
 async fn keep_members(peers: &Arc<Peers>) {
     let mut leads_since = BTreeMap::new();
+    let mut resting: BTreeMap<ShardId, Instant> = BTreeMap::new();
     let mut pause = PAUSE;
     loop {
         tokio::select! {
@@ -76,7 +81,10 @@ async fn keep_members(peers: &Arc<Peers>) {
             .count();
         pause = PAUSE;
         for (shard, step) in steps {
+            let now = peers.clock.now();
+            let rests = resting.get(&shard.id()).is_some_and(|until| now < *until);
             match step {
+                Step::Lead(_) if rests => continue,
                 Step::Wait(_) => continue,
                 Step::Learn(_) if MOVES_MAX <= following => continue,
                 Step::Learn(_) => following += 1,
@@ -89,6 +97,9 @@ async fn keep_members(peers: &Arc<Peers>) {
                 }
                 Err(error) => {
                     tracing::debug!(shard = %shard.id(), ?step, %error, "membership not changed");
+                    if matches!(step, Step::Lead(_)) {
+                        resting.insert(shard.id(), peers.clock.now() + REST);
+                    }
                 }
             }
         }
@@ -186,7 +197,10 @@ async fn take(peers: &Peers, shard: &Shard, step: Step) -> Result<(), Membership
         Step::Wait(_) => Ok(()),
         Step::Vote(voters) => shard.change_voters(voters, deadline).await,
         Step::Forget(node) => shard.remove_learner(node, deadline).await,
-        Step::Lead(node) => shard.transfer_leadership(node, deadline).await,
+        Step::Lead(node) => {
+            let deadline = peers.clock.now() + HAND_OVER;
+            shard.transfer_leadership(node, deadline).await
+        }
     }
 }
 
