@@ -9,7 +9,10 @@
 
 use std::collections::BTreeSet;
 
-use flux_types::{NodeId, NodeNumber};
+use flux_types::{LogIndex, NodeId, NodeNumber};
+
+/// How many entries behind the leader counts as caught up: what a change of voters waits for.
+pub const LAG_MAX: u64 = 64;
 
 /// What a shard's leader does next about its members.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +53,20 @@ pub struct Members {
     pub caught_up: BTreeSet<NodeId>,
     /// Other nodes that are there and well: of each number the life that it lives now.
     pub living: BTreeSet<NodeId>,
+}
+
+/// Who has (nearly) everything, by how far each log is known to reach: at least to the entry
+/// `member_since` by which they belong to the shard, because what a voter acknowledges counts from
+/// then on, and almost to the `last` one.
+#[must_use]
+pub fn caught_up(
+    replication: &[(NodeId, LogIndex)],
+    last: LogIndex,
+    member_since: LogIndex,
+) -> BTreeSet<NodeId> {
+    let reached = |index: LogIndex| last.get() <= index.get() + LAG_MAX && member_since <= index;
+    let nodes = replication.iter().filter(|(_, index)| reached(*index));
+    nodes.map(|(node, _)| *node).collect()
 }
 
 /// Decides. Without a target the shard stays on the nodes where it is, and only nodes that have
@@ -250,6 +267,18 @@ mod tests {
         assert_eq!(next_step(&now, None), Some(Step::Forget(node(3, 1))));
         now.learners.clear();
         assert_eq!(next_step(&now, None), None);
+    }
+
+    #[test]
+    fn who_lacks_little_has_caught_up_unless_it_lacks_the_entry_that_made_it_a_member() {
+        let (one, two) = (node(1, 1), node(2, 1));
+        let at = LogIndex::new;
+        let reached = |index| caught_up(&[(one, at(index)), (two, at(1))], at(1000), at(990));
+        assert_eq!(reached(990), BTreeSet::from([one]));
+        assert_eq!(reached(989), BTreeSet::new());
+        let old = |index| caught_up(&[(one, at(index))], at(1000), at(5));
+        assert_eq!(old(1000 - LAG_MAX), BTreeSet::from([one]));
+        assert_eq!(old(1000 - LAG_MAX - 1), BTreeSet::new());
     }
 
     #[test]

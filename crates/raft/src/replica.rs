@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use flux_env::{Clock, Instant};
-use flux_log::{Log, ShardLog};
+use flux_log::{Log, LogId, ShardLog};
 use flux_store::Store;
 use flux_types::{Error, ErrorCode, LogIndex, NodeId, ShardId, Term, UnixMillis};
 use openraft::alias::WatchReceiverOf;
@@ -264,7 +264,9 @@ impl Replica {
         let has_quorum = self.has_quorum();
         let engine = self.engine();
         let metrics = engine.server_metrics.borrow_watched();
-        let membership = metrics.membership_config.membership();
+        let effective = &metrics.membership_config;
+        let committed = &metrics.committed_membership_config;
+        let membership = effective.membership();
         let leader = leader_of(&metrics);
         Members {
             term: from_raft_vote(&metrics.vote).term,
@@ -272,15 +274,8 @@ impl Replica {
             leader: leader.filter(|leader| *leader != self.node || has_quorum),
             voters: membership.voter_ids().map(NodeId::new).collect(),
             learners: membership.learner_ids().map(NodeId::new).collect(),
-            membership: metrics
-                .membership_config
-                .log_id()
-                .as_ref()
-                .map(from_raft_id),
-            is_membership_committed: is_committed(
-                &metrics.membership_config,
-                &metrics.committed_membership_config,
-            ),
+            membership: entry_of(effective),
+            is_membership_committed: is_committed(effective, committed),
         }
     }
 
@@ -303,7 +298,9 @@ impl Replica {
             id.as_ref()
                 .map_or(LogIndex::new(0), |id| from_raft_id(id).index)
         };
-        let membership = metrics.membership_config.membership();
+        let effective = &metrics.membership_config;
+        let committed = &metrics.committed_membership_config;
+        let membership = effective.membership();
         let role = match metrics.state {
             ServerState::Leader => Role::Leader,
             ServerState::Candidate => Role::Candidate,
@@ -328,15 +325,8 @@ impl Replica {
                 [] | [_] => None,
             },
             learners: membership.learner_ids().map(NodeId::new).collect(),
-            membership: metrics
-                .membership_config
-                .log_id()
-                .as_ref()
-                .map(from_raft_id),
-            is_membership_committed: is_committed(
-                &metrics.membership_config,
-                &metrics.committed_membership_config,
-            ),
+            membership: entry_of(effective),
+            is_membership_committed: is_committed(effective, committed),
             replication: metrics
                 .replication
                 .iter()
@@ -361,6 +351,11 @@ fn leader_of(metrics: &RaftServerMetrics<TypeConfig>) -> Option<NodeId> {
     let is_known = membership.nodes().next().is_some();
     let leader = metrics.current_leader.filter(|_| is_known);
     leader.map(NodeId::new)
+}
+
+/// The entry that says who belongs to a shard.
+fn entry_of(membership: &StoredMembership) -> Option<LogId> {
+    membership.log_id().as_ref().map(from_raft_id)
 }
 
 /// Whether the membership in force is the one last known to be committed.

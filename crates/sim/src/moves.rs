@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use flux_cluster::reconcile::{Members, Step, Target, next_step};
+use flux_cluster::reconcile::{Members, Step, Target, caught_up, next_step};
 use flux_env::Clock;
 use flux_log::LogId;
 use flux_raft::{Formation, Shard, ShardStatus};
-use flux_types::{NodeId, NodeNumber, ShardId};
+use flux_types::{LogIndex, NodeId, NodeNumber, ShardId};
 use parking_lot::Mutex;
 
 use crate::executor::{Executor, sleep};
@@ -25,8 +25,6 @@ use crate::machine::{Machine, SHARDS};
 const REPLICAS: usize = 3;
 /// How long one step may take.
 const LIMIT: Duration = Duration::from_secs(3);
-/// How many entries behind the leader counts as caught up.
-const LAG_MAX: u64 = 16;
 /// How much of what leaders have said is remembered.
 const TOLD_MAX: usize = 12;
 
@@ -257,16 +255,14 @@ fn left_over(shard: &Shard, machine: &Machine) -> Option<&'static str> {
 
 /// A shard as its leader sees it.
 fn members(status: &ShardStatus, living: BTreeSet<NodeId>) -> Members {
-    let reached = |index: u64| status.last.get() <= index + LAG_MAX;
-    let caught_up = status.replication.iter();
-    let caught_up = caught_up.filter(|(_, index)| reached(index.get()));
+    let member_since = status.membership.map_or(LogIndex::new(0), |id| id.index);
     let after = status.voters_after.as_ref();
     Members {
         own: status.node,
         voters: status.voters.iter().copied().collect(),
         after: after.map(|after| after.iter().copied().collect()),
         learners: status.learners.iter().copied().collect(),
-        caught_up: caught_up.map(|(node, _)| *node).collect(),
+        caught_up: caught_up(&status.replication, status.last, member_since),
         living,
     }
 }

@@ -175,26 +175,30 @@ impl Book {
     /// Takes in a cluster map, if it is newer than the one that is known. What is no map, or one of
     /// another version of this program, is worth nothing here.
     pub(crate) fn hear_map(&self, text: &Bytes) {
-        let version = self.map_version();
-        if let Ok(map) = ClusterMap::decode(text)
-            && version < map.version()
-        {
-            tracing::info!(version = map.version(), "cluster map changed");
-            let mut state = self.state.lock();
-            state.own.map_version = map.version();
-            state.map = Some((Arc::new(map), text.clone()));
-            state.is_map_changed = true;
+        let is_known = |(_, known): &(_, Bytes)| known == text;
+        if self.state.lock().map.as_ref().is_some_and(is_known) {
+            return;
         }
+        let Ok(map) = ClusterMap::decode(text) else {
+            return;
+        };
+        let version = map.version();
+        let mut state = self.state.lock();
+        // Only now: another may have been heard meanwhile.
+        if version <= state.own.map_version {
+            return;
+        }
+        state.own.map_version = version;
+        state.map = Some((Arc::new(map), text.clone()));
+        state.is_map_changed = true;
+        drop(state);
+        tracing::info!(version, "cluster map changed");
     }
 
     /// The newest cluster map that is known.
     pub(crate) fn map(&self) -> Option<Arc<ClusterMap>> {
         let state = self.state.lock();
         state.map.as_ref().map(|(map, _)| Arc::clone(map))
-    }
-
-    pub(crate) fn map_version(&self) -> u64 {
-        self.state.lock().own.map_version
     }
 
     /// The cluster map for somebody who knows that of this version, if it is newer.

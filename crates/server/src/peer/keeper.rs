@@ -10,11 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use flux_cluster::reconcile::{Members, Step, Target, next_step};
+use flux_cluster::reconcile::{Members, Step, Target, caught_up, next_step};
 use flux_env::Instant;
 use flux_log::LogId;
 use flux_raft::{MembershipError, Shard, ShardStatus};
-use flux_types::{NodeId, NodeNumber, ShardId};
+use flux_types::{LogIndex, NodeId, NodeNumber, ShardId};
 
 use super::{Peers, clock, placement};
 
@@ -31,23 +31,17 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// after one that did not.
 const HAND_OVER: Duration = Duration::from_millis(1500);
 const REST: Duration = Duration::from_secs(5);
-/// How many entries behind the leader counts as caught up: what a change of voters waits for.
-const LAG_MAX: u64 = 64;
 
 /// A shard as its leader sees it. `living` are the lives of other nodes that are there and well.
 fn members(status: &ShardStatus, living: BTreeSet<NodeId>) -> Members {
-    // Who has a vote must know by what entry: what it acknowledges counts from then on.
-    let joined = status.membership.map_or(0, |id| id.index.get());
-    let reached = |index: u64| status.last.get() <= index + LAG_MAX && joined <= index;
-    let caught_up = status.replication.iter();
-    let caught_up = caught_up.filter(|(_, index)| reached(index.get()));
+    let member_since = status.membership.map_or(LogIndex::new(0), |id| id.index);
     let after = status.voters_after.as_ref();
     Members {
         own: status.node,
         voters: status.voters.iter().copied().collect(),
         after: after.map(|after| after.iter().copied().collect()),
         learners: status.learners.iter().copied().collect(),
-        caught_up: caught_up.map(|(node, _)| *node).collect(),
+        caught_up: caught_up(&status.replication, status.last, member_since),
         living,
     }
 }
@@ -166,10 +160,8 @@ async fn let_go(peers: &Arc<Peers>) {
                 async move { shard.retire(gone_at).await }
             };
             match peers.places.handle(core).spawn(retiring).await {
-                Ok(Ok(true)) => {
-                    tracing::info!(shard = %shard.id(), "a shard that others carry was forgotten");
-                }
-                Ok(Ok(false)) => {}
+                // Whoever forgets says so.
+                Ok(Ok(_)) => {}
                 Ok(Err(error)) => {
                     tracing::warn!(shard = %shard.id(), %error, "a shard was not forgotten");
                 }
@@ -206,8 +198,9 @@ async fn take(peers: &Peers, shard: &Shard, step: Step) -> Result<(), Membership
 
 #[cfg(test)]
 mod tests {
+    use flux_cluster::reconcile::LAG_MAX;
     use flux_raft::Role;
-    use flux_types::{LogIndex, ShardId, Term};
+    use flux_types::Term;
 
     use super::*;
 

@@ -216,14 +216,16 @@ impl Peers {
     /// On whom shards are, if that is known of every one, as its committed members.
     fn carrying(&self) -> Option<BTreeSet<NodeNumber>> {
         let mut carrying = BTreeSet::new();
-        for hint in self.leaders() {
+        let leaders = self.leaders();
+        let is_whole = leaders.len() == self.shards().len();
+        for hint in leaders {
             let carriers = hint.carriers?;
             carriers.committed_at?;
             let learners = carriers.learners.iter().map(|(learner, _)| learner);
             let all = carriers.voters.iter().chain(learners);
             carrying.extend(all.map(|node| NodeNumber::new(node.physical())));
         }
-        (self.leaders().len() == self.shards().len()).then_some(carrying)
+        is_whole.then_some(carrying)
     }
 
     /// The numbers of every shard's voters, and whether its leader says so: else those that are to

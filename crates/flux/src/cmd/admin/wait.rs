@@ -5,7 +5,7 @@ use std::time::Duration;
 use flux_proto::admin::DescribeRequest;
 use flux_proto::admin::DescribeResponse;
 use flux_proto::admin::cluster_client::ClusterClient;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 use tonic::Request;
 use tonic::service::Interceptor;
@@ -16,6 +16,7 @@ use super::picture::{Picture, is_settled};
 
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(250);
+const TEMPLATE: &str = "{bar:40} {percent:>3} % {msg}";
 /// How much of a shard a whole replica is.
 const WHOLE: u64 = 1000;
 
@@ -33,13 +34,13 @@ pub(super) async fn until_settled<I: Interceptor>(
     limit: Duration,
 ) -> Result<(), String> {
     let until = Instant::now() + limit;
-    let bars = Bars::new();
+    let bar = Bar::new();
     let mut problem = String::from("the node has not answered");
     loop {
         match client.describe(Request::new(DescribeRequest {})).await {
             Ok(described) => {
                 let described = described.into_inner();
-                bars.show(&described);
+                bar.show(&described);
                 let left = unsettled(&described, version);
                 if left.is_empty() {
                     return Ok(());
@@ -70,20 +71,16 @@ fn unsettled(described: &DescribeResponse, version: u64) -> Vec<String> {
 }
 
 /// One bar for all shards.
-struct Bars {
-    bars: MultiProgress,
-    all: ProgressBar,
-}
+struct Bar(ProgressBar);
 
-impl Bars {
+impl Bar {
     fn new() -> Self {
-        let bars = MultiProgress::new();
-        let all = bars.add(ProgressBar::new(0));
+        let bar = ProgressBar::new(0);
         // A template of ours: that it is one, the tests show.
-        if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3} % {msg}") {
-            all.set_style(style);
+        if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
+            bar.set_style(style);
         }
-        Self { bars, all }
+        Self(bar)
     }
 
     fn show(&self, described: &DescribeResponse) {
@@ -97,17 +94,15 @@ impl Bars {
                 WHOLE.saturating_sub(u64::from(best)).max(1)
             })
             .sum();
-        self.all.set_length(whole);
-        self.all.set_position(whole.saturating_sub(missing));
-        self.all.set_message(format!("{count} shards to move"));
+        self.0.set_length(whole);
+        self.0.set_position(whole.saturating_sub(missing));
+        self.0.set_message(format!("{count} shards to move"));
     }
 }
 
-impl Drop for Bars {
+impl Drop for Bar {
     fn drop(&mut self) {
-        self.all.finish_and_clear();
-        // Standard error may be gone; then there is nothing to clear.
-        drop(self.bars.clear());
+        self.0.finish_and_clear();
     }
 }
 
@@ -145,6 +140,6 @@ mod tests {
 
     #[test]
     fn the_bar_has_a_template() {
-        assert!(ProgressStyle::with_template("{bar:40} {percent:>3} % {msg}").is_ok());
+        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
     }
 }
