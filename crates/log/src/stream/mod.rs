@@ -184,6 +184,8 @@ pub(crate) struct Stream {
     snapshot_room: Option<Prepared>,
     /// Whether a snapshot that is being written has it.
     is_room_taken: bool,
+    /// Whether somebody makes that file larger right now: then no snapshot may take it.
+    is_room_growing: bool,
     /// Files prepared so far; their names.
     prepared_count: u64,
     /// Whether the last preparation found no space for one of them. That one of them is missing
@@ -282,6 +284,7 @@ impl Stream {
             reserve: None,
             snapshot_room: None,
             is_room_taken: false,
+            is_room_growing: false,
             prepared_count: 0,
             is_full: false,
             queue: Queue::default(),

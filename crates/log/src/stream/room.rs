@@ -122,6 +122,7 @@ impl Stream {
         let kept = self.snapshot_room.as_ref();
         let path = kept.map(|room| room.path.clone());
         let grows = kept.map(|room| Arc::clone(&room.file));
+        self.is_room_growing = grows.is_some();
         Some(Preparation {
             purpose: Purpose::Snapshot,
             path: path.unwrap_or_else(|| self.prepared_path(self.config.snapshot_dir())),
@@ -138,6 +139,9 @@ impl Stream {
         preparation: &Preparation,
         made: Option<Prepared>,
     ) -> Option<PathBuf> {
+        if preparation.grows.is_some() {
+            self.is_room_growing = false;
+        }
         let Some(made) = made else {
             self.is_full = true;
             return None;
@@ -241,9 +245,13 @@ impl Stream {
         }
     }
 
-    /// Gives the room of the next snapshot to one that begins, if no other has it. Until
+    /// Gives the room of the next snapshot to one that begins, if no other has it and it does not
+    /// grow right now: the snapshot would grow with it, beyond its end. Until
     /// [`Stream::return_snapshot_room`] no other is prepared.
     pub(crate) fn take_snapshot_room(&mut self) -> Option<Prepared> {
+        if self.is_room_growing {
+            return None;
+        }
         let room = self.snapshot_room.take();
         self.is_room_taken |= room.is_some();
         room

@@ -244,3 +244,26 @@ fn rule_11_the_room_for_a_snapshot_survives_a_restart_on_a_full_disk() {
     write_snapshot(&handle, last, last);
     assert_eq!(snapshot_files(&disk).len(), 1);
 }
+
+#[test]
+fn a_snapshot_that_begins_while_the_room_for_it_grows_stays_whole() {
+    let disk = SimDisk::new();
+    let (log, handle) = ten_entries(&disk);
+    handle.keep_snapshot_room(SNAPSHOT_BYTES);
+    log.pump();
+    handle.keep_snapshot_room(3_000_000);
+    let shared = &handle.shared;
+    let growing = shared.stream.lock().preparation().unwrap();
+    write_snapshot(&handle, 10, 10);
+    let grown = growing.perform(&*shared.disk).unwrap();
+    assert_eq!(shared.stream.lock().prepared(&growing, grown), None);
+    let mut reader = handle.latest_snapshot().unwrap().unwrap();
+    for block in 0..5_u8 {
+        assert_eq!(reader.next_block().unwrap().unwrap(), vec![block; 10_000]);
+    }
+    assert!(reader.next_block().unwrap().is_none());
+    // What has grown is room for the next one, whatever else the disk holds.
+    disk.set_capacity_bytes(Some(disk.used_bytes()));
+    let mut writer = handle.begin_snapshot(entry(10, b"").id).unwrap();
+    writer.block(&vec![1; 2_000_000]).unwrap();
+}
