@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use flux_types::hold::{self, MoveStep};
 
 use crate::cmd::admin::{self, Admin};
 use crate::settings::{Form, KEYS, Part, Settings};
@@ -49,6 +50,8 @@ pub(crate) struct Run {
     pub(crate) nodes: u32,
     /// `--chaos`: their leaders are killed while clients work on them.
     pub(crate) has_chaos: bool,
+    /// `--hold-moves-at`, for tests: shards that move rest there.
+    pub(crate) moves_held_at: Option<MoveStep>,
 }
 
 /// What `flux config` prints.
@@ -103,6 +106,7 @@ pub(crate) struct Register {
     pub(crate) words: Vec<OsString>,
 }
 
+const HOLD_MOVES_AT: &str = "hold-moves-at";
 const NODE_AND_GATEWAY: &[Part] = &[Part::Node, Part::Gateway];
 
 /// Reads the command line.
@@ -206,7 +210,31 @@ fn run(matches: &ArgMatches, parts: &'static [Part]) -> Run {
         flags,
         nodes: 1,
         has_chaos: false,
+        moves_held_at: matches
+            .try_get_one::<MoveStep>(HOLD_MOVES_AT)
+            .ok()
+            .flatten()
+            .copied(),
     }
+}
+
+/// Reads the number of a step of a move.
+fn move_step(text: &str) -> Result<MoveStep, String> {
+    let number = text.parse().ok();
+    let step = number.and_then(MoveStep::of_number);
+    step.ok_or_else(|| format!("a move has the steps 1 to {}", MoveStep::ALL.len()))
+}
+
+/// What tests tell a node, in a build that has it.
+fn test_args() -> Option<Arg> {
+    hold::IS_THERE.then(|| {
+        Arg::new(HOLD_MOVES_AT)
+            .long(HOLD_MOVES_AT)
+            .value_name("STEP")
+            .value_parser(move_step)
+            .hide(true)
+            .help("For tests: no shard that moves goes beyond this step")
+    })
 }
 
 fn register(matches: &ArgMatches) -> Register {
@@ -270,7 +298,10 @@ pub(crate) fn command() -> Command {
                 .args(trial_args()),
         )
         .subcommand(
-            Command::new("server").about("Run a node alone").args(settings_args(&[Part::Node])),
+            Command::new("server")
+                .about("Run a node alone")
+                .args(settings_args(&[Part::Node]))
+                .args(test_args()),
         )
         .subcommand(
             Command::new("gateway")

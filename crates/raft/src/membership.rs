@@ -1,22 +1,26 @@
 //! Who belongs to a shard: learners and voters, changed one step at a time by its leader.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use flux_env::Instant;
 use flux_types::NodeId;
-use openraft::ChangeMembers;
+use flux_types::hold::{self, MoveStep};
+use openraft::async_runtime::WatchReceiver;
+use openraft::entry::RaftPayload as _;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::impls::EmptyNode;
+use openraft::{ChangeMembers, Precondition};
 
 use crate::core_task::spawn_core;
+use crate::engine::Engine;
 use crate::error::MembershipError;
 use crate::gate::SoleForgotten;
 use crate::replica::{Leadership, Replica};
 use crate::runtime::{sleep, timeout};
 use crate::shard::Shard;
-use crate::type_config::TypeConfig;
+use crate::type_config::{Payload, RaftMembership, TypeConfig};
 
 /// Most voters of a shard.
 pub const VOTERS_MAX: usize = 7;
@@ -189,10 +193,16 @@ async fn apply(
     let _forgotten = SoleForgotten::new(Arc::clone(&replica));
     loop {
         let engine = replica.engine();
-        let result = engine.raft.change_membership(change.clone(), true).await;
-        let error = match result {
-            Ok(_) => return Ok(()),
-            Err(error) => translate(error),
+        let result = if let Change::ReplaceAllVoters(voters) = &change
+            && hold::is_held(MoveStep::Exchanged)
+        {
+            begin_exchange(&engine, voters).await
+        } else {
+            let changed = engine.raft.change_membership(change.clone(), true).await;
+            changed.map(drop).map_err(translate)
+        };
+        let Err(error) = result else {
+            return Ok(());
         };
         let is_late = deadline <= replica.clock.now();
         if error != MembershipError::InProgress || is_late {
@@ -200,6 +210,29 @@ async fn apply(
         }
         sleep(RETRY).await;
     }
+}
+
+/// Writes the first half of a change of voters, the joint configuration, and leaves it at that: only
+/// where a test says so.
+#[cold]
+async fn begin_exchange(engine: &Engine, voters: &BTreeSet<u64>) -> Result<(), MembershipError> {
+    let observed = {
+        let metrics = engine.server_metrics.borrow_watched();
+        Arc::clone(&metrics.membership_config)
+    };
+    let now = observed.membership();
+    let nodes = now.nodes().map(|(node, _)| (*node, EmptyNode::new()));
+    let nodes: BTreeMap<u64, EmptyNode> = nodes.collect();
+    let configurations = vec![now.voter_ids().collect(), voters.clone()];
+    let joint = RaftMembership::new(configurations, nodes)
+        .map_err(|error| MembershipError::Interrupted(error.to_string()))?;
+    let unchanged = Precondition::LastMembershipLogId {
+        last_membership_log_id: *observed.log_id(),
+    };
+    let appending = engine
+        .raft
+        .append_membership(joint, Payload::blank(), [unchanged]);
+    appending.await.map(drop).map_err(translate)
 }
 
 fn translate(error: WriteError) -> MembershipError {

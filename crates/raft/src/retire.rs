@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 
 use flux_log::{LogId, ShardLog};
 use flux_store::batch::MEMBERSHIP_MARK;
+use flux_types::hold::{self, MoveStep};
 use flux_types::{LogIndex, NodeId, Revision, UnixMillis};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
@@ -157,6 +158,10 @@ async fn forget(
     machine.log.retire(gone_at, note);
     noted.await.map_err(|_| RetireError::Stopped)??;
     // From here on a crash finds it forgotten.
+    if hold::is_held(MoveStep::Forgotten) {
+        tracing::warn!(before = ?MoveStep::Forgotten, "a move is held");
+        std::future::pending::<()>().await;
+    }
     replica
         .gone_term
         .fetch_max(gone_at.term.get(), Ordering::AcqRel);

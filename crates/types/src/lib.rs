@@ -11,6 +11,7 @@ pub mod bug;
 pub mod command;
 pub mod error;
 pub mod fact;
+pub mod hold;
 pub mod ids;
 pub mod limits;
 pub mod reply;

@@ -57,6 +57,9 @@ pub(crate) fn run(run: Run) -> Result<(), Failure> {
         .map_err(|problems| Failure::Mistake(problems.join("\n")))?;
     install_logs(&settings)?;
     panics::install();
+    if let Some(step) = run.moves_held_at {
+        flux_types::hold::after(step);
+    }
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Failure::Failed(format!("the runtime: {error}")))?;
     let origin = (run, layers.file);

@@ -49,6 +49,7 @@ async fn the_document_of_metrics_lists_what_is_exported_and_nothing_else() {
         flags: flags.clone(),
         nodes: 1,
         has_chaos: false,
+        moves_held_at: None,
     };
     let settings = resolve(&read_layers(None, flags).unwrap(), parts).unwrap();
     let running = start(&settings.settings, parts, 1).await.unwrap();

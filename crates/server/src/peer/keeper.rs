@@ -14,6 +14,7 @@ use flux_cluster::reconcile::{Members, Step, Target, caught_up, next_step};
 use flux_env::Instant;
 use flux_log::LogId;
 use flux_raft::{MembershipError, Shard, ShardStatus};
+use flux_types::hold::{self, MoveStep};
 use flux_types::{LogIndex, NodeId, NodeNumber, ShardId};
 
 use super::{Peers, clock, placement};
@@ -118,11 +119,30 @@ fn next_steps(
         let is_settled = LEAD_MIN <= now.saturating_since(since);
         let target = target(peers, id, is_settled);
         let members = members(&shard.status(), living.clone());
-        if let Some(step) = next_step(&members, target.as_ref()) {
+        if let Some(step) = next_step(&members, target.as_ref())
+            && !rests_before(&members, &step)
+        {
             steps.push((shard.clone(), step));
         }
     }
     steps
+}
+
+/// Whether a shard is to stay where it is instead of taking this step: only where a test says so.
+fn rests_before(members: &Members, step: &Step) -> bool {
+    let next = match step {
+        Step::Learn(_) => MoveStep::Follows,
+        Step::Wait(_) => MoveStep::CaughtUp,
+        Step::Lead(_) => MoveStep::HandedOver,
+        Step::Vote(_) if members.after.is_none() => MoveStep::Joint,
+        Step::Vote(_) => MoveStep::Exchanged,
+        Step::Forget(_) => MoveStep::LetGo,
+    };
+    let rests = hold::is_held(next);
+    if rests {
+        tracing::warn!(before = ?next, "a move is held");
+    }
+    rests
 }
 
 /// Where a shard is to be, unless that is not known or shards are to stay where they are. Another
@@ -153,6 +173,10 @@ async fn let_go(peers: &Arc<Peers>) {
             let Some(gone_at) = left_at(peers, shard) else {
                 continue;
             };
+            if hold::is_held(MoveStep::Noted) {
+                tracing::warn!(before = ?MoveStep::Noted, "a move is held");
+                continue;
+            }
             // On the shard's own thread, where its tasks are to stay.
             let core = peers.places.of_shard(shard.id().get());
             let retiring = {

@@ -17,13 +17,13 @@ use crate::harness::{Random, Start, stdout, wait_until};
 const WAIT: &str = "--wait=60s";
 
 /// What a node says; none if it cannot be asked now.
-fn seen(nodes: &Nodes, index: usize) -> Option<Json> {
+pub(super) fn seen(nodes: &Nodes, index: usize) -> Option<Json> {
     let output = ask(nodes, index, &["status", "--json"]);
     serde_json::from_slice(&output.stdout).ok()
 }
 
 /// Lets a node be told something that works.
-fn told(nodes: &Nodes, index: usize, words: &[&str]) -> String {
+pub(super) fn told(nodes: &Nodes, index: usize, words: &[&str]) -> String {
     let output = ask(nodes, index, words);
     assert!(output.status.success(), "{words:?}: {output:?}");
     stdout(&output)
@@ -78,7 +78,7 @@ fn wait_applied(nodes: &Nodes, asked: usize, what: &str, holds: impl Fn(&[u64], 
 }
 
 /// Waits until nodes hold nothing of shards that others carry.
-fn wait_nothing_is_left(nodes: &Nodes, asked: usize) {
+pub(super) fn wait_nothing_is_left(nodes: &Nodes, asked: usize) {
     wait_applied(
         nodes,
         asked,
@@ -88,7 +88,7 @@ fn wait_nothing_is_left(nodes: &Nodes, asked: usize) {
 }
 
 /// The same when nobody writes, and all who carry a shard have applied the same.
-fn wait_carriers_agree(nodes: &Nodes, asked: usize) {
+pub(super) fn wait_carriers_agree(nodes: &Nodes, asked: usize) {
     wait_applied(
         nodes,
         asked,

@@ -13,6 +13,7 @@ mod rebuilt;
 mod retries;
 mod sdk;
 mod stale;
+mod steps;
 mod trial;
 
 use std::time::Duration;

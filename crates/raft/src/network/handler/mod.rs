@@ -7,6 +7,7 @@ use flux_env::Instant;
 use flux_log::{LogEntry, LogError, LogId, Space, Vote};
 use flux_store::batch::{BatchView, FactRef, is_batch};
 use flux_types::bug::{self, Bug};
+use flux_types::hold::{self, MoveStep};
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest,
@@ -62,6 +63,14 @@ impl PeerHandler {
         Err(broken(message))
     }
 
+    /// Refuses to give a replica that has nothing its first data, where a test says so.
+    fn check_may_begin(&self) -> Result<(), PeerError> {
+        if hold::is_held(MoveStep::CaughtUp) && self.replica.log.state().last.is_none() {
+            return Err(broken("a move is held"));
+        }
+        Ok(())
+    }
+
     /// Appends entries of the leader, or hears that it lives.
     ///
     /// # Errors
@@ -76,6 +85,9 @@ impl PeerHandler {
         // After the wait for room, and with the engine that runs now.
         self.check_stays()?;
         self.check_knows(request.vote)?;
+        if !request.entries.is_empty() {
+            self.check_may_begin()?;
+        }
         let engine = self.replica.engine();
         let is_whole = taken == request.entries.len();
         request.entries.truncate(taken);
@@ -197,6 +209,7 @@ impl PeerHandler {
     /// shard begins to arrive meanwhile.
     pub async fn snapshot(&self, transfer: SnapshotTransfer) -> Result<Vote, PeerError> {
         let (vote, start) = (transfer.vote, transfer.info.start);
+        self.check_may_begin()?;
         if let Some(answer) = self.answer_unread(vote, start).await? {
             return Ok(answer);
         }
