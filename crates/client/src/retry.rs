@@ -42,7 +42,10 @@ pub(crate) fn after(error: &Error, known: Known) -> Next {
             let may_help = match node.retry() {
                 Retry::Elsewhere => true,
                 // Space and memory do not come back within a deadline.
-                Retry::Same => matches!(node.code, ErrorCode::Busy | ErrorCode::Timeout),
+                Retry::Same => matches!(
+                    node.code,
+                    ErrorCode::Busy | ErrorCode::Resharded | ErrorCode::Timeout
+                ),
                 Retry::No => false,
             };
             if is_safe && may_help {
@@ -93,6 +96,7 @@ mod tests {
             (lost(Outcome::Unknown), Next::Tell, Next::Again),
             (lost(Outcome::NotDone), Next::Again, Next::Again),
             (not_done(ErrorCode::NotLeader), Next::Again, Next::Again),
+            (not_done(ErrorCode::Resharded), Next::Again, Next::Again),
             (not_done(ErrorCode::Unavailable), Next::Again, Next::Again),
             (not_done(ErrorCode::Busy), Next::Again, Next::Again),
             (not_done(ErrorCode::Timeout), Next::Again, Next::Again),

@@ -12,10 +12,6 @@ pub mod placement;
 pub mod reconcile;
 pub mod registry;
 pub mod ring;
-mod slot;
 
-pub use map::{
-    ChangeError, ClusterMap, MapError, MapProblem, ShardCountError, Sight, SlotMap, SlotMapError,
-    Wishes,
-};
-pub use slot::{crc16, hash_tag, slot_of_key};
+pub use flux_types::{ShardCountError, SlotMap, SlotMapError, crc16, hash_tag, slot_of_key};
+pub use map::{ChangeError, ClusterMap, MapError, MapProblem, Sight, Wishes};

@@ -45,6 +45,7 @@ pub const fn code(code: ErrorCode) -> (Code, &'static str) {
         ErrorCode::OutOfMemory => (Code::ResourceExhausted, "out-of-memory"),
         ErrorCode::NoSpace => (Code::ResourceExhausted, "no-space"),
         ErrorCode::NotLeader => (Code::Unavailable, "not-leader"),
+        ErrorCode::Resharded => (Code::Unavailable, "resharded"),
         ErrorCode::Unavailable => (Code::Unavailable, "unavailable"),
         ErrorCode::ShuttingDown => (Code::Unavailable, "shutting-down"),
         ErrorCode::Internal => (Code::Internal, "internal"),

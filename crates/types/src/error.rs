@@ -46,6 +46,9 @@ pub enum ErrorCode {
     NoSpace,
     /// This node is not the leader of the shard.
     NotLeader,
+    /// The keys belong to another shard since a split; nothing was done, and they can be asked for
+    /// there.
+    Resharded,
     /// The shard has no quorum or has not finished its recovery.
     Unavailable,
     /// The node is shutting down.
@@ -90,6 +93,7 @@ impl ErrorCode {
             Self::Internal => 22,
             Self::ReplyNotKept => 23,
             Self::RequestUnknown => 24,
+            Self::Resharded => 25,
         }
     }
 
@@ -121,6 +125,7 @@ impl ErrorCode {
             21 => Self::ShuttingDown,
             23 => Self::ReplyNotKept,
             24 => Self::RequestUnknown,
+            25 => Self::Resharded,
             _ => Self::Internal,
         }
     }
@@ -253,6 +258,7 @@ impl Error {
             | ErrorCode::OutOfMemory
             | ErrorCode::NoSpace
             | ErrorCode::NotLeader
+            | ErrorCode::Resharded
             | ErrorCode::Unavailable
             | ErrorCode::ShuttingDown => Blame::Environment,
         }
@@ -263,9 +269,11 @@ impl Error {
     #[must_use]
     pub const fn retry(&self) -> Retry {
         match self.code {
-            ErrorCode::Busy | ErrorCode::Timeout | ErrorCode::OutOfMemory | ErrorCode::NoSpace => {
-                Retry::Same
-            }
+            ErrorCode::Busy
+            | ErrorCode::Timeout
+            | ErrorCode::OutOfMemory
+            | ErrorCode::NoSpace
+            | ErrorCode::Resharded => Retry::Same,
             ErrorCode::NotLeader | ErrorCode::Unavailable | ErrorCode::ShuttingDown => {
                 Retry::Elsewhere
             }

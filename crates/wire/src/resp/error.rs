@@ -57,7 +57,7 @@ pub const fn word_of_code(code: ErrorCode) -> &'static str {
         ErrorCode::NoSpace => "NOSPACE",
         // Cluster clients repeat the command after a pause on TRYAGAIN, and refresh their map and
         // repeat it on CLUSTERDOWN; plain clients reconnect on LOADING. Each is what helps.
-        ErrorCode::NotLeader => "TRYAGAIN",
+        ErrorCode::NotLeader | ErrorCode::Resharded => "TRYAGAIN",
         ErrorCode::Unavailable => "CLUSTERDOWN",
         ErrorCode::ShuttingDown => "LOADING",
         ErrorCode::ReplyNotKept => "NOTKEPT",

@@ -1,8 +1,16 @@
 //! Which shard owns a slot.
 
-use flux_types::ids::SLOT_COUNT;
-use flux_types::limits::SHARDS_MAX;
-use flux_types::{ShardId, Slot};
+use std::fmt;
+use std::str::FromStr;
+
+use crate::ids::SLOT_COUNT;
+use crate::limits::SHARDS_MAX;
+use crate::slot::slot_of_key;
+use crate::{ShardId, Slot};
+
+/// Under this name a shard that was split keeps, as system data, the map after its last split as
+/// text. The fact that puts it there is the split.
+pub const SLOTS_NAME: &[u8] = b"shard/slots";
 
 /// The owner of every slot. Exactly one shard owns a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,7 +139,35 @@ impl SlotMap {
             // The slot cannot matter: save the CRC.
             return ShardId::new(0);
         }
-        self.shard_of(crate::slot_of_key(key))
+        self.shard_of(slot_of_key(key))
+    }
+
+    /// The map after a shard's split: the upper half of its slots, in their order, belongs to a new
+    /// shard, whose number is the count of shards before. `None` if there is no such shard, it has
+    /// one slot only, or there can be no more shards.
+    #[must_use]
+    pub fn divided(&self, shard: ShardId) -> Option<Self> {
+        let child = u8::try_from(self.shards).ok()?;
+        if SHARDS_MAX <= self.shards {
+            return None;
+        }
+        let slots = (0..).zip(&self.owners);
+        let own: Vec<usize> = slots
+            .filter(|(_, owner)| u32::from(**owner) == shard.get())
+            .map(|(slot, _)| slot)
+            .collect();
+        let upper = own.get(own.len().div_ceil(2)..)?;
+        if upper.is_empty() {
+            return None;
+        }
+        let mut owners = self.owners.clone();
+        for slot in upper {
+            *owners.get_mut(*slot)? = child;
+        }
+        Some(Self {
+            owners,
+            shards: self.shards + 1,
+        })
     }
 
     /// Number of shards.
@@ -152,6 +188,52 @@ impl SlotMap {
             }
         }
         ranges
+    }
+}
+
+/// As ranges with their owners, in order: `0-8191=0 8192-16383=1`.
+impl fmt::Display for SlotMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut gap = "";
+        for (first, last, shard) in self.ranges() {
+            write!(f, "{gap}{first}-{last}={shard}")?;
+            gap = " ";
+        }
+        Ok(())
+    }
+}
+
+/// Why a text is no map.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SlotTextError {
+    /// A word that is no range with its owner.
+    #[error("{0:?} is no range of slots with its shard, such as 0-8191=0")]
+    Word(String),
+    /// The ranges are no map.
+    #[error(transparent)]
+    Map(#[from] SlotMapError),
+}
+
+impl FromStr for SlotMap {
+    type Err = SlotTextError;
+
+    fn from_str(text: &str) -> Result<Self, SlotTextError> {
+        let slot = |number: &str| {
+            let number: u16 = number.parse().ok()?;
+            (number < SLOT_COUNT).then(|| Slot::from_crc16(number))
+        };
+        let range = |word: &str| {
+            let (range, shard) = word.split_once('=')?;
+            let (first, last) = range.split_once('-')?;
+            let shard = ShardId::new(shard.parse().ok()?);
+            Some((slot(first)?, slot(last)?, shard))
+        };
+        let wrong = |word: &str| SlotTextError::Word(word.chars().take(64).collect());
+        let ranges: Result<Vec<_>, _> = text
+            .split_ascii_whitespace()
+            .map(|word| range(word).ok_or_else(|| wrong(word)))
+            .collect();
+        Ok(Self::from_ranges(ranges?)?)
     }
 }
 
@@ -241,6 +323,52 @@ mod tests {
             }
             prop_assert_eq!(next, SLOT_COUNT);
             prop_assert!(longest - shortest <= 1);
+        }
+    }
+
+    #[test]
+    fn a_split_gives_the_upper_half_to_a_new_shard() {
+        let one = SlotMap::even(1).unwrap();
+        let two = one.divided(ShardId::new(0)).unwrap();
+        assert_eq!(two, SlotMap::even(2).unwrap());
+        assert_eq!(two.to_string(), "0-8191=0 8192-16383=1");
+        let three = two.divided(ShardId::new(0)).unwrap();
+        assert_eq!(three.to_string(), "0-4095=0 4096-8191=2 8192-16383=1");
+        assert_eq!(three.divided(ShardId::new(3)), None, "no such shard");
+    }
+
+    #[test]
+    fn a_shard_is_divided_until_it_has_one_slot_and_there_are_so_many_shards() {
+        let mut map = SlotMap::even(1).unwrap();
+        let mut splits = 0;
+        while let Some(next) = map.divided(ShardId::new(0)) {
+            map = next;
+            splits += 1;
+        }
+        assert_eq!(splits, 14, "16384 slots are 2^14");
+        while let Some(next) = map.divided(ShardId::new(1)) {
+            map = next;
+        }
+        assert!(map.shard_count() <= SHARDS_MAX);
+    }
+
+    #[test]
+    fn a_text_that_is_no_map_is_refused_by_name() {
+        let refused = |text: &str| text.parse::<SlotMap>().unwrap_err().to_string();
+        assert!(refused("0-16383").contains("\"0-16383\" is no range"));
+        assert!(refused("0-16384=0").contains("is no range"));
+        assert!(refused("").contains("0 shards"));
+        assert!(refused("0-16382=0").contains("slot 16383 has no owner"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_map_survives_its_text(splits in prop::collection::vec(0_u32..64, 0..40)) {
+            let mut map = SlotMap::even(1).unwrap();
+            for shard in splits {
+                map = map.divided(ShardId::new(shard)).unwrap_or(map);
+            }
+            prop_assert_eq!(map.to_string().parse::<SlotMap>(), Ok(map));
         }
     }
 }

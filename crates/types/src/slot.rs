@@ -2,7 +2,7 @@
 //!
 //! Hot path: one table look-up for each byte of the key, no allocation.
 
-use flux_types::Slot;
+use crate::Slot;
 
 /// CRC16-XMODEM (polynomial 0x1021, initially 0, nothing reflected), as the Redis Cluster
 /// specification prescribes.
@@ -70,7 +70,7 @@ const fn table() -> [u16; 256] {
 
 #[cfg(test)]
 mod tests {
-    use flux_types::ids::SLOT_COUNT;
+    use crate::ids::SLOT_COUNT;
     use proptest::prelude::*;
 
     use super::*;
