@@ -46,8 +46,10 @@ pub struct LogConfig {
     pub tail_bytes_max: usize,
     /// What is kept beyond what replication needs; nothing unless set.
     pub retention: Retention,
-    /// Shards of this node. Fixed at the first open of a directory.
+    /// Shards of a new directory. One that was opened before has as many as then, or more.
     pub shard_count: u32,
+    /// Whether a directory may have more shards, since some were split ([`crate::Log::grow`]).
+    pub may_have_grown: bool,
     /// Whether a thread of its own writes and syncs. Without, [`crate::Log::pump`] does; for
     /// simulations, where the order of everything comes from one seed.
     pub own_thread: bool,
@@ -74,6 +76,7 @@ impl LogConfig {
             tail_bytes_max: 16 * 1024 * 1024,
             retention: Retention::default(),
             shard_count,
+            may_have_grown: false,
             own_thread: true,
             refuse_power_loss: false,
         }

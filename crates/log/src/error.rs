@@ -143,6 +143,12 @@ pub enum LogError {
         /// What it said.
         reason: String,
     },
+    /// What the directory says of itself could not be changed.
+    #[error("{reason}")]
+    Identity {
+        /// What the operating system said.
+        reason: String,
+    },
     /// The operating system refused a snapshot write.
     #[error("cannot write snapshot: {reason}")]
     SnapshotWrite {

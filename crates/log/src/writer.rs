@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use flux_env::{Clock, Disk, LockGuard};
+use flux_types::limits::SHARDS_MAX;
 use flux_types::{ClusterId, NodeId, ShardId};
 use parking_lot::{Condvar, Mutex};
 
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
     on_work: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Held while a work item is performed, so that two never overtake each other.
     performing: Mutex<()>,
+    /// Held while the folder gets room for more shards.
+    growing: Mutex<()>,
     /// Whether something is to be done with files, and who waits for that.
     files_wanted: Mutex<bool>,
     files_wake: Condvar,
@@ -111,7 +114,7 @@ impl Log {
         seeds: Seeds,
     ) -> Result<(Self, Recovery), OpenError> {
         let (identity, lock) = claim(&*disk, &config, &seeds)?;
-        let mut image = scan(&*disk, &config.dir, config.shard_count, seeds.boot_id)?;
+        let mut image = scan(&*disk, &config.dir, identity.shard_count, seeds.boot_id)?;
         let found = &image.recovery;
         if config.refuse_power_loss && found.rebooted && !found.clean {
             return Err(OpenError::PowerLoss {
@@ -148,6 +151,7 @@ impl Log {
             on_full: Mutex::new(Vec::new()),
             on_work: OnceLock::new(),
             performing: Mutex::new(()),
+            growing: Mutex::new(()),
             files_wanted: Mutex::new(false),
             files_wake: Condvar::new(),
             close_wake: Condvar::new(),
@@ -170,7 +174,43 @@ impl Log {
     /// Whose directory it is.
     #[must_use]
     pub fn identity(&self) -> Identity {
-        self.shared.identity
+        let shard_count = self.shared.stream.lock().shards.len();
+        Identity {
+            shard_count: u32::try_from(shard_count).unwrap_or(u32::MAX),
+            ..self.shared.identity
+        }
+    }
+
+    /// Makes room for shards until there are so many; those that come are empty. There are never
+    /// fewer than before. Durable when it returns. Blocks on the disk.
+    ///
+    /// # Errors
+    /// If the folder's identity cannot be written; nothing is changed then. A log that has failed.
+    ///
+    /// # Panics
+    /// If that is more than [`SHARDS_MAX`].
+    pub fn grow(&self, shard_count: u32) -> Result<(), LogError> {
+        assert!(shard_count <= SHARDS_MAX, "shard count out of range");
+        let shared = &self.shared;
+        // Whoever grows it is alone with the file.
+        let _growing = shared.growing.lock();
+        let identity = self.identity();
+        if shard_count <= identity.shard_count {
+            return Ok(());
+        }
+        if let Some(error) = shared.stream.lock().error() {
+            return Err(error);
+        }
+        let grown = Identity {
+            shard_count,
+            ..identity
+        };
+        let written = grown.create(&*shared.disk, &shared.config.dir);
+        written.map_err(|error| LogError::Identity {
+            reason: error.to_string(),
+        })?;
+        shared.stream.lock().grow(narrow(u64::from(shard_count)));
+        Ok(())
     }
 
     /// The part of one shard.
@@ -179,7 +219,7 @@ impl Log {
     /// If there is no such shard.
     #[must_use]
     pub fn shard(&self, id: ShardId) -> ShardLog {
-        assert!(id.get() < self.shared.identity.shard_count, "no shard {id}");
+        assert!(id.get() < self.identity().shard_count, "no shard {id}");
         let shard = narrow(u64::from(id.get()));
         ShardLog {
             shared: Arc::clone(&self.shared),
@@ -292,7 +332,11 @@ fn claim(
         refuse_foreign(disk, dir)?;
     }
     let known = Identity::read(disk, dir)?;
-    if let Some(identity) = known.filter(|known| known.shard_count != config.shard_count) {
+    let is_other = |known: &Identity| {
+        let has_grown = config.may_have_grown && config.shard_count < known.shard_count;
+        known.shard_count != config.shard_count && !has_grown
+    };
+    if let Some(identity) = known.filter(is_other) {
         let (found, asked) = (identity.shard_count, config.shard_count);
         return Err(OpenError::ShardCount {
             dir: dir.clone(),

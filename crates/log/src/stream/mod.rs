@@ -344,6 +344,12 @@ impl Stream {
         }
     }
 
+    /// Makes room for more shards.
+    pub(crate) fn grow(&mut self, shard_count: usize) {
+        assert!(self.shards.len() <= shard_count, "shards are never dropped");
+        self.shards.resize_with(shard_count, ShardState::default);
+    }
+
     const fn always(&self) -> bool {
         matches!(self.config.fsync, FsyncPolicy::Always)
     }

@@ -4,6 +4,7 @@
 mod crash;
 mod damage;
 mod format;
+mod grown;
 mod reading;
 mod retired;
 mod snapshots;
