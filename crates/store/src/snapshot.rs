@@ -15,6 +15,7 @@ use flux_types::{Revision, SessionId, UnixMillis};
 use crate::apply::item_of;
 use crate::hash::Hasher;
 use crate::kept::Kept;
+use crate::part::KeyFilter;
 use crate::raw::{Entry, Parts, REVISION_BITS};
 use crate::requests::{Requests, Session};
 use crate::store::{Dropped, Store};
@@ -68,6 +69,8 @@ pub enum BlockError {
 pub struct Walk {
     store: Arc<Store>,
     epoch: u64,
+    /// Which keys are met; all if nothing is said.
+    only: Option<KeyFilter>,
     /// Everything before it has been met; `None` at the end.
     position: Option<u64>,
     entries: u64,
@@ -79,6 +82,15 @@ pub struct Walk {
 }
 
 impl Walk {
+    /// The same over some keys only, and without system data.
+    pub(crate) fn over(self, only: KeyFilter) -> Self {
+        Self {
+            only: Some(only),
+            system_met: true,
+            ..self
+        }
+    }
+
     /// The next block, of about `bytes_max` bytes (more only if one entry alone is larger), or
     /// `None` when every entry has been met.
     ///
@@ -110,9 +122,12 @@ impl Walk {
             while let Some(at) = next
                 && (count == 0 || block.len() < bytes_max)
             {
+                let only = self.only.as_ref();
                 next = table.visit_bucket(at, &self.store.hasher, &mut |_, entry| {
-                    write_entry(&mut block, entry);
-                    count += 1;
+                    if only.is_none_or(|only| only.picks(entry.key())) {
+                        write_entry(&mut block, entry);
+                        count += 1;
+                    }
                 });
             }
             self.position = next.or_else(|| self.store.next_stripe_position(position));
@@ -407,6 +422,7 @@ impl Store {
         Walk {
             store: Arc::clone(self),
             epoch: self.epoch.load(Ordering::Acquire),
+            only: None,
             position: Some(0),
             entries: 0,
             system_met: false,

@@ -33,6 +33,9 @@ pub const BATCH_BYTES_MAX: usize = 2 * COMMAND_BYTES_MAX + 128 * 1024 * 1024;
 /// Revisions are below this: the store keeps 48 bits of them.
 const REVISION_END: u64 = 1 << crate::raw::REVISION_BITS;
 
+/// Where the number of facts ends in a header.
+const HEADER_COUNT_END: usize = 8;
+
 const FACT_HEAD_BYTES: usize = 8;
 const KIND_MASK: u8 = 0x0f;
 const HAS_DEADLINE: u8 = 0x40;
@@ -76,6 +79,12 @@ pub fn is_batch(payload: &[u8]) -> bool {
     payload
         .first()
         .is_some_and(|first| *first != MEMBERSHIP_MARK)
+}
+
+/// Whether the header of a batch announces exactly one fact.
+#[must_use]
+pub fn is_single(batch: &[u8]) -> bool {
+    batch.get(4..HEADER_COUNT_END) == Some(&1_u32.to_le_bytes())
 }
 
 /// Opens the batch of an entry with this term in its log id, if the batch counts. `None`: it is

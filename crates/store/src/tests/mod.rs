@@ -2,6 +2,7 @@
 
 mod concurrency;
 mod model;
+mod part;
 mod random;
 mod requests;
 mod scan;
