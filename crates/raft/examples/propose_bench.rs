@@ -80,6 +80,7 @@ async fn start_shard(log: Log, clock: &Arc<dyn Clock>) -> Shard {
         clock: Arc::clone(clock),
         network: Arc::new(NoNetwork),
         forward: None,
+        births: None,
         formation: Formation::Found,
         config: ShardConfig {
             snapshot_log_bytes: u64::MAX,

@@ -8,7 +8,8 @@
 //! second journal; no openraft type leaves this room. Read in this order: [`shard`] is the handle,
 //! [`queue`] and `proposer` the way of a write, `state_machine` and `log_store` what openraft stands
 //! on, `gate` and `watcher` why a read may be answered, `snapshot` and `recovery` how a state comes
-//! back, [`membership`] and [`network`] how there come to be several replicas.
+//! back, [`membership`] and [`network`] how there come to be several replicas, [`split`] how there come to be
+//! several shards.
 
 mod codec;
 pub mod config;
@@ -29,6 +30,7 @@ mod retire;
 mod runtime;
 pub mod shard;
 mod snapshot;
+pub mod split;
 mod state_machine;
 pub mod status;
 pub mod system;
@@ -42,5 +44,6 @@ pub use network::{MemoryNetwork, Network, NoNetwork, Peer, PeerError, PeerHandle
 pub use queue::{Forward, Submission};
 pub use runtime::{Task, TaskError};
 pub use shard::{Formation, Shard, ShardParts};
+pub use split::Births;
 pub use status::{Failure, Members, Role, ShardStatus};
 pub use system::Replaced;

@@ -33,6 +33,9 @@ pub struct Submission {
     /// Whether it is executed here or refused, and never sent on: it came from another node, or
     /// only makes sense on the leader.
     pub is_forwarded: bool,
+    /// By a map of how many shards this shard was chosen ([`crate::split`]): what is older than the
+    /// shard's last split is not executed. [`u32::MAX`] for what concerns the shard and no key.
+    pub routing: u32,
     /// Gets one answer per command, after all of them are committed and applied.
     pub reply: oneshot::Sender<Vec<Answer>>,
 }
@@ -50,6 +53,7 @@ impl Submission {
             traces: Vec::new(),
             deadline,
             is_forwarded: false,
+            routing: u32::MAX,
             reply,
         }
     }
@@ -69,6 +73,11 @@ pub trait Forward: fmt::Debug + Send + Sync + 'static {
     /// Takes a submission of which nothing was done to the leader, and answers it. Called on the
     /// shard's runtime; returns at once.
     fn forward(&self, shard: ShardId, leader: NodeId, submission: Submission);
+
+    /// Takes a submission of which nothing was done, because its keys may belong to another shard
+    /// since a split that its sender did not know of, to where they belong, and answers it. Called
+    /// on the shard's runtime; returns at once.
+    fn reroute(&self, shard: ShardId, submission: Submission);
 
     /// Who is said to lead a shard in at least this term, where this node's own replica does not
     /// know; never this node.

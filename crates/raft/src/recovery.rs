@@ -15,12 +15,13 @@ use std::thread;
 use bytes::Bytes;
 use flux_log::LogId;
 use flux_store::Replayer;
-use flux_store::batch::effective;
+use flux_store::batch::{effective, is_single};
 use flux_types::{LogIndex, ShardId};
 use openraft::entry::EntryPayload;
 
 use crate::codec::{to_raft_entry, to_raft_id};
 use crate::error::StartError;
+use crate::split::{self, Split};
 use crate::state_machine::StateMachine;
 use crate::type_config::StoredMembership;
 
@@ -55,7 +56,40 @@ pub(crate) fn recover(shard: ShardId, machine: &StateMachine) -> Result<(), Star
     let committed = state.committed.map_or(LogIndex::new(0), |id| id.index);
     let last = machine.log.state().last;
     let last = last.map_or(LogIndex::new(0), |last| last.index);
-    replay(shard, machine, start, committed.max(end).min(last))
+    let to = committed.max(end).min(last);
+    while let Some((id, batch)) = replay(shard, machine, start, to)? {
+        divide(shard, machine, id, &batch)?;
+        start = id.index;
+    }
+    machine.ownership.follow(&machine.store);
+    Ok(())
+}
+
+/// Splits the shard once more, as an entry says. Everything before it is applied.
+fn divide(
+    shard: ShardId,
+    machine: &StateMachine,
+    id: LogId,
+    batch: &Bytes,
+) -> Result<(), StartError> {
+    let view = effective(id.term, batch).map_err(|error| in_entry(shard, id, &error))?;
+    if let Some(view) = view
+        && let Some(slots) = split::of_batch(&view)
+    {
+        let divided = machine.divide_again(id, &Split::new(slots), &view);
+        divided.map_err(|error| in_entry(shard, id, &error))?;
+    }
+    Ok(())
+}
+
+/// Whether an entry splits the shard.
+fn is_split(id: LogId, batch: &Bytes) -> bool {
+    if !is_single(batch) {
+        return false;
+    }
+    // What cannot be read is said by whoever applies it.
+    let view = effective(id.term, batch).ok().flatten();
+    view.is_some_and(|view| split::of_batch(&view).is_some())
 }
 
 /// Gives up a log that does not hold the entry which the loaded snapshot begins with. The snapshot
@@ -82,18 +116,19 @@ fn give_up_void(shard: ShardId, machine: &StateMachine) -> Result<(), StartError
 }
 
 /// Applies the entries after `from`, up to and with `to`: this thread reads, others apply what it
-/// has read, each to its own part of the store.
+/// has read, each to its own part of the store. Ends before an entry that splits the shard, and
+/// answers it.
 fn replay(
     shard: ShardId,
     machine: &StateMachine,
     from: LogIndex,
     to: LogIndex,
-) -> Result<(), StartError> {
+) -> Result<Option<(LogId, Bytes)>, StartError> {
     if to <= from {
-        return Ok(());
+        return Ok(None);
     }
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
-    let memberships = thread::scope(|scope| {
+    let (memberships, split) = thread::scope(|scope| {
         let mut outlets = Vec::new();
         let mut appliers = Vec::new();
         let replayers = machine.store.replayers(threads.min(THREADS_MAX));
@@ -117,21 +152,27 @@ fn replay(
     for (id, membership) in memberships {
         machine.progress.finish(id, membership);
     }
-    Ok(())
+    Ok(split)
 }
 
 /// Batches with the ids of their entries, in the order of the log.
 type Chunk = Arc<Vec<(LogId, Bytes)>>;
 
-/// Reads entries and hands their batches to every outlet. Returns the last entry read and, in
-/// order, those that change the membership.
+/// What there was beside facts: the entries that change the membership, in order, and the last entry;
+/// and the entry at which reading ended because it splits the shard.
+type ReadOut = (
+    Vec<(LogId, Option<StoredMembership>)>,
+    Option<(LogId, Bytes)>,
+);
+
+/// Reads entries and hands their batches to every outlet.
 fn read(
     shard: ShardId,
     machine: &StateMachine,
     from: LogIndex,
     to: LogIndex,
     outlets: &[SyncSender<Chunk>],
-) -> Result<Vec<(LogId, Option<StoredMembership>)>, StartError> {
+) -> Result<ReadOut, StartError> {
     let in_log = |source| StartError::Log { shard, source };
     let mut memberships = Vec::new();
     let mut next = from.next();
@@ -146,6 +187,8 @@ fn read(
         };
         let mut batches = Vec::with_capacity(entries.len());
         let mut bytes = 0;
+        let mut split = None;
+        let mut before = None;
         for entry in entries {
             let id = entry.id;
             bytes += entry.payload.len();
@@ -154,12 +197,17 @@ fn read(
                 .payload
             {
                 EntryPayload::Blank => {}
+                EntryPayload::Normal(batch) if is_split(id, &batch.bytes) => {
+                    split = Some((id, batch.bytes));
+                    break;
+                }
                 EntryPayload::Normal(batch) => batches.push((id, batch.bytes)),
                 EntryPayload::Membership(new) => {
                     let stored = StoredMembership::new(Some(to_raft_id(id)), new);
                     memberships.push((id, Some(stored)));
                 }
             }
+            before = Some(id);
         }
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         machine
@@ -171,14 +219,18 @@ fn read(
             .iter()
             .any(|outlet| outlet.send(Arc::clone(&chunk)).is_err())
         {
-            return Ok(memberships);
+            return Ok((memberships, None));
+        }
+        if split.is_some() {
+            memberships.extend(before.map(|id| (id, None)));
+            return Ok((memberships, split));
         }
         next = last.index.next();
         if to < next {
             memberships.push((last, None));
         }
     }
-    Ok(memberships)
+    Ok((memberships, None))
 }
 
 /// Applies one share of every chunk, until there is none left.

@@ -24,6 +24,7 @@ use crate::progress::Progress;
 use crate::queue::{Forward, Queue};
 use crate::runtime::timeout;
 use crate::snapshot::Snapshots;
+use crate::split::Ownership;
 use crate::status::{Counters, Failure, Members, Role, ShardStatus};
 use crate::type_config::{StoredMembership, TypeConfig};
 
@@ -49,6 +50,8 @@ pub(crate) struct Replica {
     /// not know of it.
     pub(crate) gone_term: AtomicU64,
     pub(crate) progress: Arc<Progress>,
+    /// By which maps of the slots it may be asked.
+    pub(crate) ownership: Arc<Ownership>,
     pub(crate) gate: LeaseGate,
     pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) queue: Queue,

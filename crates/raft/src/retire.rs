@@ -10,6 +10,7 @@
 //! it *again*. So whoever leads is refused first, then the consensus engine ends, and only then it is
 //! looked whether it was added again. `docs/design/0019-letting-go.md` has the whole argument.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -67,6 +68,46 @@ impl Drop for Retiring {
     fn drop(&mut self) {
         self.0.is_retiring.store(false, Ordering::Release);
     }
+}
+
+impl Shard {
+    /// Ends the consensus engine, changes what it stands on, and starts it anew.
+    pub(crate) async fn renew(
+        &self,
+        change: impl FnOnce(&StateMachine) -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        let inner = Arc::clone(&self.inner);
+        let renewing = crate::runtime::spawn(renew(inner, change));
+        renewing.await.map_err(io::Error::other)?
+    }
+}
+
+async fn renew(
+    inner: Arc<Inner>,
+    change: impl FnOnce(&StateMachine) -> io::Result<()> + Send + 'static,
+) -> io::Result<()> {
+    let _alone = inner.changing.lock().await;
+    let (replica, machine) = (&inner.replica, &inner.maker.machine);
+    if replica.queue.is_closed() || replica.failure.borrow().is_some() {
+        return Err(io::Error::other("the replica has stopped"));
+    }
+    let _taking = machine.snapshots.turn.lock().await;
+    let _placing = machine.snapshots.placing.lock().await;
+    let _retiring = Retiring::new(replica);
+    inner.detach().await;
+    replica.gate.close();
+    replica.engine().end().await;
+    let changing = machine.clone();
+    let changed = blocking(move || change(&changing)).await;
+    let changed = changed.map_err(io::Error::other).flatten();
+    let engine = inner.maker.start().await.map_err(|error| {
+        replica.fail(Failure::Engine(error.to_string()));
+        io::Error::other(error)
+    })?;
+    *replica.engine.write() = Arc::new(engine);
+    inner.attach(true);
+    replica.leadership_changes.send_modify(|count| *count += 1);
+    changed
 }
 
 async fn run(inner: Arc<Inner>, gone_at: LogId) -> Result<bool, RetireError> {
@@ -168,6 +209,7 @@ async fn forget(
     machine.progress.forget(gone_at);
     let (store, revision) = (&machine.store, Revision::new(0));
     store.install(store.loader(), revision, UnixMillis::ZERO);
+    machine.ownership.follow(store);
     let counters = &machine.counters;
     counters.log_bytes.store(0, Ordering::Relaxed);
     counters.snapshot_room_bytes.store(0, Ordering::Relaxed);

@@ -27,6 +27,7 @@ use crate::recovery;
 use crate::replica::{Leadership, Replica};
 use crate::runtime::{Task, blocking, reclaimer, sleep, timeout};
 use crate::snapshot::{self, Snapshots};
+use crate::split::{Births, Ownership};
 use crate::state_machine::StateMachine;
 use crate::status::{Counters, Failure, Members, Role, ShardStatus};
 use crate::watcher;
@@ -48,6 +49,8 @@ pub struct ShardParts {
     pub network: Arc<dyn Network>,
     /// The way of commands to whoever leads, where another node can.
     pub forward: Option<Arc<dyn Forward>>,
+    /// Who is told of shards that are split off this one.
+    pub births: Option<Arc<dyn Births>>,
     /// What to do if the log holds nothing of this shard yet.
     pub formation: Formation,
     /// Settings.
@@ -487,11 +490,17 @@ struct Shared {
     counters: Arc<Counters>,
     snapshots: Arc<Snapshots>,
     snapshot_wanted: Arc<Notify>,
+    ownership: Arc<Ownership>,
 }
 
 impl Shared {
     fn machine(&self, parts: &ShardParts) -> StateMachine {
         StateMachine {
+            shard: parts.id,
+            node: parts.node,
+            node_log: parts.log.clone(),
+            ownership: Arc::clone(&self.ownership),
+            births: parts.births.clone(),
             store: Arc::clone(&parts.store),
             log: parts.log.shard(parts.id),
             progress: Arc::clone(&self.progress),
@@ -519,6 +528,7 @@ impl Shared {
             refuse_votes_until: AtomicU64::new(0),
             gone_term: AtomicU64::new(gone_term),
             progress: Arc::clone(&self.progress),
+            ownership: Arc::clone(&self.ownership),
             gate: LeaseGate::default(),
             snapshots: Arc::clone(&self.snapshots),
             pauses: AtomicUsize::new(0),

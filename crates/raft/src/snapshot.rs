@@ -52,11 +52,13 @@ pub(crate) struct SnapshotData {
 
 /// What is known of a shard's snapshots, and whose turn it is with them.
 ///
-/// Lock order: `turn`, then `placing`, then `files`, then `latest`.
+/// Lock order: `turn`, then `walking`, then `placing`, then `files`, then `latest`.
 #[derive(Debug, Default)]
 pub(crate) struct Snapshots {
     /// Held while a snapshot is taken: one at a time.
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Held while the store is walked over, and while it is parted ([`crate::split`]).
+    pub(crate) walking: tokio::sync::Mutex<()>,
     /// Held while a snapshot gets its name or is opened by it: naming one removes the one before.
     files: Mutex<()>,
     latest: Mutex<Option<SnapshotInfo>>,
@@ -189,6 +191,7 @@ pub(crate) async fn take(machine: &StateMachine) -> Result<SnapshotInfo, Snapsho
 }
 
 async fn walk_and_finish(machine: &StateMachine) -> Result<SnapshotInfo, SnapshotError> {
+    let parted = machine.snapshots.walking.lock().await;
     let walking = machine.clone();
     let (writer, info) = if flux_env::world().is_some() {
         // Batches are applied between the blocks, as they are beside a thread that walks.
@@ -205,6 +208,7 @@ async fn walk_and_finish(machine: &StateMachine) -> Result<SnapshotInfo, Snapsho
         });
         walked.await.map_err(|_| SnapshotError::Cancelled)??
     };
+    drop(parted);
     // E is in the store, so it is committed; it must also be applied and flushed here, or the
     // file could speak of entries that this log forgets in a power cut (rule 4).
     machine.progress.wait_applied(info.end.index).await;

@@ -11,10 +11,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use flux_log::{LogId, ShardLog};
+use flux_log::{Log, LogId, ShardLog};
 use flux_store::Store;
 use flux_store::batch::effective;
 use flux_types::bug::{self, Bug};
+use flux_types::{NodeId, ShardId, SlotMap};
 use futures_util::{Stream, TryStreamExt};
 use openraft::entry::{EntryPayload, RaftEntry as _};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -26,6 +27,7 @@ use crate::log_store::to_io;
 use crate::progress::Progress;
 use crate::runtime::{blocking, pause};
 use crate::snapshot::{self, SnapshotData, Snapshots};
+use crate::split::{self, Births, Ownership, Split};
 use crate::status::Counters;
 use crate::type_config::{Applied, Payload, RaftLogId, SnapshotMeta, StoredMembership, TypeConfig};
 
@@ -40,6 +42,11 @@ const ROOM_STEP_BYTES: u64 = 64 * 1024;
 /// See the module.
 #[derive(Clone, Debug)]
 pub(crate) struct StateMachine {
+    pub(crate) shard: ShardId,
+    pub(crate) node: NodeId,
+    pub(crate) node_log: Log,
+    pub(crate) ownership: Arc<Ownership>,
+    pub(crate) births: Option<Arc<dyn Births>>,
     pub(crate) store: Arc<Store>,
     pub(crate) log: ShardLog,
     pub(crate) progress: Arc<Progress>,
@@ -53,6 +60,14 @@ pub(crate) struct StateMachine {
     /// Dropped when the engine that applies through this one, or a part of it, has ended.
     #[expect(dead_code, reason = "only that it is dropped counts")]
     pub(crate) held: Option<Arc<oneshot::Sender<()>>>,
+}
+
+/// What became of an entry.
+enum Step {
+    /// It is applied.
+    Done(Applied),
+    /// Nothing yet: the shard is split by it, and this is whose slots are whose then.
+    Split(SlotMap),
 }
 
 impl StateMachine {
@@ -70,22 +85,28 @@ impl StateMachine {
     }
 
     /// For who applies nothing.
-    fn without_engine(&self) -> Self {
+    pub(crate) fn without_engine(&self) -> Self {
         Self {
             held: None,
             ..self.clone()
         }
     }
 
-    /// Applies one entry: the only way into the store but a snapshot.
-    pub(crate) fn apply_entry(&self, id: LogId, payload: &Payload) -> io::Result<Applied> {
-        self.progress.begin(id);
+    /// Applies one entry: the only way into the store but a snapshot. An entry that splits the shard
+    /// is left to [`StateMachine::divide`].
+    fn apply_entry(&self, id: LogId, payload: &Payload) -> io::Result<Step> {
         let mut membership = None;
         let mut applied = Applied::Effective;
         match payload {
             EntryPayload::Blank => {}
             EntryPayload::Normal(batch) => match effective(id.term, &batch.bytes) {
-                Ok(Some(view)) => self.store.apply(&view),
+                Ok(Some(view)) => {
+                    if let Some(slots) = split::of_batch(&view) {
+                        return Ok(Step::Split(slots));
+                    }
+                    self.progress.begin(id);
+                    self.store.apply(&view);
+                }
                 Ok(None) => {
                     tracing::info!(term = %id.term, index = %id.index, "skipped a void batch");
                     applied = Applied::Void;
@@ -97,7 +118,19 @@ impl StateMachine {
             }
         }
         self.progress.finish(id, membership);
-        Ok(applied)
+        Ok(Step::Done(applied))
+    }
+
+    /// Applies an entry that splits the shard.
+    async fn apply_split(&self, id: LogId, payload: &Payload, slots: SlotMap) -> io::Result<()> {
+        let EntryPayload::Normal(batch) = payload else {
+            return Ok(());
+        };
+        let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+        match effective(id.term, &batch.bytes).map_err(invalid)? {
+            Some(view) => self.divide(id, Split::new(slots), &view).await,
+            None => Ok(()),
+        }
     }
 }
 
@@ -120,7 +153,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             if bug::is_on(Bug::GroupNotAtomic) {
                 self.apply_in_parts(id, &entry.payload).await;
             }
-            let applied = self.apply_entry(id, &entry.payload)?;
+            let applied = match self.apply_entry(id, &entry.payload)? {
+                Step::Done(applied) => applied,
+                Step::Split(slots) => {
+                    self.apply_split(id, &entry.payload, slots).await?;
+                    Applied::Effective
+                }
+            };
             if let Some(responder) = responder {
                 responder.send(applied);
             }
@@ -209,6 +248,7 @@ impl StateMachine {
         }
         snapshot::load(data, &self.store)?;
         self.keep_snapshot_room();
+        self.ownership.follow(&self.store);
         self.progress
             .install(info.start, info.end.index, meta.last_membership.clone());
         self.counters.log_bytes.store(0, Ordering::Relaxed);

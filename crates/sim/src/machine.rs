@@ -363,6 +363,7 @@ impl Machine {
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             network: self.network.of(self.number),
             forward: None,
+            births: None,
             formation,
             config: ShardConfig {
                 snapshot_log_bytes: self.character.snapshot_log_bytes,

@@ -234,6 +234,11 @@ impl StoreBuilder<TypeConfig, BegunAnywhere, Lenient, Log> for Builder {
         let counters = Arc::clone(&store.counters);
         let snapshot_wanted = Arc::clone(&store.snapshot_wanted);
         let machine = StateMachine {
+            shard: ShardId::new(0),
+            node: NodeId::new(1),
+            node_log: log.clone(),
+            ownership: Arc::default(),
+            births: None,
             block_bytes: 64 * 1024,
             store: Arc::new(Store::new(StoreConfig::default())),
             log: store.log.clone(),

@@ -71,6 +71,8 @@ pub(crate) struct Proposer {
     deadline_check: Sleep,
     /// How often in a row there was space, but not for the batch.
     rooms_missed: u32,
+    /// The term of a split whose fate is not known here.
+    split_in: Option<Term>,
 }
 
 impl Proposer {
@@ -81,6 +83,7 @@ impl Proposer {
             taken: VecDeque::new(),
             deadline_check: sleep(DEADLINE_CHECK),
             rooms_missed: 0,
+            split_in: None,
         }
     }
 
@@ -114,6 +117,11 @@ impl Proposer {
 
     /// One batch: evaluated, proposed, applied, answered.
     async fn round(&mut self, term: Term) {
+        // Whatever was proposed in an earlier term is applied by now, or never will be.
+        if self.split_in.is_some_and(|proposed| proposed < term) {
+            self.split_in = None;
+            self.replica.ownership.withdraw();
+        }
         let space = self.replica.node_log.space();
         let at = self.replica.batch_time();
         let (mut asked, facts) = self.evaluate(term, at, space);
@@ -129,6 +137,11 @@ impl Proposer {
         self.rooms_missed = 0;
         stall().await;
         let bytes = facts.as_ref().map_or(0, Bytes::len);
+        let split = asked.iter().find_map(Pending::splits);
+        if let Some(shards) = split {
+            self.split_in = Some(term);
+            self.replica.ownership.announce(shards);
+        }
         let spans = traced::begin(&asked, self.replica.id, term, bytes);
         let fate = match facts {
             Some(bytes) => self.propose(Batch { bytes, at }, term, &mut asked).await,
@@ -139,6 +152,10 @@ impl Proposer {
         }
         // They end before the answers leave, so that they lie within the spans of those who wait.
         drop(spans);
+        if split.is_some() && fate != Fate::Unknown {
+            self.split_in = None;
+            self.replica.ownership.withdraw();
+        }
         match fate {
             Fate::Applied => self.settle(asked),
             Fate::NotAppended => {
@@ -176,6 +193,21 @@ impl Proposer {
                 pending.refuse_and_send(ErrorCode::Timeout, TIMED_OUT_WAITING);
                 continue;
             }
+            if pending.routing() < replica.ownership.since() {
+                self.reroute(pending);
+                continue;
+            }
+            // A split is a batch of its own: what comes after it is evaluated on what it left.
+            let splits = pending.splits();
+            if splits.is_some_and(|shards| shards <= replica.ownership.since()) {
+                pending.refuse_and_send(ErrorCode::Conflict, SPLIT_ALREADY);
+                continue;
+            }
+            let splits = splits.is_some();
+            if splits && !asked.is_empty() {
+                self.begun.push_front(pending);
+                break;
+            }
             self.look_ahead();
             while let Some(command) = pending.next() {
                 if let Some(commands) = pending.begins(LOOKAHEAD) {
@@ -197,7 +229,7 @@ impl Proposer {
             }
             let is_cut = pending.unasked() > 0;
             asked.push(pending);
-            if is_cut {
+            if is_cut || splits {
                 break;
             }
         }
@@ -408,6 +440,17 @@ impl Proposer {
         }
     }
 
+    /// What belongs to another shard since a split goes there, but for what has come from another
+    /// node. Nothing of it is provisional.
+    fn reroute(&self, pending: Pending) {
+        match &self.replica.forward {
+            Some(forward) if !pending.is_forwarded() => {
+                forward.reroute(self.replica.id, pending.into_rest());
+            }
+            Some(_) | None => pending.refuse_and_send(ErrorCode::Resharded, RESHARDED),
+        }
+    }
+
     /// Refuses what has come from another node.
     fn refuse_forwarded(&mut self) {
         for _ in 0..self.begun.len() {
@@ -454,6 +497,8 @@ type Refusal = (ErrorCode, &'static str);
 
 const NO_LEADER: &str =
     "the shard had no leader that a majority follows before the deadline passed";
+const RESHARDED: &str = "the shard was split, and its keys may belong to another one";
+const SPLIT_ALREADY: &str = "the shard was split by as late a map already";
 const NOT_LEADER: &str = "another node leads this shard";
 const TIMED_OUT_WAITING: &str = "the deadline passed before the command was proposed";
 const TIMED_OUT_IN_FLIGHT: &str = "the deadline passed while writing; the outcome is unknown";

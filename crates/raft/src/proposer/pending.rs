@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use crate::queue::{Submission, from_number};
 use crate::runtime::spawn;
+use crate::split;
 
 /// See the module.
 #[derive(Debug)]
@@ -21,6 +22,7 @@ pub(super) struct Pending {
     settled: usize,
     deadline: Instant,
     is_forwarded: bool,
+    routing: u32,
     reply: oneshot::Sender<Vec<Answer>>,
 }
 
@@ -33,6 +35,7 @@ impl From<Submission> for Pending {
             settled: 0,
             deadline: submission.deadline,
             is_forwarded: submission.is_forwarded,
+            routing: submission.routing,
             reply: submission.reply,
         }
     }
@@ -78,6 +81,17 @@ impl Pending {
         self.is_forwarded
     }
 
+    /// How many shards there will be after the split that it asks for, if it does.
+    pub(super) fn splits(&self) -> Option<u32> {
+        let slots = split::of_command(self.commands.first()?)?;
+        Some(slots.shard_count())
+    }
+
+    /// By a map of how many shards it came here.
+    pub(super) const fn routing(&self) -> u32 {
+        self.routing
+    }
+
     /// What of it has no answer yet, as a submission of its own for the leader. The answers that it
     /// has are kept by a task that adds the rest.
     pub(super) fn into_rest(mut self) -> Submission {
@@ -91,6 +105,7 @@ impl Pending {
         if asked == 0 {
             return Submission {
                 traces,
+                routing: self.routing,
                 ..Submission::new(self.commands, self.deadline, self.reply)
             };
         }
@@ -109,6 +124,7 @@ impl Pending {
         }));
         Submission {
             traces,
+            routing: self.routing,
             ..Submission::new(commands, self.deadline, reply)
         }
     }

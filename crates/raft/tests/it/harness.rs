@@ -34,6 +34,7 @@ pub(crate) struct Setup {
     pub(crate) segment_bytes: u64,
     pub(crate) config: ShardConfig,
     pub(crate) forward: Option<Arc<dyn flux_raft::Forward>>,
+    pub(crate) births: Option<Arc<dyn flux_raft::Births>>,
 }
 
 /// A running node of a test.
@@ -58,6 +59,7 @@ impl Setup {
             segment_bytes: 1024 * 1024,
             config: quick(),
             forward: None,
+            births: None,
         }
     }
 
@@ -91,6 +93,7 @@ impl Setup {
         let config = LogConfig {
             fsync: self.fsync,
             segment_bytes: self.segment_bytes,
+            may_have_grown: true,
             ..LogConfig::new("/data", 1)
         };
         let seeds = Seeds {
@@ -107,22 +110,28 @@ impl Setup {
     /// Starts a node, whatever was on its disk before.
     pub(crate) async fn start(&self) -> Node {
         let log = self.open_log();
+        self.start_shard(&log, SHARD, self.formation.clone()).await
+    }
+
+    /// Starts a shard of a node whose log is open.
+    pub(crate) async fn start_shard(&self, log: &Log, id: ShardId, formation: Formation) -> Node {
         let store = Arc::new(Store::new(StoreConfig::default()));
         let parts = ShardParts {
-            id: SHARD,
+            id,
             node: NodeId::new(self.id),
             store,
             log: log.clone(),
             clock: Arc::clone(&self.clock),
             network: Arc::clone(&self.network),
             forward: self.forward.clone(),
-            formation: self.formation.clone(),
+            births: self.births.clone(),
+            formation,
             config: self.config.clone(),
         };
         let shard = Shard::start(parts).await.expect("the shard starts");
         Node {
             shard,
-            log,
+            log: log.clone(),
             clock: Arc::clone(&self.clock),
         }
     }

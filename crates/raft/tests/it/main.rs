@@ -19,4 +19,5 @@ mod model;
 mod retire;
 mod retries;
 mod snapshots;
+mod split;
 mod voters;

@@ -353,6 +353,10 @@ impl Forward for Counting {
         );
     }
 
+    fn reroute(&self, shard: ShardId, _submission: Submission) {
+        panic!("shard {shard} was never split");
+    }
+
     fn leader(&self, _shard: ShardId, _term: Term) -> Option<NodeId> {
         None
     }

@@ -132,6 +132,7 @@ async fn start_on(log: Log) -> Node {
         clock: Arc::new(RealClock::new()),
         network: Arc::new(NoNetwork),
         forward: None,
+        births: None,
         formation: Formation::Join,
         config: ShardConfig::default(),
     };
