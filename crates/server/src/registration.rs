@@ -36,7 +36,7 @@ pub(crate) fn registration(context: &Context, http: Option<SocketAddr>) -> Regis
         zone: String::new(),
         weight: 1,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        shards: context.identity.shard_count,
+        shards: context.home.routing(),
         standby: config.standby,
         started_at: context.clock.unix_millis(),
     };

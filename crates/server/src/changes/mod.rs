@@ -23,6 +23,7 @@ use flux_telemetry::metrics::Entered;
 use flux_types::{ClusterId, NodeId, UnixMillis};
 use tokio_util::sync::CancellationToken;
 
+use crate::exec::Home;
 use crate::metrics::{ChangesMetrics, EventKind};
 use crate::peer::{Historian, Peers};
 pub(crate) use metered::metered;
@@ -60,7 +61,7 @@ pub(crate) struct Parts {
     /// Who tells it.
     pub(crate) node: NodeId,
     /// Whose changes.
-    pub(crate) shards: Vec<Shard>,
+    pub(crate) home: Arc<Home>,
     /// Longest value that is put into an event, in bytes.
     pub(crate) value_bytes_max: usize,
     /// For commits of system data.
@@ -121,9 +122,9 @@ pub(crate) struct Asked {
 impl Changes {
     pub(crate) fn new(parts: Parts) -> Self {
         let historian = Arc::new(Historian::new(parts.peers.as_ref(), parts.metrics.clone()));
-        let origin = |shard| -> Arc<dyn Origin> {
+        let origin = |shard: &Shard| -> Arc<dyn Origin> {
             Arc::new(ShardOrigin {
-                shard,
+                shard: shard.clone(),
                 clock: Arc::clone(&parts.clock),
                 historian: Arc::clone(&historian),
             })
@@ -132,7 +133,7 @@ impl Changes {
             inner: Arc::new(Inner {
                 cluster: parts.cluster,
                 envelope: Envelope::new(parts.cluster, parts.node, parts.value_bytes_max),
-                origins: parts.shards.into_iter().map(origin).collect(),
+                origins: parts.home.shards().iter().map(origin).collect(),
                 draining: parts.draining,
                 watchers: AtomicUsize::new(0),
                 metrics: parts.metrics,

@@ -2,6 +2,7 @@
 //!
 //! Pure. The parts come in the order in which [`super::split`] made them.
 
+use flux_types::limits::SHARDS_MAX;
 use flux_types::{Answer, Error, ErrorCode, Outcome, Reply, RequestOutcome, Revision};
 
 use super::split::Join;
@@ -154,7 +155,7 @@ fn outer_cursor(inner: u64, shard: u32, count: u32) -> Option<u64> {
         return Some(if next == count { 0 } else { u64::from(next) });
     }
     inner
-        .checked_mul(u64::from(count))?
+        .checked_mul(u64::from(SHARDS_MAX))?
         .checked_add(u64::from(shard))
 }
 

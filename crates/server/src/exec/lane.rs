@@ -7,11 +7,11 @@
 //! Order: commands of one session cross in the order in which it submitted them. Lock order: the
 //! lane's lock is a leaf.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use flux_env::Instant;
 use flux_raft::{Shard, Submission};
-use flux_types::limits::PROPOSER_QUEUE_OPERATIONS_MAX;
+use flux_types::limits::{PROPOSER_QUEUE_OPERATIONS_MAX, SHARDS_MAX};
 use flux_types::{Answer, Command, TraceParent};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -19,6 +19,49 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use super::turn::{busy, lost};
+use crate::cores::Places;
+
+/// The lanes of one thread to shards that live on others.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    /// Where shards live, and which of those places is this thread; none: it has no lanes.
+    here: Option<(Arc<Places>, usize)>,
+    /// By shard; begun when the first command crosses.
+    lanes: Box<[OnceLock<Arc<Lane>>]>,
+}
+
+impl Lanes {
+    /// Those of a core.
+    pub(crate) fn of_core(places: Arc<Places>, core: usize) -> Self {
+        Self {
+            here: Some((places, core)),
+            lanes: (0..SHARDS_MAX).map(|_| OnceLock::new()).collect(),
+        }
+    }
+
+    /// Those of a thread that is not ours: it has no turns in which to gather, and submits directly.
+    pub(crate) fn none() -> Self {
+        Self {
+            here: None,
+            lanes: Box::default(),
+        }
+    }
+
+    /// The lane to a shard, if it lives on another thread.
+    pub(super) fn to(&self, shard: &Shard) -> Option<&Arc<Lane>> {
+        let (places, core) = self.here.as_ref()?;
+        let number = shard.id().get();
+        if places.of_shard(number) == *core {
+            return None;
+        }
+        let lane = self.lanes.get(number as usize)?;
+        Some(lane.get_or_init(|| {
+            let lane = Lane::new(shard.clone());
+            places.handle(*core).spawn(Arc::clone(&lane).run());
+            lane
+        }))
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -34,6 +77,8 @@ struct Gathered {
     commands: Vec<Command>,
     traces: Vec<(usize, TraceParent)>,
     waiting: Vec<Waiting>,
+    /// The earliest map by which a submission came here.
+    routing: Option<u32>,
     /// The earliest of the submissions' deadlines.
     deadline: Option<Instant>,
 }
@@ -46,7 +91,7 @@ struct Waiting {
 }
 
 impl Lane {
-    pub(crate) fn new(shard: Shard) -> Arc<Self> {
+    fn new(shard: Shard) -> Arc<Self> {
         Arc::new(Self {
             shard,
             gathered: Mutex::new(Gathered::default()),
@@ -66,6 +111,7 @@ impl Lane {
             traces,
             deadline,
             reply,
+            routing,
             // What other nodes send goes straight to the shard.
             is_forwarded: _,
         } = submission;
@@ -83,6 +129,8 @@ impl Lane {
         }
         let earliest = gathered.deadline.map_or(deadline, |old| old.min(deadline));
         gathered.deadline = Some(earliest);
+        let oldest = gathered.routing.map_or(routing, |old| old.min(routing));
+        gathered.routing = Some(oldest);
         drop(gathered);
         self.wake.notify_one();
         Ok(())
@@ -92,7 +140,7 @@ impl Lane {
     ///
     /// # Cancellation
     /// What is under way is then answered as lost.
-    pub(crate) async fn run(self: Arc<Self>) {
+    async fn run(self: Arc<Self>) {
         let mut under_way = FuturesUnordered::new();
         loop {
             tokio::select! {
@@ -117,6 +165,7 @@ impl Lane {
         let (reply, answers) = oneshot::channel();
         let submission = Submission {
             traces: gathered.traces,
+            routing: gathered.routing.unwrap_or_default(),
             ..Submission::new(gathered.commands, deadline, reply)
         };
         match self.shard.submit(submission) {

@@ -3,11 +3,13 @@
 //! A command's keys have slots, slots have shards. Writes and everything that must be of one
 //! moment go through the shard's proposer; reads are answered from the store while the shard's
 //! lease gate is open ([`turn`]). Commands over keys of several shards are [`split`] and their
-//! answers [`join`]ed. Shards of other threads are reached over a [`lane`].
+//! answers [`join`]ed. Shards of other threads are reached over a [`lane`]. While a shard is split what
+//! was asked by the map before goes on by the one after ([`reroute`]).
 //!
 //! RESP sessions plan into a [`Turn`] themselves, because they put direct reads into bytes without
 //! a reply in between; gRPC, FLUX and the admin port use [`Executor::execute`].
 
+mod home;
 mod join;
 mod lane;
 mod split;
@@ -16,91 +18,34 @@ mod turn;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use flux_cluster::SlotMap;
-use flux_env::{Clock, Instant};
-use flux_raft::{Shard, Submission};
+use flux_env::Instant;
+use flux_raft::Submission;
 use flux_store::Read;
 use flux_types::{Answer, Command, ShardId, TraceParent};
 use tokio::sync::oneshot;
 
 use crate::execute::Execute;
 
+pub(crate) use self::home::Home;
 use self::join::join;
-pub(crate) use self::lane::Lane;
-pub(crate) use self::split::{Join, Split, owner, split};
+pub(crate) use self::lane::Lanes;
+pub(crate) use self::split::{Join, Split, is_on_every_key, owner, split};
 pub(crate) use self::turn::{Reads, Turn, busy};
-
-/// The shards of a node and the map to them. One for the whole node.
-#[derive(Debug)]
-pub(crate) struct Home {
-    map: SlotMap,
-    shards: Vec<Shard>,
-    clock: Arc<dyn Clock>,
-    request_timeout: Duration,
-    /// Counts up; decides which shard RANDOMKEY asks first.
-    lots: AtomicU64,
-}
-
-impl Home {
-    /// # Panics
-    /// If the map has another number of shards.
-    pub(crate) fn new(
-        map: SlotMap,
-        shards: Vec<Shard>,
-        clock: Arc<dyn Clock>,
-        request_timeout: Duration,
-    ) -> Arc<Self> {
-        assert_eq!(
-            map.shard_count() as usize,
-            shards.len(),
-            "one handle per shard"
-        );
-        Arc::new(Self {
-            map,
-            shards,
-            clock,
-            request_timeout,
-            lots: AtomicU64::new(0),
-        })
-    }
-
-    pub(crate) fn map(&self) -> &SlotMap {
-        &self.map
-    }
-
-    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
-        &self.clock
-    }
-
-    pub(crate) fn shards(&self) -> &[Shard] {
-        &self.shards
-    }
-
-    pub(crate) fn shard(&self, shard: ShardId) -> Option<&Shard> {
-        self.shards.get(shard.get() as usize)
-    }
-
-    pub(crate) fn lot(&self) -> u64 {
-        self.lots.fetch_add(1, Ordering::Relaxed)
-    }
-}
 
 /// Executes commands. Cheap to clone; each thread that carries sessions has its own, which knows
 /// its ways to the shards.
 #[derive(Clone)]
 pub struct Executor {
     home: Arc<Home>,
-    /// One for each shard; none where the shard lives on this thread.
-    lanes: Arc<[Option<Arc<Lane>>]>,
+    lanes: Arc<Lanes>,
 }
 
 impl fmt::Debug for Executor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Executor")
-            .field("shards", &self.home.shards.len())
+            .field("shards", &self.home.shards().len())
             .finish_non_exhaustive()
     }
 }
@@ -119,17 +64,17 @@ pub(crate) enum Place {
 }
 
 impl Executor {
-    pub(crate) fn new(home: Arc<Home>, lanes: Vec<Option<Arc<Lane>>>) -> Self {
+    pub(crate) fn new(home: Arc<Home>, lanes: Lanes) -> Self {
         Self {
             home,
-            lanes: lanes.into(),
+            lanes: Arc::new(lanes),
         }
     }
 
     /// The deadline of a request that brings none, or the one it brings.
     #[must_use]
     pub fn deadline(&self, timeout: Option<Duration>) -> Instant {
-        self.home.clock.now() + timeout.unwrap_or(self.home.request_timeout)
+        self.home.clock().now() + timeout.unwrap_or_else(|| self.home.request_timeout())
     }
 
     /// Executes one command.
@@ -165,7 +110,9 @@ impl Executor {
 
     /// Plans a command into a turn.
     pub(crate) fn plan(&self, command: Command, turn: &mut Turn) -> Place {
-        match split(command, &self.home.map, self.home.lot()) {
+        let map = self.home.map();
+        turn.plan_by(map);
+        match split(command, map, self.home.lot()) {
             Split::One(shard, command) => self.plan_part(shard, command, turn),
             Split::Many(parts, join) => self.plan_parts(parts, join, turn),
             Split::Refused(error) => Place::Ready(Answer::error(error)),
@@ -212,19 +159,22 @@ impl Executor {
         shard: ShardId,
         commands: Vec<Command>,
         traces: Vec<(usize, TraceParent)>,
+        routing: u32,
         deadline: Instant,
     ) -> oneshot::Receiver<Vec<Answer>> {
         let (reply, answers) = oneshot::channel();
         let submission = Submission {
             traces,
+            routing,
             ..Submission::new(commands, deadline, reply)
         };
-        let index = shard.get() as usize;
-        let refused = match (self.lanes.get(index), self.home.shards.get(index)) {
-            (Some(Some(lane)), _) => lane.submit(submission).err(),
-            (_, Some(shard)) => shard.submit(submission).err(),
+        let refused = match self.home.shard(shard) {
+            Some(shard) => match self.lanes.to(shard) {
+                Some(lane) => lane.submit(submission).err(),
+                None => shard.submit(submission).err(),
+            },
             // No such shard; the answer is lost, which is what the caller will see.
-            (_, None) => None,
+            None => None,
         };
         if let Some(Submission {
             commands, reply, ..
@@ -277,6 +227,6 @@ impl Execute for Executor {
     }
 
     fn shard(&self, command: &Command) -> Option<ShardId> {
-        owner(command, &self.home.map)
+        owner(command, self.home.map())
     }
 }

@@ -7,6 +7,7 @@
 
 use bytes::Bytes;
 use flux_cluster::SlotMap;
+use flux_types::limits::SHARDS_MAX;
 use flux_types::{
     Command, Error, ErrorCode, Once, ReadCommand, ScanPage, ShardId, Transaction, WriteCommand,
 };
@@ -54,7 +55,8 @@ pub(crate) enum Join {
     reason = "what is not split is refused across shards"
 )]
 pub(crate) fn split(command: Command, map: &SlotMap, lot: u64) -> Split {
-    if map.shard_count() == 1 {
+    // A scan may go on when there are more shards.
+    if map.shard_count() == 1 && !matches!(command, Command::Read(ReadCommand::Scan(_))) {
         return Split::One(ShardId::new(0), command);
     }
     if let Some(key) = single_key(&command) {
@@ -264,12 +266,14 @@ fn everywhere(map: &SlotMap, lot: u64, join: Join, make: impl Fn() -> Command) -
     Split::Many(parts, join)
 }
 
-/// A cursor of all shards is `cursor of the shard * shards + shard`: 0 both begins and ends.
+/// A cursor of all shards is `cursor of the shard * SHARDS_MAX + shard`: 0 both begins and ends. It
+/// means the same when a shard was split meanwhile: what went to the new one is met there.
 fn scan(page: ScanPage, map: &SlotMap) -> Split {
-    let count = u64::from(map.shard_count());
-    let shard = u32::try_from(page.cursor % count).unwrap_or(0);
+    let stride = u64::from(SHARDS_MAX);
+    // A cursor that was never given begins somewhere.
+    let shard = u32::try_from(page.cursor % stride).unwrap_or(0) % map.shard_count();
     let page = ScanPage {
-        cursor: page.cursor / count,
+        cursor: page.cursor / stride,
         ..page
     };
     let join = Join::Cursor {

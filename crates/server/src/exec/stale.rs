@@ -14,11 +14,13 @@ pub(super) fn read(home: &Home, command: Command) -> Answer {
         let message = "a write cannot be stale: only reads can";
         return Answer::error(Error::not_done(ErrorCode::Invalid, message));
     }
-    match split(command, home.map(), home.lot()) {
-        Split::One(shard, command) => read_part(home, shard, &command),
+    let map = home.map();
+    let routing = map.shard_count();
+    match split(command, map, home.lot()) {
+        Split::One(shard, command) => read_part(home, shard, routing, &command),
         Split::Many(parts, how) => {
             let parts = parts.iter();
-            let answers = parts.map(|(shard, command)| read_part(home, *shard, command));
+            let answers = parts.map(|(shard, command)| read_part(home, *shard, routing, command));
             join(how, answers.collect())
         }
         Split::Refused(error) => Answer::error(error),
@@ -26,7 +28,7 @@ pub(super) fn read(home: &Home, command: Command) -> Answer {
 }
 
 /// Answers what concerns one shard.
-fn read_part(home: &Home, shard: ShardId, command: &Command) -> Answer {
+fn read_part(home: &Home, shard: ShardId, routing: u32, command: &Command) -> Answer {
     let unready = || {
         let message = "this node's replica of the shard is not recovered, or has failed";
         Answer::error(Error::not_done(ErrorCode::Unavailable, message))
@@ -38,10 +40,11 @@ fn read_part(home: &Home, shard: ShardId, command: &Command) -> Answer {
         return unready();
     };
     let answer = read_store(handle.store(), command, now);
-    // It may have been let go, and have forgotten everything, in the middle of the read.
+    // It may have been let go, and have forgotten everything, or have been split, in the middle of
+    // the read.
     match handle.stale_now() {
-        Some(_) => answer,
-        None => unready(),
+        Some(_) if handle.is_current(routing) => answer,
+        Some(_) | None => unready(),
     }
 }
 

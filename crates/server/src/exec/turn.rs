@@ -16,7 +16,9 @@ use std::vec;
 use flux_env::Instant;
 use flux_telemetry::TraceContext;
 use flux_telemetry::trace::{self, Service, Span};
-use flux_types::{Answer, Command, Error, ErrorCode, ShardId, Term, TraceParent, UnixMillis};
+use flux_types::{
+    Answer, Command, Error, ErrorCode, ShardId, SlotMap, Term, TraceParent, UnixMillis,
+};
 use tokio::sync::oneshot;
 
 use super::{Executor, Home};
@@ -28,6 +30,8 @@ pub(crate) struct Turn {
     parts: Vec<Part>,
     /// Shards that are asked anything, each once.
     touched: Vec<u32>,
+    /// How many shards the earliest map had by which something of it was planned.
+    routing: Option<u32>,
 }
 
 /// What a turn asks of one shard.
@@ -56,6 +60,13 @@ pub(crate) enum Reads {
 }
 
 impl Turn {
+    /// Notes by which map a command is planned. To be called before it is, with the map that says
+    /// where it belongs.
+    pub(crate) fn plan_by(&mut self, map: &SlotMap) {
+        let count = map.shard_count();
+        self.routing = Some(self.routing.map_or(count, |older| older.min(count)));
+    }
+
     /// The expiry clock of a shard, if this turn may read its store directly.
     pub(crate) fn direct_now(&mut self, home: &Home, shard: ShardId) -> Option<UnixMillis> {
         let part = self.part(home, shard)?;
@@ -101,7 +112,8 @@ impl Turn {
             let shard_id = ShardId::new(shard);
             let proposed = parent.and_then(|parent| Proposed::begin(parent, shard_id, count));
             let traces = proposed.as_ref().map_or_else(Vec::new, Proposed::traces);
-            let answers = executor.submit(shard_id, commands, traces, deadline);
+            let routing = self.routing.unwrap_or_default();
+            let answers = executor.submit(shard_id, commands, traces, routing, deadline);
             under_way.push((shard, count, answers, proposed));
         }
         for (shard, count, answers, proposed) in under_way {
@@ -124,6 +136,7 @@ impl Turn {
 
     /// Forgets everything but the memory.
     pub(crate) fn clear(&mut self) {
+        self.routing = None;
         for shard in self.touched.drain(..) {
             if let Some(part) = self.parts.get_mut(shard as usize) {
                 part.is_touched = false;
@@ -141,14 +154,15 @@ impl Turn {
         if self.touched_parts().all(|part| part.direct.is_empty()) {
             return Reads::Stand;
         }
-        let now = home.clock().now();
+        let (now, routing) = (home.clock().now(), self.routing.unwrap_or_default());
         let stand = self.touched.iter().all(|&shard| {
             let part = self.parts.get(shard as usize);
             part.is_none_or(|part| {
                 let handle = home.shard(ShardId::new(shard));
                 let lease = handle.and_then(|handle| handle.lease(now));
                 // One of a later term says nothing about what was read before it.
-                part.direct.is_empty() || (lease.is_some() && lease == part.lease)
+                let is_whole = || handle.is_some_and(|handle| handle.is_current(routing));
+                part.direct.is_empty() || (lease.is_some() && lease == part.lease && is_whole())
             })
         });
         if stand {

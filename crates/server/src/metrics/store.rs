@@ -77,10 +77,10 @@ const FAMILIES: [PerShard; 10] = [
     },
 ];
 
-/// Adds what the stores tell. `now` is the clock by which keys expire.
+/// Adds what the stores tell, all that there are at the scrape. `now` is the clock by which keys expire.
 pub(crate) fn register_stores(
     registry: &Registry,
-    stores: Vec<(ShardId, Arc<Store>)>,
+    stores: impl Fn() -> Vec<(ShardId, Arc<Store>)> + Clone + Send + Sync + 'static,
     now: impl Fn() -> UnixMillis + Send + Sync + 'static,
 ) {
     for family in FAMILIES {
@@ -92,7 +92,7 @@ pub(crate) fn register_stores(
             value,
         } = family;
         registry.collect(name, help, kind, &["shard"], move |samples| {
-            for (shard, store) in &stores {
+            for (shard, store) in stores() {
                 samples.push(&[&shard.to_string()], value(&store.stats()));
             }
         });
@@ -103,7 +103,7 @@ pub(crate) fn register_stores(
         Kind::Gauge,
         &["shard"],
         move |samples| {
-            for (shard, store) in &stores {
+            for (shard, store) in stores() {
                 let lag_millis = store.expiry_lag(now());
                 samples.push(&[&shard.to_string()], seconds(lag_millis));
             }
@@ -134,7 +134,8 @@ mod tests {
     fn the_stores_are_read_at_the_scrape() {
         let store = Arc::new(Store::new(StoreConfig::default()));
         let registry = Registry::new();
-        let stores = vec![(ShardId::new(3), Arc::clone(&store))];
+        let held = Arc::clone(&store);
+        let stores = move || vec![(ShardId::new(3), Arc::clone(&held))];
         register_stores(&registry, stores, || UnixMillis::new(5_000));
         let mut evaluation = store.evaluation(UnixMillis::new(1_000), Term::new(1));
         let mut set = Set::plain(Bytes::from_static(b"k"), Bytes::from_static(b"v"));

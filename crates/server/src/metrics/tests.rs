@@ -155,7 +155,7 @@ async fn every_family_is_in_the_document_as_it_is_exported() {
         is_poisoned: false,
     });
     register_raft(&registry, Vec::new);
-    register_stores(&registry, Vec::new(), || UnixMillis::ZERO);
+    register_stores(&registry, Vec::new, || UnixMillis::ZERO);
     #[cfg(feature = "rabbitmq")]
     {
         let clock: Arc<dyn flux_env::Clock> = Arc::new(flux_env::RealClock::new());

@@ -70,6 +70,12 @@ impl Joined {
         })
     }
 
+    /// How many shards there were when the cluster was formed.
+    pub(super) fn founding(&self) -> u32 {
+        let decision = self.member.decision.as_ref();
+        decision.map_or(0, Decision::shard_count)
+    }
+
     /// Notes that the log of this life is there: from now on an empty one is a lost one.
     pub(super) async fn settled(&mut self, config: &Config) -> Result<(), StartError> {
         self.member.stage = Stage::Joined;
@@ -449,6 +455,7 @@ async fn open_as(
     }
     let opening = Opening {
         shards: decision.shard_count(),
+        may_have_grown: true,
         cluster: decision.cluster,
         node: member.node,
         refuse_power_loss: member.is_relaxed

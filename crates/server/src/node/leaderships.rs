@@ -34,8 +34,8 @@ impl Leaderships {
     /// How many shards the node leads now.
     #[must_use]
     pub fn count(&self) -> usize {
-        let shards = self.context.home.shards().iter();
-        shards.filter(|shard| shard.is_writable()).count()
+        let shards = self.context.home.shards();
+        shards.iter().filter(|shard| shard.is_writable()).count()
     }
 
     /// Gives the shards that this node leads to other voters, one after the other, so that nobody
@@ -53,7 +53,7 @@ impl Leaderships {
         let end = clock.now() + HAND_OVER_ALL;
         // Who did not take one over in time is not waited for again: it may be stopping as well.
         let mut unable = BTreeSet::new();
-        for shard in self.context.home.shards() {
+        for shard in self.context.home.shards().iter() {
             for target in peers.heirs(shard) {
                 let now = clock.now();
                 if end <= now || unable.contains(&target) {

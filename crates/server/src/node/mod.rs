@@ -9,9 +9,11 @@
 //! dropped instead leaves its log as a killed process would.
 
 mod activity;
+mod failures;
 mod given;
 mod join;
 mod leaderships;
+mod nursery;
 mod open;
 
 use std::fmt;
@@ -24,7 +26,7 @@ use flux_cluster::SlotMap;
 use flux_cluster::registry::{Registered, RegistryError};
 use flux_env::{Clock, Instant};
 use flux_log::Log;
-use flux_raft::Shard;
+use flux_raft::{Formation, Shard};
 use flux_telemetry::{Checks, Registry};
 use flux_types::{Error, NodeId, UnixMillis};
 use tokio::net::TcpListener;
@@ -34,17 +36,19 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use self::activity::Activity;
+use self::failures::Failures;
 pub use self::given::Given;
 use self::join::{Joined, join};
 pub use self::leaderships::Leaderships;
-use self::open::{Wiring, open_alone, start_shards};
+use self::nursery::{Kit, Nursery};
+use self::open::open_alone;
 use crate::changes::{self, Changes};
 use crate::clients::{Clients, Ending};
 use crate::config::Config;
 use crate::context::{Context, Lookups, Pause, Switches};
 use crate::cores::{Cores, Places};
 use crate::error::{NodeFailure, StartError};
-use crate::exec::{Executor, Home, Lane};
+use crate::exec::{Executor, Home, Lanes};
 use crate::http_listener::HttpListener;
 use crate::listen::{Acceptor, end_idle};
 use crate::metrics::{
@@ -166,13 +170,13 @@ impl Node {
         let started_at = clock.now();
         let mut cores = start_cores(&config)?;
         let places = Arc::clone(cores.places());
-        let Grounds { log, shards, peers } =
-            grounds(&config, &mut listeners, addresses, &clock, &places).await?;
-        let map =
-            SlotMap::even(log.identity().shard_count).map_err(|error| StartError::System {
-                what: "the data folder has an impossible number of shards",
-                source: std::io::Error::other(error),
-            })?;
+        let Grounds {
+            log,
+            shards,
+            map,
+            nursery,
+            peers,
+        } = grounds(&config, &mut listeners, addresses, &clock, &places).await?;
         register_log(registry, {
             let log = log.clone();
             move || LogState {
@@ -181,7 +185,15 @@ impl Node {
                 is_poisoned: log.poison_reason().is_some(),
             }
         });
-        register_shards(registry, &shards);
+        let topology = match &peers {
+            Some(peers) => peers.topology(&shards),
+            None => own_topology(&config, addresses, log.identity().node, &shards),
+        };
+        let home = Home::new(map, shards, Arc::clone(&clock), config.request_timeout);
+        if let Some(peers) = &peers {
+            peers.execute_by(executor_of_caller(&home));
+        }
+        register_shards(registry, &home);
         peer::register(registry, peers.as_ref());
         let others = peers.as_ref().map(Arc::downgrade);
         let ahead = move || others.as_ref()?.upgrade()?.clock_ahead_seconds();
@@ -189,7 +201,7 @@ impl Node {
         let changes = Changes::new(changes::Parts {
             cluster: log.identity().cluster,
             node: log.identity().node,
-            shards: shards.clone(),
+            home: Arc::clone(&home),
             value_bytes_max: usize::try_from(config.cdc.event_value_max).unwrap_or(usize::MAX),
             clock: Arc::clone(&clock),
             meters: cores.take_meters(),
@@ -197,11 +209,6 @@ impl Node {
             metrics: ChangesMetrics::new(registry),
             draining: CancellationToken::new(),
         });
-        let topology = match &peers {
-            Some(peers) => peers.topology(&shards),
-            None => own_topology(&config, addresses, log.identity().node, &shards),
-        };
-        let home = Home::new(map, shards, Arc::clone(&clock), config.request_timeout);
         let context = Arc::new(Context {
             switches: Switches::new(&config),
             config,
@@ -220,7 +227,7 @@ impl Node {
             started_at,
             is_draining: AtomicBool::new(false),
         });
-        Self::run(context, cores, listeners, checks, changes)
+        Self::run(context, cores, listeners, checks, changes, nursery)
     }
 
     /// Starts to accept.
@@ -230,6 +237,7 @@ impl Node {
         listeners: Listeners,
         checks: &Checks,
         changes: Changes,
+        nursery: Arc<Nursery>,
     ) -> Result<Self, StartError> {
         let stop_accepting = changes.draining().clone();
         let places = Arc::clone(cores.places());
@@ -269,12 +277,22 @@ impl Node {
             };
             tasks.push(tokio::spawn(http.serve(stop_accepting.clone())));
         }
-        let failure = watch_failures(&context, &places);
+        let failures = Failures::new();
+        let failure = failures.first();
+        failures.watch_log(&context.log);
+        let shards = context.home.shards();
+        shards
+            .iter()
+            .for_each(|shard| failures.watch(shard, &places));
+        if context.peers.is_some() {
+            let watching = nursery.watch(Arc::clone(&context), failures, stop_accepting.clone());
+            places.handle(0).spawn(watching);
+        }
         info!(
             resp = %context.addresses.resp,
             grpc = %context.addresses.grpc,
             admin = %context.addresses.admin,
-            shards = context.home.shards().len(),
+            shards = shards.len(),
             cores = places.count(),
             "node started"
         );
@@ -299,7 +317,7 @@ impl Node {
     /// How many shards its data is in.
     #[must_use]
     pub fn shard_count(&self) -> u32 {
-        self.context.identity.shard_count
+        self.context.home.routing()
     }
 
     /// Who leads, who votes and where everybody is.
@@ -311,7 +329,7 @@ impl Node {
     /// What changes in this node's data, whoever changes it.
     #[must_use]
     pub fn activity(&self) -> Activity {
-        Activity(self.context.home.shards().to_vec())
+        Activity(Arc::clone(&self.context.home))
     }
 
     /// Runs commands on this node's shards, from any runtime.
@@ -337,7 +355,7 @@ impl Node {
             }
         } else {
             let deadline = self.context.clock.now() + timeout;
-            for shard in self.context.home.shards() {
+            for shard in self.context.home.shards().iter() {
                 shard.wait_writable(deadline).await?;
             }
         }
@@ -523,6 +541,9 @@ impl Drop for Node {
 struct Grounds {
     log: Log,
     shards: Vec<Shard>,
+    /// The latest map of the slots that they know.
+    map: SlotMap,
+    nursery: Arc<Nursery>,
     peers: Option<Arc<Peers>>,
 }
 
@@ -541,10 +562,17 @@ async fn grounds(
         };
         // From here on a failure must leave the folder as an orderly end does.
         let closing = CloseOnDrop(Some(log.clone()));
-        let shards = start_shards(config, &log, clock, places, Wiring::alone()).await?;
+        let nursery = Nursery::new(Kit::alone(config, &log, clock, places)?);
+        let founding = log.identity().shard_count;
+        let shards = nursery.start_all(founding, |_| Formation::Found).await?;
         closing.disarm();
-        let peers = None;
-        return Ok(Grounds { log, shards, peers });
+        return Ok(Grounds {
+            map: latest_map(founding, &shards)?,
+            peers: None,
+            log,
+            shards,
+            nursery,
+        });
     };
     let mut joined = join(join::Parts {
         config,
@@ -556,14 +584,31 @@ async fn grounds(
     .await?;
     let (log, peers) = (joined.log.clone(), Arc::clone(&joined.peers));
     let closing = CloseOnDrop(Some(log.clone()));
-    let shards = start_replicas(config, clock, places, &mut joined).await;
-    if shards.is_err() {
+    let started = start_replicas(config, clock, places, &mut joined).await;
+    if started.is_err() {
         peers.stop();
     }
-    let shards = shards?;
+    let (nursery, shards) = started?;
     closing.disarm();
-    let peers = Some(peers);
-    Ok(Grounds { log, shards, peers })
+    Ok(Grounds {
+        map: latest_map(joined.founding(), &shards)?,
+        peers: Some(peers),
+        log,
+        shards,
+        nursery,
+    })
+}
+
+/// The latest map of the slots by what the shards have applied; an older one is as safe.
+fn latest_map(founding: u32, shards: &[Shard]) -> Result<SlotMap, StartError> {
+    let first = SlotMap::even(founding).map_err(|error| StartError::System {
+        what: "the data folder has an impossible number of shards",
+        source: std::io::Error::other(error),
+    })?;
+    let split = shards.iter().filter_map(Shard::slots);
+    let split = split.filter(|slots| slots.shard_count() as usize <= shards.len());
+    let latest = split.chain([first]).max_by_key(SlotMap::shard_count);
+    Ok(latest.expect("the first is one"))
 }
 
 /// Starts the shards of a node of a cluster.
@@ -572,20 +617,21 @@ async fn start_replicas(
     clock: &Arc<dyn Clock>,
     places: &Arc<Places>,
     joined: &mut Joined,
-) -> Result<Vec<Shard>, StartError> {
+) -> Result<(Arc<Nursery>, Vec<Shard>), StartError> {
     joined.note_fsync(config).await?;
     let peers = Arc::clone(&joined.peers);
-    let wiring = Wiring {
+    let nursery = Nursery::new(Kit {
         network: Arc::new(PeerNetwork(Arc::clone(&peers))),
         forward: Some(Arc::new(Forwarder(Arc::downgrade(&peers)))),
-        formation: |shard| joined.formation(shard),
-    };
-    let shards = start_shards(config, &joined.log, clock, places, wiring).await?;
+        ..Kit::alone(config, &joined.log, clock, places)?
+    });
+    let formation = |shard| joined.formation(shard);
+    let shards = nursery.start_all(joined.founding(), formation).await?;
     joined.settled(config).await?;
     peers.serve_shards(shards.clone());
     // Owned by the node: ends when the peers are stopped.
     places.handle(0).spawn(peer::keep(peers));
-    Ok(shards)
+    Ok((nursery, shards))
 }
 
 /// Starts to accept on the port of RESP and FLUX.
@@ -595,9 +641,11 @@ fn accept(
     socket: std::net::TcpListener,
     stop: &CancellationToken,
 ) -> Result<(), StartError> {
-    let executors: Vec<Executor> = (0..places.count())
-        .map(|core| executor_of_core(&context.home, places, core))
-        .collect();
+    let executor_of_core = |core| {
+        let lanes = Lanes::of_core(Arc::clone(places), core);
+        Executor::new(Arc::clone(&context.home), lanes)
+    };
+    let executors = (0..places.count()).map(executor_of_core).collect();
     let acceptor = Acceptor {
         context: Arc::clone(context),
         places: Arc::clone(places),
@@ -635,11 +683,11 @@ fn own_topology(config: &Config, addresses: Addresses, node: NodeId, shards: &[S
 fn keep_topology(context: &Context) -> impl Future<Output = ()> + Send + use<> {
     let handle = context.topology.clone();
     let (config, addresses) = (context.config.clone(), context.addresses);
-    let (node, shards) = (context.identity.node, context.home.shards().to_vec());
+    let (node, home) = (context.identity.node, Arc::clone(&context.home));
     let peers = context.peers.clone();
     topology::keep(handle, move || match &peers {
-        Some(peers) => peers.topology(&shards),
-        None => own_topology(&config, addresses, node, &shards),
+        Some(peers) => peers.topology(&home.shards()),
+        None => own_topology(&config, addresses, node, &home.shards()),
     })
 }
 
@@ -685,18 +733,20 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Lets metrics read the replicas and stores of the shards.
-fn register_shards(registry: &Registry, shards: &[Shard]) {
-    let stores = shards
-        .iter()
-        .map(|shard| (shard.id(), Arc::clone(shard.store())))
-        .collect();
+fn register_shards(registry: &Registry, home: &Arc<Home>) {
+    let (stores, clock) = (Arc::clone(home), Arc::clone(home));
+    let stores = move || {
+        let shards = stores.shards();
+        let store = |shard: &Shard| (shard.id(), Arc::clone(shard.store()));
+        shards.iter().map(store).collect()
+    };
     // All shards of a node expire keys by one clock, so any of them tells it.
-    let clock = shards.first().cloned();
-    register_stores(registry, stores, move || {
-        clock.as_ref().map_or(UnixMillis::ZERO, Shard::now)
+    let now = move || clock.shards().first().map_or(UnixMillis::ZERO, Shard::now);
+    register_stores(registry, stores, now);
+    let home = Arc::clone(home);
+    register_raft(registry, move || {
+        home.shards().iter().map(Shard::status).collect()
     });
-    let shards = shards.to_vec();
-    register_raft(registry, move || shards.iter().map(Shard::status).collect());
 }
 
 fn start_cores(config: &Config) -> Result<Cores, StartError> {
@@ -733,64 +783,8 @@ fn publisher(
     })
 }
 
-/// The executor of sessions on a core: lanes to the shards of other cores.
-fn executor_of_core(home: &Arc<Home>, places: &Places, core: usize) -> Executor {
-    let lanes = home
-        .shards()
-        .iter()
-        .map(|shard| {
-            if places.of_shard(shard.id().get()) == core {
-                return None;
-            }
-            let lane = Lane::new(shard.clone());
-            places.handle(core).spawn(Arc::clone(&lane).run());
-            Some(lane)
-        })
-        .collect();
-    Executor::new(Arc::clone(home), lanes)
-}
-
 /// The executor of whoever runs on the caller's runtime. It submits directly: its threads are not
 /// ours, so there is no turn in which to gather.
 fn executor_of_caller(home: &Arc<Home>) -> Executor {
-    Executor::new(Arc::clone(home), vec![None; home.shards().len()])
-}
-
-/// Tells the first failure of any shard or the log.
-fn watch_failures(context: &Context, places: &Places) -> watch::Receiver<Option<NodeFailure>> {
-    let (tell, failure) = watch::channel(None);
-    let tell = Arc::new(tell);
-    for shard in context.home.shards() {
-        let (shard, tell) = (shard.clone(), Arc::clone(&tell));
-        let core = places.of_shard(shard.id().get());
-        places.handle(core).spawn(async move {
-            let problem = shard.failed().await.to_string();
-            let id = shard.id().get();
-            error!(shard = id, problem, "a shard cannot go on");
-            tell.send_if_modified(|first| {
-                let is_first = first.is_none();
-                if is_first {
-                    *first = Some(NodeFailure {
-                        shard: Some(id),
-                        problem,
-                    });
-                }
-                is_first
-            });
-        });
-    }
-    context.log.on_poison(Box::new(move |reason| {
-        error!(reason, "the log cannot be written anymore");
-        tell.send_if_modified(|first| {
-            let is_first = first.is_none();
-            if is_first {
-                *first = Some(NodeFailure {
-                    shard: None,
-                    problem: reason.to_owned(),
-                });
-            }
-            is_first
-        });
-    }));
-    failure
+    Executor::new(Arc::clone(home), Lanes::none())
 }

@@ -1,22 +1,16 @@
-//! The first half of a node's start: its log opened, its shards recovered on their cores.
+//! The first step of a node's start: its log opened.
 
 use std::sync::Arc;
 
 use flux_env::{Clock, Disk, RealDisk, Rng, SeededRng};
 use flux_log::{FsyncPolicy, Log, LogConfig, OpenError, Retention, Seeds};
-use flux_raft::{Formation, Forward, Network, NoNetwork, Shard, ShardConfig, ShardParts};
-use flux_store::{Dropped, Store, StoreConfig};
-use flux_types::{ClusterId, NodeId, ShardId};
+use flux_types::{ClusterId, NodeId};
 use tracing::{info, warn};
 
-use crate::config::{Config, Fsync, Reads, memory_of_shard};
-use crate::cores::Places;
+use crate::config::{Config, Fsync};
 use crate::error::StartError;
 use crate::peer::member::{Member, draw_incarnation};
 
-/// Fewest stripes of a shard's store, and the number that all shards share.
-const STRIPES_MIN: u32 = 16;
-const STRIPES_TOTAL: u32 = 256;
 /// How long after a start old log is kept as if a sink needed it: the sinks are only coming.
 const HISTORY_SETTLES_MS: u64 = 60_000;
 
@@ -28,6 +22,8 @@ pub(super) struct Opening {
     pub(super) shards: u32,
     pub(super) cluster: ClusterId,
     pub(super) node: NodeId,
+    /// Whether an old one may have more shards, since some were split.
+    pub(super) may_have_grown: bool,
     /// Whether a log that a power cut may have shortened is refused.
     pub(super) refuse_power_loss: bool,
 }
@@ -47,6 +43,7 @@ pub(super) fn open_alone(config: &Config, clock: Arc<dyn Clock>) -> Result<Log, 
             cluster: ClusterId::new(draw()?),
             // A number that it can keep if it becomes one of several.
             node: NodeId::of_incarnation(ALONE_NUMBER, draw_incarnation()?),
+            may_have_grown: false,
             refuse_power_loss: false,
         })
     };
@@ -103,6 +100,7 @@ pub(super) fn open(
             pinned_bytes_max: config.cdc.pinned_bytes_max,
             settle_ms: HISTORY_SETTLES_MS,
         },
+        may_have_grown: opening.may_have_grown,
         refuse_power_loss: opening.refuse_power_loss,
         ..LogConfig::new(config.data_dir.clone(), opening.shards)
     };
@@ -143,87 +141,7 @@ pub(super) fn open_error(config: &Config, error: &OpenError) -> StartError {
     }
 }
 
-/// What the shards of a node have to do with other nodes.
-pub(super) struct Wiring<F> {
-    pub(super) network: Arc<dyn Network>,
-    pub(super) forward: Option<Arc<dyn Forward>>,
-    pub(super) formation: F,
-}
-
-impl Wiring<fn(ShardId) -> Formation> {
-    /// Nothing.
-    pub(super) fn alone() -> Self {
-        Self {
-            network: Arc::new(NoNetwork),
-            forward: None,
-            formation: |_| Formation::Found,
-        }
-    }
-}
-
-/// Starts every shard on its core, all at once.
-pub(super) async fn start_shards<F: Fn(ShardId) -> Formation>(
-    config: &Config,
-    log: &Log,
-    clock: &Arc<dyn Clock>,
-    places: &Places,
-    wiring: Wiring<F>,
-) -> Result<Vec<Shard>, StartError> {
-    let identity = log.identity();
-    let hash_seed = flux_env::entropy_u64().map_err(|source| StartError::System {
-        what: "failed to draw random bits",
-        source,
-    })?;
-    let count = identity.shard_count;
-    let stripes = STRIPES_MIN.max(STRIPES_TOTAL / count.max(1));
-
-    let starting: Vec<_> = (0..count)
-        .map(|id| {
-            let store = Store::new(StoreConfig {
-                stripes: stripes as usize,
-                hash_seed,
-                memory_bytes_max: memory_of_shard(config.max_memory, count),
-                value_bytes_max: usize::try_from(config.value_size_max).unwrap_or(usize::MAX),
-            });
-            store.set_reclaimer(reclaim);
-            let parts = ShardParts {
-                id: ShardId::new(id),
-                node: identity.node,
-                store: Arc::new(store),
-                log: log.clone(),
-                clock: Arc::clone(clock),
-                network: Arc::clone(&wiring.network),
-                forward: wiring.forward.clone(),
-                formation: (wiring.formation)(ShardId::new(id)),
-                config: ShardConfig {
-                    snapshot_log_bytes: config.snapshot_log_size,
-                    lease_reads: config.reads == Reads::Lease,
-                    ..ShardConfig::default()
-                },
-            };
-            let handle = places.handle(places.of_shard(id));
-            handle.spawn(Shard::start(parts))
-        })
-        .collect();
-    let mut shards = Vec::with_capacity(starting.len());
-    for start in starting {
-        let started = start.await.map_err(|error| StartError::System {
-            what: "a shard's start did not end in order",
-            source: std::io::Error::other(error),
-        })?;
-        shards.push(started.map_err(|error| shard_error(&error))?);
-    }
-    Ok(shards)
-}
-
-/// Frees tables that were swapped out on a thread of their own: millions of entries take a while.
-fn reclaim(dropped: Dropped) {
-    let thread = std::thread::Builder::new().name("flux-reclaim".to_owned());
-    // If there is no thread, the closure is dropped here, and the tables with it.
-    drop(thread.spawn(move || drop(dropped)));
-}
-
-fn shard_error(error: &flux_raft::StartError) -> StartError {
+pub(super) fn shard_error(error: &flux_raft::StartError) -> StartError {
     use flux_raft::StartError as Raft;
     let problem = error.to_string();
     match error {

@@ -16,8 +16,8 @@ use flux_types::{Answer, Command, Error, ErrorCode, NodeId, Outcome, Reply, Shar
 use flux_wire::forward::{Forwarded, read_answers};
 use tokio::sync::oneshot;
 
-use super::Peers;
 use super::handshake::Lane;
+use super::{Peers, reroute};
 
 /// Pause before commands that found no leader where one was expected are tried again.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -46,6 +46,14 @@ impl Forward for Forwarder {
         }
     }
 
+    fn reroute(&self, _shard: ShardId, submission: Submission) {
+        match self.0.upgrade() {
+            // Owned by the shard's runtime; ends at the submission's deadline.
+            Some(peers) => drop(tokio::spawn(reroute::run(peers, submission))),
+            None => reroute::refuse(submission),
+        }
+    }
+
     fn leader(&self, shard: ShardId, term: Term) -> Option<NodeId> {
         let (leader, _) = self.0.upgrade()?.book.leader(shard, term)?;
         Some(leader)
@@ -58,7 +66,8 @@ async fn carry(peers: Arc<Peers>, shard: ShardId, leader: NodeId, submission: Su
         traces,
         deadline,
         reply,
-        ..
+        routing,
+        is_forwarded: _,
     } = submission;
     let left = deadline.saturating_since(peers.clock.now());
     if left.is_zero() {
@@ -67,6 +76,7 @@ async fn carry(peers: Arc<Peers>, shard: ShardId, leader: NodeId, submission: Su
     }
     let forwarded = Forwarded {
         timeout_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
+        routing,
         commands,
         traces,
     };
@@ -75,6 +85,7 @@ async fn carry(peers: Arc<Peers>, shard: ShardId, leader: NodeId, submission: Su
     let asked = tokio::time::timeout(left + GRACE, asking).await;
     let submission = Submission {
         traces: forwarded.traces,
+        routing,
         ..Submission::new(forwarded.commands, deadline, reply)
     };
     match asked {
@@ -124,7 +135,10 @@ fn is_elsewhere(answer: &Answer) -> bool {
     matches!(
         &answer.reply,
         Reply::Error(error) if error.outcome == Outcome::NotDone
-            && matches!(error.code, ErrorCode::NotLeader | ErrorCode::ShuttingDown)
+            && matches!(
+                error.code,
+                ErrorCode::NotLeader | ErrorCode::Resharded | ErrorCode::ShuttingDown
+            )
     )
 }
 
@@ -141,13 +155,23 @@ async fn settle(
         .rev()
         .take_while(|answer| is_elsewhere(answer));
     let kept = answers.len() - refused.count();
+    let first = answers.get(kept).map(|answer| &answer.reply);
+    let is_resharded =
+        matches!(first, Some(Reply::Error(error)) if error.code == ErrorCode::Resharded);
     if kept == answers.len() {
         // A session that is gone needs no answer.
         drop(submission.reply.send(answers));
         return;
     }
+    let again = async |submission| {
+        if is_resharded {
+            reroute::run(Arc::clone(peers), submission).await;
+        } else {
+            requeue(peers, shard, submission).await;
+        }
+    };
     if kept == 0 {
-        requeue(peers, shard, submission).await;
+        again(submission).await;
         return;
     }
     answers.truncate(kept);
@@ -156,10 +180,11 @@ async fn settle(
     let traces = flux_raft::queue::from_number(&submission.traces, kept);
     let behind = Submission {
         traces,
+        routing: submission.routing,
         ..Submission::new(commands, submission.deadline, reply)
     };
     let count = behind.commands.len();
-    requeue(peers, shard, behind).await;
+    again(behind).await;
     let rest = rest.await.unwrap_or_default();
     let lost = Error::unknown(ErrorCode::Unavailable, LOST);
     answers.extend(

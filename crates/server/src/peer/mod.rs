@@ -24,6 +24,7 @@ mod network;
 pub(crate) mod news;
 mod pace;
 pub(crate) mod placement;
+mod reroute;
 mod serve;
 pub(crate) mod traffic;
 
@@ -41,6 +42,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::cores::Places;
+use crate::exec::Executor;
 
 use self::book::Book;
 pub(crate) use self::clock::Clockwork;
@@ -79,6 +81,9 @@ pub(crate) struct Peers {
     traffics: Traffics,
     /// Reads of old log for others that may be under way at once.
     readings: Semaphore,
+    /// Runs commands that belong to another shard than they were sent to; none before the shards
+    /// run, and after the node has ended.
+    executor: Mutex<Option<Executor>>,
     /// Empty until the shards run, and after the node has ended: then nothing but news is answered.
     shards: RwLock<Arc<[Shard]>>,
 }
@@ -129,6 +134,7 @@ impl Peers {
             links: Mutex::new(BTreeMap::new()),
             traffics: Traffics::default(),
             readings: Semaphore::new(history::READINGS_MAX),
+            executor: Mutex::new(None),
             shards: RwLock::new(Arc::new([])),
         })
     }
@@ -138,6 +144,27 @@ impl Peers {
         *self.shards.write() = shards.into();
         // Only now is it known that its data is whole: others may count on it.
         self.book.tell(|own| own.standing = Standing::Member);
+    }
+
+    /// From now on one more is.
+    pub(crate) fn serve_shard(&self, shard: Shard) {
+        let mut shards = self.shards.write();
+        *shards = shards.iter().cloned().chain([shard]).collect();
+    }
+
+    /// From now on commands that belong to another shard than they were sent to run by this.
+    pub(crate) fn execute_by(&self, executor: Executor) {
+        *self.executor.lock() = Some(executor);
+    }
+
+    /// Runs commands on this node's shards; none before they run, and after the node has ended.
+    fn executor(&self) -> Option<Executor> {
+        self.executor.lock().clone()
+    }
+
+    /// Where tasks of shards run.
+    pub(crate) const fn places(&self) -> &Arc<Places> {
+        &self.places
     }
 
     /// What was counted of the other nodes.
@@ -164,6 +191,7 @@ impl Peers {
         self.stop.cancel();
         // The shards know this room too: neither would ever be freed.
         *self.shards.write() = Arc::new([]);
+        *self.executor.lock() = None;
         self.links.lock().clear();
     }
 

@@ -311,6 +311,7 @@ async fn answer_for_shard(
 async fn execute(peers: &Peers, shard: &Shard, forwarded: Forwarded) -> Vec<Answer> {
     let Forwarded {
         timeout_ms,
+        routing,
         commands,
         traces,
     } = forwarded;
@@ -320,6 +321,7 @@ async fn execute(peers: &Peers, shard: &Shard, forwarded: Forwarded) -> Vec<Answ
     let (reply, answers) = oneshot::channel();
     let submission = Submission {
         traces,
+        routing,
         is_forwarded: true,
         ..Submission::new(commands, deadline, reply)
     };

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flux_cluster::{SlotMap, slot_of_key};
 use flux_types::ids::SLOT_COUNT;
+use flux_types::limits::SHARDS_MAX;
 use flux_types::{
     ClusterId, Command, Error, ErrorCode, NodeId, ReadCommand, Reply, ScanPage, ShardId, Slot,
 };
@@ -496,7 +497,7 @@ impl Session {
     async fn search_slot(&self, slot: Slot, count_max: usize) -> Result<Vec<Bytes>, Error> {
         let home = self.context.executor.home();
         let shard = u64::from(home.map().shard_of(slot).get());
-        let shards = u64::from(home.map().shard_count());
+        let shards = u64::from(SHARDS_MAX);
         let mut found = std::collections::BTreeSet::new();
         // Cursors are dealt out to the shards in turn; 0 stands for the beginning of the first.
         let mut cursor = shard;

@@ -75,7 +75,8 @@ pub(super) struct Stats {
 /// What is counted, since the start.
 pub(super) fn counted(node: &Context) -> Counted {
     let (hits, misses) = node.lookups.read();
-    let shards = node.home.shards().iter();
+    let shards = node.home.shards();
+    let shards = shards.iter();
     Counted {
         hits,
         misses,
@@ -98,7 +99,7 @@ impl Stats {
         if let Some(bytes) = process::resident_memory_bytes() {
             stats.resident_bytes = bytes as u64;
         }
-        for shard in node.home.shards() {
+        for shard in node.home.shards().iter() {
             let store = shard.store();
             stats.keys += store.len() as u64;
             stats.data_bytes += store.memory_bytes();

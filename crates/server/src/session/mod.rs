@@ -414,7 +414,9 @@ impl Session {
             None => self.counted.push((counted, 1)),
         }
         let home = self.context.executor.home();
-        let (shard, command) = match split(command, home.map(), home.lot()) {
+        let map = home.map();
+        self.turn.plan_by(map);
+        let (shard, command) = match split(command, map, home.lot()) {
             Split::One(shard, command) => (shard, command),
             Split::Many(parts, join) => {
                 let place = self
@@ -521,7 +523,8 @@ impl Session {
         let Command::Read(read) = command else {
             return false;
         };
-        let Some(handle) = owner(command, home.map()).and_then(|shard| home.shard(shard)) else {
+        let map = home.map();
+        let Some(handle) = owner(command, map).and_then(|shard| home.shard(shard)) else {
             return false;
         };
         if handle.lease(home.clock().now()).is_some() {
@@ -535,7 +538,7 @@ impl Session {
             return false;
         };
         // It may have been let go, and have forgotten everything, in the middle of the read.
-        if handle.stale_now().is_none() {
+        if handle.stale_now().is_none() || !handle.is_current(map.shard_count()) {
             return false;
         }
         let node = Arc::clone(&self.context.node);

@@ -113,7 +113,7 @@ static PARAMETERS: &[Parameter] = &[
             node.switches.set_max_memory(bytes);
             let shards = node.home.shards();
             let count = u32::try_from(shards.len()).unwrap_or(u32::MAX);
-            for shard in shards {
+            for shard in shards.iter() {
                 let store = shard.store();
                 store.set_memory_bytes_max(memory_of_shard(bytes, count));
             }

@@ -22,6 +22,8 @@ use crate::flux::field::Reader;
 pub struct Forwarded {
     /// How long answers are of use, in milliseconds.
     pub timeout_ms: u32,
+    /// By how many shards the sender has chosen this one: see `flux_raft::Submission`.
+    pub routing: u32,
     /// The commands, in order.
     pub commands: Vec<Command>,
     /// Which of them belong to a traced request, by their number, rising.
@@ -32,6 +34,7 @@ impl Forwarded {
     /// Appends all of it.
     pub fn write(&self, out: &mut BytesMut) {
         out.put_u32_le(self.timeout_ms);
+        out.put_u32_le(self.routing);
         put_count(out, self.commands.len());
         for command in &self.commands {
             command::put(out, command);
@@ -52,6 +55,7 @@ impl Forwarded {
     pub fn read(payload: Bytes) -> Result<Self, Malformed> {
         let mut reader = Reader::new(payload);
         let timeout_ms = reader.u32("timeout")?;
+        let routing = reader.u32("routing")?;
         let count = read_count(&mut reader, 1, "commands")?;
         if count > limits::PROPOSER_QUEUE_OPERATIONS_MAX {
             return Err(Malformed::UnknownValue("commands"));
@@ -68,6 +72,7 @@ impl Forwarded {
         reader.end()?;
         Ok(Self {
             timeout_ms,
+            routing,
             commands,
             traces,
         })

@@ -198,6 +198,7 @@ fn all() -> Vec<Command> {
 fn forwarded() -> Forwarded {
     Forwarded {
         timeout_ms: 1500,
+        routing: 3,
         commands: all(),
         traces: vec![(1, TraceParent::new(5, 6, true).expect("not zero"))],
     }
