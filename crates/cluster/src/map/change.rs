@@ -27,6 +27,9 @@ pub enum ChangeError {
         /// The node.
         node: NodeNumber,
     },
+    /// Another shard is being split.
+    #[error("shard {0} is being split: one at a time")]
+    SplitUnderWay(ShardId),
     /// What would be is no map.
     #[error(transparent)]
     Problem(#[from] MapProblem),
@@ -139,6 +142,59 @@ impl ClusterMap {
         Ok(next)
     }
 
+    /// Lets a shard give the upper half of its slots to a new one. Where that is, and who leads it,
+    /// is placed when it is there: [`ClusterMap::split_done`].
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub fn split(&self, shard: ShardId) -> Result<Self, ChangeError> {
+        if let Some(other) = self.splitting {
+            return Err(ChangeError::SplitUnderWay(other));
+        }
+        if self.shard(shard).is_none() {
+            return Err(ChangeError::UnknownShard(shard));
+        }
+        let next = Self {
+            version: self.version + 1,
+            ..self.clone()
+        };
+        Ok(next.with_split(shard)?)
+    }
+
+    /// The same map, in which a shard is to be split.
+    pub(super) fn with_split(self, shard: ShardId) -> Result<Self, MapProblem> {
+        if self.slots.divided(shard).is_none() {
+            return Err(MapProblem::Split(shard));
+        }
+        Ok(Self {
+            splitting: Some(shard),
+            ..self
+        })
+    }
+
+    /// The next map once the shard that was to be split has been: the new one, which begins where
+    /// its parent is, is placed. None if none was to be.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub fn split_done(&self) -> Result<Option<Self>, ChangeError> {
+        let Some((parent, slots)) = self.splitting() else {
+            return Ok(None);
+        };
+        let replicas = self.shard(parent).map(|placed| placed.replicas.clone());
+        let child = ShardPlacement {
+            replicas: replicas.unwrap_or_default(),
+            leader: None,
+        };
+        let present: Vec<_> = self.shards.iter().cloned().chain([child]).collect();
+        let whole = Self {
+            slots,
+            splitting: None,
+            ..self.clone()
+        };
+        Ok(Some(whole.planned(self.members.clone(), &present)?))
+    }
+
     /// What the nodes that are there call for; none if that is what the map says already. Those
     /// that have come are taken in, those that have been silent for too long replaced and, once
     /// they are back, taken in again; those that were removed are forgotten when no shard is on
@@ -234,6 +290,7 @@ impl ClusterMap {
         let next = Self::new(self.version + 1, members, self.replicas, slots, shards)?;
         Ok(Self {
             is_paused: self.is_paused,
+            splitting: self.splitting,
             gone: self.gone.clone(),
             ..next
         })
@@ -444,6 +501,34 @@ mod tests {
             Ok(None),
             "never fewer"
         );
+    }
+
+    #[test]
+    fn a_shard_is_split_one_at_a_time_and_then_placed() {
+        let map = founded(4);
+        let unknown = map.split(ShardId::new(8)).expect_err("eight shards");
+        assert_eq!(unknown, ChangeError::UnknownShard(ShardId::new(8)));
+        let asked = map.split(ShardId::new(3)).expect("it has many slots");
+        assert_eq!((asked.version(), asked.shards()), (2, map.shards()));
+        let (parent, slots) = asked.splitting().expect("it was asked for");
+        assert_eq!((parent.get(), slots.shard_count()), (3, 9));
+        let second = asked.split(ShardId::new(1)).expect_err("one at a time");
+        assert_eq!(second.to_string(), "shard 3 is being split: one at a time");
+        let drained = asked.drained(number(1), true).expect("three are enough");
+        assert!(drained.splitting().is_some(), "it goes on meanwhile");
+        let done = asked.split_done().expect("a plan").expect("it was split");
+        assert_eq!((done.version(), done.slots()), (3, &slots));
+        assert_eq!(done.splitting(), None);
+        assert_eq!(done.shards().len(), 9);
+        let nine = [1, 2, 3, 4].map(|node| carried(&done, node));
+        assert!(nine.iter().all(|count| (6..=8).contains(count)), "{nine:?}");
+        assert_eq!(done.split_done(), Ok(None));
+        let text = asked.encode().expect("a text");
+        let read = ClusterMap::decode(text.as_bytes()).expect("a map");
+        assert_eq!(read, asked);
+        let odd = text.replace("\"splitting\":3", "\"splitting\":8");
+        let refused = ClusterMap::decode(odd.as_bytes()).expect_err("no such shard");
+        assert!(refused.to_string().contains("shard 8 cannot be split"));
     }
 
     #[test]

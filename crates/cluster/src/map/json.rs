@@ -5,10 +5,10 @@ use std::str::FromStr;
 
 use flux_types::ids::SLOT_COUNT;
 use flux_types::limits::CLUSTER_MAP_BYTES_MAX;
-use flux_types::{NodeId, NodeNumber, ShardId, Slot};
+use flux_types::{NodeId, NodeNumber, ShardId, Slot, SlotMap, SlotMapError};
 use serde::{Deserialize, Serialize};
 
-use super::{ClusterMap, GONE_MAX, MapProblem, SlotMap, SlotMapError};
+use super::{ClusterMap, GONE_MAX, MapProblem};
 use crate::placement::{Member, MemberState, ShardPlacement, Zone, ZoneError};
 use crate::ring::{RING_FORMAT, Weight, WeightError};
 
@@ -90,6 +90,8 @@ struct MapText {
     replicas: usize,
     #[serde(default, skip_serializing_if = "is_false")]
     paused: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    splitting: Option<u32>,
     nodes: Vec<NodeText>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     gone: Vec<String>,
@@ -176,11 +178,15 @@ impl ClusterMap {
         };
         let shards = text.shards.iter().map(placement).collect();
         let map = Self::new(text.version, members?, text.replicas, slots, shards);
-        Ok(Self {
+        let map = Self {
             is_paused: text.paused,
             gone: read_gone(&text.gone)?,
             ..map?
-        })
+        };
+        match text.splitting.map(ShardId::new) {
+            Some(shard) => Ok(map.with_split(shard)?),
+            None => Ok(map),
+        }
     }
 
     fn text(&self) -> MapText {
@@ -218,6 +224,7 @@ impl ClusterMap {
             version: self.version,
             replicas: self.replicas,
             paused: self.is_paused,
+            splitting: self.splitting.map(ShardId::get),
             gone: self
                 .gone
                 .iter()

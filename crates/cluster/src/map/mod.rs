@@ -7,14 +7,12 @@
 
 mod change;
 mod json;
-mod slots;
 
-use flux_types::limits::CLUSTER_NODES_MAX;
-use flux_types::{NodeId, NodeNumber, ShardId};
+use flux_types::limits::{CLUSTER_NODES_MAX, SHARDS_MAX};
+use flux_types::{NodeId, NodeNumber, ShardId, SlotMap};
 
 pub use self::change::{ChangeError, Sight, Wishes};
 pub use self::json::MapError;
-pub use self::slots::{ShardCountError, SlotMap, SlotMapError};
 
 use crate::placement::{self, Member, PlanError, ShardPlacement};
 
@@ -33,6 +31,8 @@ pub struct ClusterMap {
     shards: Vec<ShardPlacement>,
     /// Whether shards are to stay where they are for now.
     is_paused: bool,
+    /// The shard that is to give the upper half of its slots to a new one, if one is.
+    splitting: Option<ShardId>,
     /// Lives of nodes that were removed, which are not taken in again.
     gone: Vec<NodeId>,
 }
@@ -78,6 +78,11 @@ pub enum MapProblem {
         /// Which node.
         node: NodeNumber,
     },
+    /// A shard is to be split that cannot be.
+    #[error(
+        "shard {0} cannot be split: there is none, or it has one slot, or there are {SHARDS_MAX} shards"
+    )]
+    Split(ShardId),
     /// No leader, or one that does not carry the shard.
     #[error("shard {0}: its leader must be one of its nodes")]
     Leader(ShardId),
@@ -130,6 +135,7 @@ impl ClusterMap {
             slots,
             shards,
             is_paused: false,
+            splitting: None,
             gone: Vec::new(),
         };
         for (shard, placement) in (0..).map(ShardId::new).zip(&map.shards) {
@@ -199,6 +205,14 @@ impl ClusterMap {
     #[must_use]
     pub const fn is_paused(&self) -> bool {
         self.is_paused
+    }
+
+    /// The shard that is to give the upper half of its slots to a new one, and whose every slot is
+    /// afterward.
+    #[must_use]
+    pub fn splitting(&self) -> Option<(ShardId, SlotMap)> {
+        let shard = self.splitting?;
+        Some((shard, self.slots.divided(shard)?))
     }
 
     /// Whether this life of a node was removed from the cluster.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flux_cluster::placement::{self, MemberState};
-use flux_cluster::{ChangeError, ClusterMap, SlotMap};
+use flux_cluster::{ChangeError, ClusterMap};
 use flux_env::Clock;
 use flux_proto::admin::change_map_request::Change;
 use flux_proto::admin::cluster_client::ClusterClient;
@@ -22,6 +22,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::{Password, to_status};
 use crate::context::Context;
+use crate::exec::Home;
 use crate::peer::Peers;
 use crate::peer::placement::MapChangeError;
 use crate::topology::{NodePlace, ShardPlace, Topology, TopologyHandle};
@@ -42,8 +43,7 @@ const PASSED_ON_KEY: &str = "flux-passed-on";
 pub(crate) struct ClusterApi {
     cluster: ClusterId,
     topology: TopologyHandle,
-    slots: SlotMap,
-    shards: Arc<[Shard]>,
+    home: Arc<Home>,
     /// The other nodes; none if it is alone, and then it has no number.
     peers: Option<Arc<Peers>>,
     clock: Arc<dyn Clock>,
@@ -57,8 +57,7 @@ impl ClusterApi {
         Self {
             cluster: context.identity.cluster,
             topology: context.topology.clone(),
-            slots: context.home.map().clone(),
-            shards: context.home.shards().into(),
+            home: Arc::clone(&context.home),
             peers: context.peers.clone(),
             clock: Arc::clone(&context.clock),
             password,
@@ -66,7 +65,7 @@ impl ClusterApi {
     }
 
     fn description(&self, topology: &Topology) -> DescribeResponse {
-        let ranges = self.slots.ranges();
+        let ranges = self.home.map().ranges();
         let slots_of = |shard: ShardId| {
             let own = ranges.iter().filter(|(_, _, owner)| *owner == shard);
             own.map(|(first, last, _)| admin::SlotRange {
@@ -219,7 +218,8 @@ impl Cluster for ClusterApi {
     ) -> Result<Response<ChangeMapResponse>, Status> {
         let peers = self.peers()?;
         let change = request.into_inner().change.ok_or_else(|| {
-            let problem = "change: one of drain, undrain, remove, rebalance and pause must be set";
+            let problem =
+                "change: one of drain, undrain, remove, rebalance, pause and split must be set";
             to_status(&Error::not_done(ErrorCode::Invalid, problem))
         })?;
         let changed = peers.change_map(|map| next_map(map, change)).await;
@@ -239,6 +239,7 @@ fn next_map(map: &ClusterMap, change: Change) -> Result<ClusterMap, ChangeError>
         Change::Remove(node) => map.removed(NodeNumber::new(node)),
         Change::Rebalance(admin::Rebalance {}) => map.rebalanced(),
         Change::Pause(is_paused) => Ok(map.paused(is_paused)),
+        Change::Split(shard) => map.split(ShardId::new(shard)),
     }
 }
 
@@ -262,6 +263,7 @@ fn add_progress(described: &mut DescribeResponse, peers: &Peers) {
 fn add_plan(described: &mut DescribeResponse, map: &ClusterMap) {
     described.map_version = map.version();
     described.paused = map.is_paused();
+    described.splitting = map.splitting().map(|(shard, _)| shard.get());
     for node in &mut described.nodes {
         if let Some(member) = map.member(NodeNumber::new(node.number)) {
             let state = match member.state {
@@ -278,6 +280,15 @@ fn add_plan(described: &mut DescribeResponse, map: &ClusterMap) {
                 .map_or_else(String::new, ToString::to_string);
         }
     }
+    // One that was split off may not have come here yet.
+    let known = described.shards.len();
+    let missing = (0..).zip(map.shards()).skip(known);
+    described
+        .shards
+        .extend(missing.map(|(shard, _)| admin::Shard {
+            shard,
+            ..admin::Shard::default()
+        }));
     for (shard, planned) in described.shards.iter_mut().zip(map.shards()) {
         shard.planned = planned.replicas.iter().map(|node| node.get()).collect();
         shard.planned_leader = planned.leader.map_or(0, NodeNumber::get);
@@ -296,7 +307,7 @@ impl ClusterApi {
         if !is_passed_on {
             self.prefer(asked).await?;
         }
-        let shard = self.shards.get(asked.shard as usize);
+        let shard = self.home.shard(ShardId::new(asked.shard));
         let shard = shard.ok_or_else(|| to_status(&no_shard(asked.shard)))?;
         let status = shard.status();
         let done = |former: NodeId| {

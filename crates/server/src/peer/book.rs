@@ -310,6 +310,12 @@ impl Book {
         self.state.lock().hints.get(&shard).cloned()
     }
 
+    /// The last shard of which anything is said.
+    pub(crate) fn hinted(&self) -> Option<ShardId> {
+        let state = self.state.lock();
+        state.hints.last_key_value().map(|(shard, _)| *shard)
+    }
+
     /// The cards, if they have changed since this was last asked.
     pub(crate) fn changed_cards(&self) -> Option<Vec<Card>> {
         let mut state = self.state.lock();

@@ -26,6 +26,8 @@ const PAUSE_BETWEEN_STEPS: Duration = Duration::from_millis(20);
 const MOVES_MAX: usize = 2;
 /// How long a leader leads at least before it hands over to the one that should lead.
 const LEAD_MIN: Duration = Duration::from_secs(5);
+/// How long a split may take: all that goes to the new shard is written once.
+const SPLIT: Duration = Duration::from_secs(60);
 /// How long one step may take.
 const LIMIT: Duration = Duration::from_secs(10);
 /// How long a voter gets to take over: commands wait meanwhile. And how long a shard is left alone
@@ -55,6 +57,7 @@ pub(crate) async fn keep(peers: Arc<Peers>) {
     tokio::join!(
         keep_members(&peers),
         let_go(&peers),
+        split(&peers),
         clock::watch(&peers),
         placement::keep(&peers)
     );
@@ -159,6 +162,40 @@ fn target(peers: &Peers, shard: ShardId, is_settled: bool) -> Option<Target> {
         nodes: planned.replicas.iter().copied().collect(),
         leader: planned.leader.filter(|_| is_settled).filter(is_fit),
     })
+}
+
+/// Splits the shard that is to be, if this node leads it.
+async fn split(peers: &Arc<Peers>) {
+    loop {
+        tokio::select! {
+            () = peers.stop.cancelled() => return,
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+        let map = peers.book.map().filter(|map| !map.is_paused());
+        let Some((parent, slots)) = map.and_then(|map| map.splitting()) else {
+            continue;
+        };
+        let Some(shard) = peers.shard(parent.get()).filter(Shard::is_writable) else {
+            continue;
+        };
+        let done = shard.slots().map_or(0, |slots| slots.shard_count());
+        // Not between the two halves of a change of voters: the new shard would begin there.
+        if slots.shard_count() <= done || shard.status().voters_after.is_some() {
+            continue;
+        }
+        let deadline = peers.clock.now() + SPLIT;
+        match shard.split(&slots, deadline).await {
+            Ok(()) => tracing::info!(shard = %parent, "the shard gave half of its slots away"),
+            Err(error) => {
+                let problem = error.message.as_ref();
+                tracing::warn!(shard = %parent, problem, "the shard was not split");
+                tokio::select! {
+                    () = peers.stop.cancelled() => return,
+                    () = tokio::time::sleep(REST) => {}
+                }
+            }
+        }
+    }
 }
 
 /// Forgets shards of which this node is no member any more, as their leaders say: what it holds of

@@ -65,7 +65,9 @@ impl MapChangeError {
 const fn code_of(error: &ChangeError) -> ErrorCode {
     match error {
         ChangeError::UnknownNode(_) | ChangeError::UnknownShard(_) => ErrorCode::Invalid,
-        ChangeError::NotItsNode { .. } | ChangeError::Problem(_) => ErrorCode::Conflict,
+        ChangeError::NotItsNode { .. }
+        | ChangeError::SplitUnderWay(_)
+        | ChangeError::Problem(_) => ErrorCode::Conflict,
     }
 }
 
@@ -232,6 +234,12 @@ impl Peers {
     /// be, or that it began with.
     pub(crate) fn voters(&self, decision: &Decision) -> Vec<(BTreeSet<u32>, bool)> {
         let map = self.book.map();
+        // Those that were split off since are in the map, or in the news of who leads them.
+        let later = map.as_ref().map_or(0, |map| map.shards().len());
+        let led = self.book.hinted().map_or(0, |last| last.get() as usize + 1);
+        let none = Vec::new();
+        let first = decision.voters.iter().chain(std::iter::repeat(&none));
+        let first = first.take(decision.voters.len().max(later).max(led));
         let of = |(shard, first): (u32, &Vec<NodeId>)| {
             let shard = ShardId::new(shard);
             let said = self.book.hint(shard).and_then(|hint| hint.carriers);
@@ -246,7 +254,14 @@ impl Peers {
             };
             (voters, false)
         };
-        (0..).zip(&decision.voters).map(of).collect()
+        (0..).zip(first).map(of).collect()
+    }
+
+    /// Whether a shard has a leader that this node knows of, so that it is there.
+    fn is_led(&self, shard: ShardId) -> bool {
+        let own = self.shard(shard.get());
+        let here = own.is_some_and(|shard| shard.members().leader.is_some());
+        here || self.book.hint(shard).is_some()
     }
 
     /// The nodes that are to carry a shard, as far as this node knows.
@@ -300,13 +315,19 @@ async fn review(peers: &Peers, shard: &Shard, since: Instant) -> Result<(), MapC
         None => peers.first_map().map_err(ChangeError::from)?,
         Some(text) => {
             let map = ClusterMap::decode(text)?;
-            let carrying = peers.carrying();
-            let sights = peers.sights(since);
-            let wishes = Wishes {
-                patience: peers.replace_after,
-                replicas: peers.replicas,
-            };
-            map.reviewed(&sights, carrying.as_ref(), wishes)?
+            if let Some((_, slots)) = map.splitting()
+                && peers.is_led(ShardId::new(slots.shard_count() - 1))
+            {
+                map.split_done()?
+            } else {
+                let carrying = peers.carrying();
+                let sights = peers.sights(since);
+                let wishes = Wishes {
+                    patience: peers.replace_after,
+                    replicas: peers.replicas,
+                };
+                map.reviewed(&sights, carrying.as_ref(), wishes)?
+            }
         }
     };
     if let Some(next) = next {

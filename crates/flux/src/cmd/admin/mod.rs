@@ -3,14 +3,16 @@
 //! One node is asked, any of them; what only another can do it passes on.
 
 mod picture;
+mod split;
 mod wait;
 
 use std::time::Duration;
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
 use flux_proto::admin::change_map_request::Change;
 use flux_proto::admin::cluster_client::ClusterClient;
 use flux_proto::admin::{ChangeMapRequest, DescribeRequest, Rebalance, TransferLeadershipRequest};
+use flux_types::limits::SHARDS_MAX;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Endpoint;
 use tonic::{Request, Status};
@@ -24,6 +26,8 @@ use picture::Picture;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longer than a node tries to hand a shard over.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long shards may take to be split, unless something else is said.
+const SPLITTING: Duration = Duration::from_secs(3600);
 
 /// `flux admin cluster …`.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,8 +46,15 @@ enum Verb {
     Status,
     Nodes,
     Shards,
-    Transfer { shard: u32, node: u32 },
+    Transfer {
+        shard: u32,
+        node: u32,
+    },
     Change(Change),
+    /// Splits the largest shards until there are so many.
+    Split {
+        into: u32,
+    },
 }
 
 /// The command line of it.
@@ -95,7 +106,7 @@ fn options() -> [Arg; 4] {
     ]
 }
 
-fn verbs() -> [Command; 9] {
+fn verbs() -> [Command; 10] {
     let verb = |name: &'static str, about: &'static str| Command::new(name).about(about);
     let number = |name: &'static str, help: &'static str| {
         Arg::new(name)
@@ -128,6 +139,23 @@ fn verbs() -> [Command; 9] {
             "rebalance",
             "Place everything again, leaders that were chosen by hand included",
         ),
+        verb(
+            "split",
+            "Let a shard give the upper half of its slots to a new one",
+        )
+        .arg(number("SHARD", "The shard, as `shards` counts them").required(false))
+        .arg(
+            Arg::new("into")
+                .long("into")
+                .value_name("COUNT")
+                .value_parser(value_parser!(u32).range(1..=i64::from(SHARDS_MAX)))
+                .help("Split the largest shards until there are so many"),
+        )
+        .group(
+            ArgGroup::new("which")
+                .args(["SHARD", "into"])
+                .required(true),
+        ),
         verb("pause", "Let shards stay where they are for now"),
         verb("resume", "Let shards go where they are to be"),
     ]
@@ -155,6 +183,10 @@ pub(crate) fn read(matches: &ArgMatches) -> Admin {
             "drain" => Verb::Change(Change::Drain(number("NODE"))),
             "remove" => Verb::Change(Change::Remove(number("NODE"))),
             "rebalance" => Verb::Change(Change::Rebalance(Rebalance {})),
+            "split" => match inner.get_one::<u32>("into") {
+                Some(into) => Verb::Split { into: *into },
+                None => Verb::Change(Change::Split(number("SHARD"))),
+            },
             "pause" => Verb::Change(Change::Pause(true)),
             "resume" => Verb::Change(Change::Pause(false)),
             // `status`: clap knows no other name.
@@ -203,6 +235,15 @@ async fn ask(admin: Admin) -> Result<(), Failure> {
         out::line(&picture::transferred(shard, &led, admin.is_json));
         return Ok(());
     }
+    if let Verb::Split { into } = admin.verb {
+        let limit = admin.wait.unwrap_or(SPLITTING);
+        let split = split::until(&mut client, into, limit).await;
+        let version = split.map_err(|problem| failed(&problem))?;
+        if let Some(limit) = admin.wait {
+            let waited = wait::until_settled(&mut client, version, limit).await;
+            waited.map_err(|problem| failed(&problem))?;
+        }
+    }
     if let Verb::Change(change) = admin.verb {
         let change = Some(change);
         let changed = client.change_map(ChangeMapRequest { change }).await;
@@ -221,18 +262,24 @@ async fn ask(admin: Admin) -> Result<(), Failure> {
     let described = client.describe(DescribeRequest {}).await;
     let described = described.map_err(|status| said(&status))?;
     let picture = Picture(described.into_inner());
-    let text = match (admin.verb, admin.is_json) {
+    out::line(&show(&picture, admin.verb, admin.is_json));
+    Ok(())
+}
+
+/// What is printed of a picture.
+fn show(picture: &Picture, verb: Verb, is_json: bool) -> String {
+    match (verb, is_json) {
         (Verb::Nodes, true) => picture.nodes_json().to_string(),
         (Verb::Nodes, false) => picture.nodes(),
         (Verb::Shards, true) => picture.shards_json().to_string(),
         (Verb::Shards, false) => picture.shards(),
-        (Verb::Status | Verb::Transfer { .. } | Verb::Change(_), true) => {
+        (Verb::Status | Verb::Transfer { .. } | Verb::Change(_) | Verb::Split { .. }, true) => {
             picture.status_json().to_string()
         }
-        (Verb::Status | Verb::Transfer { .. } | Verb::Change(_), false) => picture.status(),
-    };
-    out::line(&text);
-    Ok(())
+        (Verb::Status | Verb::Transfer { .. } | Verb::Change(_) | Verb::Split { .. }, false) => {
+            picture.status()
+        }
+    }
 }
 
 #[cfg(test)]
@@ -266,6 +313,10 @@ mod tests {
         assert_eq!(waits("admin cluster --wait=30s remove 1"), half);
         let undone = parse("admin cluster drain 4 --undo").expect("a verb");
         assert_eq!(undone.verb, Verb::Change(Change::Undrain(4)));
+        let one = parse("admin cluster split 3").expect("a verb");
+        assert_eq!(one.verb, Verb::Change(Change::Split(3)));
+        let many = parse("admin cluster split --into 4").expect("a verb");
+        assert_eq!(many.verb, Verb::Split { into: 4 });
         let plain = parse("admin cluster nodes").expect("it needs nothing else");
         assert_eq!(
             (plain.address.as_str(), plain.verb),
@@ -282,6 +333,9 @@ mod tests {
             "admin cluster transfer one 2",
             "admin cluster nonsense",
             "admin cluster drain",
+            "admin cluster split",
+            "admin cluster split 0 --into 4",
+            "admin cluster split --into 65",
             "admin cluster remove 1 2",
             "admin cluster status --wait=soon",
         ] {

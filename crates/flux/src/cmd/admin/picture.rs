@@ -53,7 +53,11 @@ impl Picture {
         } else {
             format!("{moving} of {} shards are to move", seen.shards.len())
         };
-        format!("version {}, {moves}{pause}", seen.map_version)
+        let split = match seen.splitting {
+            Some(shard) => format!(", shard {shard} is being split"),
+            None => String::new(),
+        };
+        format!("version {}, {moves}{split}{pause}", seen.map_version)
     }
 
     /// A line for each shard that is not on the nodes that are to carry it.
@@ -87,6 +91,7 @@ impl Picture {
             "seen_by": hex(self.0.node),
             "map_version": self.0.map_version,
             "paused": self.0.paused,
+            "splitting": self.0.splitting,
             "moves": self.moves(),
             "nodes": self.nodes_json(),
             "shards": self.shards_json(),
@@ -419,6 +424,7 @@ mod tests {
             nodes: [1, 2, 3, 4].map(node).to_vec(),
             shards: vec![shard(0, Some(1), [1, 2, 3]), shard(1, None, [2, 3, 9])],
             map_version: 4,
+            splitting: None,
             paused: true,
         })
     }

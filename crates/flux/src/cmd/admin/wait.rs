@@ -67,6 +67,16 @@ fn unsettled(described: &DescribeResponse, version: u64) -> Vec<String> {
         |node: &&flux_proto::admin::Node| node.state() == flux_proto::admin::NodeState::Leaving;
     let leaving = described.nodes.iter().filter(is_leaving);
     left.extend(leaving.map(|node| format!("node {} is leaving", node.number)));
+    left.extend(
+        described
+            .splitting
+            .map(|shard| format!("shard {shard} is being split")),
+    );
+    let idle = described
+        .shards
+        .iter()
+        .filter(|shard| shard.slots.is_empty());
+    left.extend(idle.map(|shard| format!("shard {} owns no slots yet", shard.shard)));
     left
 }
 
@@ -108,7 +118,7 @@ impl Drop for Bar {
 
 #[cfg(test)]
 mod tests {
-    use flux_proto::admin::{Node, NodeState, Shard};
+    use flux_proto::admin::{Node, NodeState, Shard, SlotRange};
 
     use super::*;
 
@@ -117,6 +127,7 @@ mod tests {
         let shard = |voters: &[u64]| Shard {
             voters: voters.iter().map(|number| number << 32 | 1).collect(),
             planned: vec![1, 2, 3],
+            slots: vec![SlotRange { first: 0, last: 9 }],
             ..Shard::default()
         };
         let mut seen = DescribeResponse {
@@ -136,6 +147,12 @@ mod tests {
         node.set_state(NodeState::Leaving);
         seen.nodes.push(node);
         assert_eq!(unsettled(&seen, 2), ["node 4 is leaving"]);
+        seen.nodes.pop();
+        seen.splitting = Some(0);
+        assert_eq!(unsettled(&seen, 2), ["shard 0 is being split"]);
+        seen.splitting = None;
+        seen.shards[0].slots.clear();
+        assert_eq!(unsettled(&seen, 2), ["shard 0 owns no slots yet"]);
     }
 
     #[test]

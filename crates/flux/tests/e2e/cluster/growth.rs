@@ -14,7 +14,7 @@ use crate::harness::resp::Value;
 use crate::harness::{Random, Start, stdout, wait_until};
 
 /// How long what is asked for may take.
-const WAIT: &str = "--wait=60s";
+pub(super) const WAIT: &str = "--wait=60s";
 
 /// What a node says; none if it cannot be asked now.
 pub(super) fn seen(nodes: &Nodes, index: usize) -> Option<Json> {
@@ -30,7 +30,7 @@ pub(super) fn told(nodes: &Nodes, index: usize, words: &[&str]) -> String {
 }
 
 /// How many replicas with a vote each node has, by its number.
-fn votes(seen: &Json, number: u64) -> u64 {
+pub(super) fn votes(seen: &Json, number: u64) -> u64 {
     let nodes = seen["nodes"].as_array().cloned().unwrap_or_default();
     let of = nodes.iter().find(|node| node["number"] == number);
     of.and_then(|node| node["votes"].as_u64()).unwrap_or(0)
