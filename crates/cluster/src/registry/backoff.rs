@@ -27,6 +27,11 @@ impl Backoff {
         self.next = PAUSE_MIN;
     }
 
+    /// Whether there was a pause since it was reset.
+    pub(crate) fn has_grown(&self) -> bool {
+        PAUSE_MIN < self.next
+    }
+
     /// Between half and the whole of a pause that doubles up to `max`.
     pub(crate) fn pause(&mut self, max: Duration) -> Duration {
         let whole = self.next.min(max);

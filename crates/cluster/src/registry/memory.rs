@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::Maps;
 use super::endpoint::{Endpoint, Endpoints};
 use super::layout::Registration;
+use super::map_hint::MapHint;
 use super::status::Publish;
 
 /// Registrations by id, and who is told. All clones are one registry.
@@ -19,6 +21,8 @@ pub(crate) struct Memory {
 struct Shared {
     registrations: BTreeMap<String, Registration>,
     watched: BTreeMap<String, Publish>,
+    /// The newest map that was shown, by its key.
+    maps: BTreeMap<String, Arc<MapHint>>,
 }
 
 impl Shared {
@@ -77,5 +81,33 @@ impl Memory {
             .entry(service.to_owned())
             .or_insert_with(|| Publish::new(now))
             .subscribe()
+    }
+
+    /// Shows every map that is told, until nobody tells any more.
+    pub(crate) async fn follow(self, prefix: String, mut maps: Maps) {
+        loop {
+            let told = maps.borrow_and_update().clone();
+            if let Some(told) = told {
+                self.show(told.key(&prefix), told);
+            }
+            if maps.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Takes a map in, if it is newer than the one that is there.
+    pub(crate) fn show(&self, key: String, told: Arc<MapHint>) {
+        let mut shared = self.shared.lock();
+        let known = shared.maps.entry(key).or_insert_with(|| Arc::clone(&told));
+        if known.rank < told.rank {
+            *known = told;
+        }
+    }
+
+    /// The map that is shown under a key.
+    #[cfg(test)]
+    pub(crate) fn shown(&self, key: &str) -> Option<Arc<MapHint>> {
+        self.shared.lock().maps.get(key).cloned()
     }
 }

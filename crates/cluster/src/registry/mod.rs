@@ -5,8 +5,10 @@
 //! a file, or etcd. A registry is a hint: when it is away, what was found last stays in use, what
 //! is registered is registered again by itself once it is back, and nobody stops serving.
 //!
-//! Read in this order: `layout` says what is written, `lease` and `watch` decide, `held` says what is
-//! handed out; `etcd`, `file` and `memory` act.
+//! [`Registry::show_map`] shows a cluster's map there, for others to look at.
+//!
+//! Read in this order: `layout` and `map_hint` say what is written, `lease`, `map_keeper` and `watch`
+//! decide, `held` says what is handed out; `etcd`, `file` and `memory` act.
 
 mod backoff;
 mod endpoint;
@@ -17,6 +19,9 @@ mod held;
 mod layout;
 #[cfg(feature = "etcd")]
 mod lease;
+mod map_hint;
+#[cfg(feature = "etcd")]
+mod map_keeper;
 mod memory;
 mod status;
 #[cfg(test)]
@@ -32,6 +37,7 @@ use std::time::Duration;
 
 use flux_env::{Clock, Disk, Rng, SeededRng};
 use flux_telemetry::{Checks, Registry as Metrics};
+use flux_types::ClusterId;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch as channel;
@@ -41,6 +47,7 @@ pub use endpoint::{Endpoint, Endpoints, WEIGHT_DEFAULT, fixed};
 pub use layout::{
     NodeEntry, Registration, address_of, check_address, check_id, check_prefix, check_service,
 };
+pub use map_hint::{MapHint, Rank};
 
 use file::FileRegistry;
 use memory::Memory;
@@ -52,8 +59,14 @@ pub const TTL_MIN: Duration = Duration::from_secs(2);
 pub const TTL_MAX: Duration = Duration::from_secs(600);
 /// How long a set of endpoints is kept that the registry suddenly knows nothing of.
 const STALE_GRACE: Duration = Duration::from_secs(30);
+/// A map that is shown is looked after this many times in a registration's time to live.
+#[cfg(feature = "etcd")]
+const LOOKS_PER_TTL: u32 = 3;
 /// How long a withdrawal may take.
 const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Which map a process is to show now; none, if another one should.
+pub type Maps = channel::Receiver<Option<Arc<MapHint>>>;
 
 /// Where registrations are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -326,6 +339,44 @@ impl Registry {
             withdraw,
             task: Some(task),
         })
+    }
+
+    /// Shows a cluster's map, now and after every change, until the returned handle is dropped: for
+    /// whoever is interested, and nobody obeys it. An older map never takes the place of a newer one.
+    /// What was shown last stays. A registry in a file shows none: who can read it can ask a node.
+    #[must_use]
+    pub fn show_map(&self, cluster: ClusterId, maps: Maps) -> Showing {
+        let inner = &self.inner;
+        Showing(match &inner.backend {
+            Backend::Memory(memory) => {
+                let prefix = inner.config.prefix.clone();
+                inner.runtime.spawn(memory.clone().follow(prefix, maps))
+            }
+            Backend::File(_) => inner.runtime.spawn(async {}),
+            #[cfg(feature = "etcd")]
+            Backend::Etcd(client) => {
+                let interval = inner.config.ttl / LOOKS_PER_TTL;
+                let teller = etcd::Teller {
+                    client: Arc::clone(client),
+                    clock: Arc::clone(&inner.clock),
+                    status: Arc::clone(&inner.status),
+                    machine: map_keeper::MapKeeper::new(interval, inner.seed()),
+                    prefix: inner.config.prefix.clone(),
+                    role: format!("map of {:016x}", cluster.get()),
+                };
+                inner.runtime.spawn(teller.run(maps))
+            }
+        })
+    }
+}
+
+/// A map that is shown for as long as this lives.
+#[derive(Debug)]
+pub struct Showing(JoinHandle<()>);
+
+impl Drop for Showing {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

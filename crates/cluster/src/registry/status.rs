@@ -20,6 +20,9 @@ pub(crate) struct Status {
     pub(crate) lease_renewals: AtomicU64,
     pub(crate) lease_losses: AtomicU64,
     pub(crate) resnapshots: AtomicU64,
+    /// Version of the cluster map that this process shows; 0: none.
+    pub(crate) map_version: AtomicU64,
+    pub(crate) map_writes: AtomicU64,
     services: Mutex<BTreeMap<String, Endpoints>>,
 }
 
@@ -98,8 +101,16 @@ impl Status {
                 }
             },
         );
+        let status = Arc::clone(self);
+        metrics.collect(
+            "flux_discovery_map_version",
+            "Version of the cluster map that this process shows in the registry; 0: it shows none",
+            Kind::Gauge,
+            &[],
+            move |samples| samples.push(&[], status.map_version.load(Ordering::Relaxed)),
+        );
         type Read = fn(&Status) -> &AtomicU64;
-        let counters: [(&str, &str, Read); 3] = [
+        let counters: [(&str, &str, Read); 4] = [
             (
                 "flux_discovery_lease_renewals",
                 "Registration leases kept alive",
@@ -114,6 +125,11 @@ impl Status {
                 "flux_discovery_resnapshots",
                 "Times everything was read anew because the history had a gap",
                 |status| &status.resnapshots,
+            ),
+            (
+                "flux_discovery_map_writes",
+                "Times a cluster map was written into the registry",
+                |status| &status.map_writes,
             ),
         ];
         for (name, help, read) in counters {
@@ -154,6 +170,8 @@ mod tests {
             "flux_discovery_lease_lost_total 1",
             "flux_discovery_lease_renewals_total 0",
             "flux_discovery_resnapshots_total 0",
+            "flux_discovery_map_version 0",
+            "flux_discovery_map_writes_total 0",
         ] {
             assert!(
                 text.lines().any(|written| written == line),

@@ -110,3 +110,55 @@ async fn a_file_that_cannot_be_read_is_told_and_the_endpoints_stay() {
     wait_for(&mut found, &["h:2"]).await;
     assert!(checks.reports()[0].is_ok());
 }
+
+/// A map of one shard on one node, in this version, shown by the leader of a term.
+fn hint(version: u64, term: u64) -> Arc<MapHint> {
+    let node = flux_types::NodeNumber::new(1);
+    let members = vec![crate::placement::Member::new(node)];
+    let slots = crate::SlotMap::even(1).unwrap();
+    let map = crate::ClusterMap::found(members, 1, slots, Vec::new()).unwrap();
+    Arc::new(MapHint {
+        cluster: ClusterId::new(7),
+        rank: Rank {
+            version,
+            term,
+            count: 1,
+        },
+        controller: node,
+        leaders: vec![Some(node)],
+        map: Arc::new(map),
+    })
+}
+
+#[tokio::test]
+async fn memory_shows_the_newest_map_of_whichever_controller() {
+    let (registry, _) = open(Config::default());
+    let Backend::Memory(memory) = &registry.inner.backend else {
+        panic!("memory is the default");
+    };
+    let key = map_hint::map_key("flux", ClusterId::new(7));
+    let rank = || Some(memory.shown(&key)?.rank);
+    let wait_for = async |expected: Rank| {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        while rank() != Some(expected) {
+            assert!(tokio::time::Instant::now() < deadline, "{:?}", rank());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let (older, told) = channel::channel(None);
+    let _older_is_shown = registry.show_map(ClusterId::new(7), told);
+    older.send_replace(Some(hint(1, 1)));
+    wait_for(hint(1, 1).rank).await;
+    let (newer, told) = channel::channel(Some(hint(2, 2)));
+    let _newer_is_shown = registry.show_map(ClusterId::new(7), told);
+    wait_for(hint(2, 2).rank).await;
+    // One that has not heard yet that it is no controller any more.
+    memory.show(key.clone(), hint(2, 1));
+    assert_eq!(rank(), Some(hint(2, 2).rank));
+    newer.send_replace(Some(hint(3, 2)));
+    wait_for(hint(3, 2).rank).await;
+    // What was shown last stays.
+    newer.send_replace(None);
+    drop(newer);
+    assert_eq!(rank(), Some(hint(3, 2).rank));
+}

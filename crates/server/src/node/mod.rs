@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use flux_cluster::SlotMap;
-use flux_cluster::registry::{Registered, RegistryError};
+use flux_cluster::registry::{Registered, RegistryError, Showing};
 use flux_env::{Clock, Instant};
 use flux_log::Log;
 use flux_raft::{Formation, Shard};
@@ -88,6 +88,8 @@ pub struct Node {
     failure: watch::Receiver<Option<NodeFailure>>,
     executor: Executor,
     registered: Option<Registered>,
+    /// The cluster map that this node shows while it looks after it.
+    showing: Option<Showing>,
 }
 
 impl fmt::Debug for Node {
@@ -305,6 +307,7 @@ impl Node {
             failure,
             executor,
             registered: None,
+            showing: None,
         })
     }
 
@@ -363,8 +366,8 @@ impl Node {
         Ok(())
     }
 
-    /// Registers the node's services, and keeps them registered until [`Node::withdraw`]. To be
-    /// called when the node is ready; `http` is where a gateway of the same process listens.
+    /// Registers the node's services, and keeps them registered until [`Node::withdraw`]; and shows
+    /// the cluster map there while this node looks after it. To be called when the node is ready; `http` is where a gateway of the same process listens.
     ///
     /// # Errors
     /// A name or an address that cannot be registered.
@@ -375,6 +378,10 @@ impl Node {
     ) -> Result<(), RegistryError> {
         let registration = registration(&self.context, http);
         self.registered = Some(registry.register(registration)?);
+        self.showing = self.context.peers.as_ref().map(|peers| {
+            let cluster = self.context.identity.cluster;
+            registry.show_map(cluster, peers.maps())
+        });
         Ok(())
     }
 
@@ -384,6 +391,7 @@ impl Node {
     /// # Cancellation
     /// Safe to drop; the withdrawal may then not have happened.
     pub async fn withdraw(&mut self) {
+        self.showing = None;
         if let Some(registered) = self.registered.take() {
             registered.withdraw().await;
         }

@@ -33,12 +33,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flux_cluster::registry::{MapHint, Maps};
 use flux_env::Clock;
 use flux_raft::{Members, Role, Shard};
 use flux_telemetry::Registry;
 use flux_types::{NodeId, ShardId};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::cores::Places;
@@ -84,6 +85,8 @@ pub(crate) struct Peers {
     /// Runs commands that belong to another shard than they were sent to; none before the shards
     /// run, and after the node has ended.
     executor: Mutex<Option<Executor>>,
+    /// The cluster map that the registry is to show: only while this node looks after it.
+    shown: watch::Sender<Option<Arc<MapHint>>>,
     /// Empty until the shards run, and after the node has ended: then nothing but news is answered.
     shards: RwLock<Arc<[Shard]>>,
 }
@@ -135,6 +138,7 @@ impl Peers {
             traffics: Traffics::default(),
             readings: Semaphore::new(history::READINGS_MAX),
             executor: Mutex::new(None),
+            shown: watch::Sender::new(None),
             shards: RwLock::new(Arc::new([])),
         })
     }
@@ -179,6 +183,11 @@ impl Peers {
 
     fn shard(&self, shard: u32) -> Option<Shard> {
         self.shards.read().get(shard as usize).cloned()
+    }
+
+    /// The cluster map that the registry is to show, now and after every change.
+    pub(crate) fn maps(&self) -> Maps {
+        self.shown.subscribe()
     }
 
     /// Asks the others not to send anything more, and answers what they have sent.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flux_cluster::placement::{Member, ShardPlacement, Zone};
+use flux_cluster::registry::{MapHint, Rank};
 use flux_cluster::{ChangeError, ClusterMap, MapError, MapProblem, Sight, SlotMap, Wishes};
 use flux_env::Instant;
 use flux_raft::{Replaced, Shard};
@@ -270,6 +271,73 @@ impl Peers {
     }
 }
 
+/// What this node shows of the map in the registry while it leads shard 0.
+#[derive(Debug, Default)]
+struct Shown {
+    rank: Rank,
+    leaders: Vec<Option<NodeNumber>>,
+}
+
+impl Shown {
+    /// What to show now, if it is not what was shown last.
+    fn next(
+        &mut self,
+        (version, term): (u64, u64),
+        leaders: Vec<Option<NodeNumber>>,
+    ) -> Option<Rank> {
+        let last = self.rank;
+        if (last.version, last.term) == (version, term) && self.leaders == leaders {
+            return None;
+        }
+        let count = if last.term == term { last.count } else { 0 };
+        self.rank = Rank {
+            version,
+            term,
+            count: count + 1,
+        };
+        self.leaders = leaders;
+        Some(self.rank)
+    }
+}
+
+impl Peers {
+    /// Who leads each shard, as far as this node knows.
+    fn led(&self) -> Vec<Option<NodeNumber>> {
+        let mut led = vec![None; self.shards().len()];
+        for hint in self.leaders() {
+            if let Some(place) = led.get_mut(hint.shard.get() as usize) {
+                *place = Some(NodeNumber::new(hint.leader.physical()));
+            }
+        }
+        led
+    }
+
+    /// Tells the registry of the map, which this node looks after.
+    fn show(&self, shard: &Shard, shown: &mut Shown) {
+        let (members, own) = (shard.members(), self.book.node());
+        let Some(map) = self.book.map().filter(|_| members.leader == Some(own)) else {
+            return;
+        };
+        let leaders = self.led();
+        let at = (map.version(), members.term.get());
+        let Some(rank) = shown.next(at, leaders.clone()) else {
+            return;
+        };
+        self.shown.send_replace(Some(Arc::new(MapHint {
+            cluster: self.book.cluster(),
+            rank,
+            controller: NodeNumber::new(own.physical()),
+            leaders,
+            map,
+        })));
+    }
+
+    /// Another node looks after the map, or none.
+    fn show_nothing(&self) {
+        self.shown.send_if_modified(|shown| shown.take().is_some());
+    }
+}
+
 /// Keeps the map: takes it from shard 0 if that is here, and makes the next one if this node leads
 /// that shard, until the node ends.
 ///
@@ -277,6 +345,7 @@ impl Peers {
 /// Safe to drop; a change under way may be made.
 pub(super) async fn keep(peers: &Arc<Peers>) {
     let mut leads_since = None;
+    let mut shown = Shown::default();
     loop {
         tokio::select! {
             () = peers.stop.cancelled() => return,
@@ -293,11 +362,13 @@ pub(super) async fn keep(peers: &Arc<Peers>) {
         }
         if !shard.is_writable() {
             leads_since = None;
+            peers.show_nothing();
             continue;
         }
         let since = *leads_since.get_or_insert_with(|| peers.clock.now());
         match review(peers, &shard, since).await {
-            Ok(()) => {}
+            // Only now: what is known of the map may be what another leader had before.
+            Ok(()) => peers.show(&shard, &mut shown),
             // Somebody else leads by now, or the node is busy: the next look tells.
             Err(MapChangeError::Shard(error)) if error.outcome != Outcome::Done => {
                 tracing::debug!(error = error.message.as_ref(), "cluster map not reviewed");
@@ -338,4 +409,26 @@ async fn review(peers: &Peers, shard: &Shard, since: Instant) -> Result<(), MapC
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_is_shown_again_when_it_or_a_leader_changes_and_counts_up_within_a_term() {
+        let led = |leader| vec![Some(NodeNumber::new(leader)), None];
+        let rank = |version, term, count| Rank {
+            version,
+            term,
+            count,
+        };
+        let mut shown = Shown::default();
+        assert_eq!(shown.next((3, 2), led(1)), Some(rank(3, 2, 1)));
+        assert_eq!(shown.next((3, 2), led(1)), None);
+        assert_eq!(shown.next((3, 2), led(2)), Some(rank(3, 2, 2)));
+        assert_eq!(shown.next((4, 2), led(2)), Some(rank(4, 2, 3)));
+        // It did not lead meanwhile.
+        assert_eq!(shown.next((4, 5), led(2)), Some(rank(4, 5, 1)));
+    }
 }

@@ -16,6 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::proto::auth_client::AuthClient;
+use super::proto::compare::{CompareResult, CompareTarget, TargetUnion};
 use super::proto::kv_client::KvClient;
 use super::proto::lease_client::LeaseClient;
 use super::proto::request_op::Request as Operation;
@@ -23,12 +24,13 @@ use super::proto::response_op::Response as Answer;
 use super::proto::watch_client::WatchClient;
 use super::proto::watch_request::RequestUnion;
 use super::proto::{
-    AuthenticateRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, PutRequest,
-    RangeRequest, RangeResponse, RequestOp, TxnRequest, WatchCreateRequest, WatchRequest,
-    WatchResponse,
+    AuthenticateRequest, Compare, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest,
+    PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, WatchCreateRequest,
+    WatchRequest, WatchResponse,
 };
 use crate::registry::layout::Entry;
 use crate::registry::lease::LeaseId;
+use crate::registry::map_keeper::Writing;
 use crate::registry::watch::Revision;
 
 /// Deadline of one call.
@@ -220,6 +222,52 @@ impl Client {
         Ok(answers.len() == entries.len() && answers.iter().all(is_there))
     }
 
+    /// What stands under a key, and by which writing; by none, if nothing does.
+    pub(crate) async fn read(&self, key: &str) -> Result<(Writing, Vec<u8>), Problem> {
+        let message = RangeRequest {
+            key: key.as_bytes().to_vec(),
+            limit: 1,
+            ..RangeRequest::default()
+        };
+        let send = |channel, request| async move {
+            KvClient::new(channel)
+                .max_decoding_message_size(ANSWER_BYTES_MAX)
+                .range(request)
+                .await
+        };
+        let found = self.call(message, send).await?.into_inner().kvs;
+        let found = found.into_iter().next();
+        Ok(found.map_or((0, Vec::new()), |found| (found.mod_revision, found.value)))
+    }
+
+    /// Writes a key, for as long as nobody does so otherwise, if still this writing stands there;
+    /// whether it did.
+    pub(crate) async fn replace(
+        &self,
+        key: &str,
+        writing: Writing,
+        value: String,
+    ) -> Result<bool, Problem> {
+        let (key, value) = (key.as_bytes().to_vec(), value.into_bytes());
+        let unchanged = Compare {
+            result: CompareResult::Equal.into(),
+            target: CompareTarget::Mod.into(),
+            key: key.clone(),
+            target_union: Some(TargetUnion::ModRevision(writing)),
+        };
+        let put = Operation::RequestPut(PutRequest {
+            key,
+            value,
+            lease: 0,
+        });
+        let message = TxnRequest {
+            compare: vec![unchanged],
+            success: vec![RequestOp { request: Some(put) }],
+        };
+        let send = |channel, request| async move { KvClient::new(channel).txn(request).await };
+        Ok(self.call(message, send).await?.into_inner().succeeded)
+    }
+
     async fn transact(
         &self,
         operations: impl Iterator<Item = Operation>,
@@ -228,6 +276,7 @@ impl Client {
             request: Some(operation),
         };
         let message = TxnRequest {
+            compare: Vec::new(),
             success: operations.map(operation).collect(),
         };
         let send = |channel, request| async move { KvClient::new(channel).txn(request).await };

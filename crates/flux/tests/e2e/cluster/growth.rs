@@ -317,11 +317,22 @@ fn shards_move_while_etcd_is_gone_and_comes_back_empty() {
     told(&nodes, 2, &["status", WAIT]);
     wait_votes(&nodes, 2, 1, 0..=0);
     etcd.restart();
-    told(&nodes, 2, &["drain", "1", "--undo", WAIT]);
+    // Once more, while shards move the other way: gone, and back without anything.
+    told(&nodes, 2, &["drain", "1", "--undo"]);
+    wait_until("shards to move", || {
+        seen(&nodes, 2).is_some_and(|seen| !seen["moves"].as_array().is_none_or(Vec::is_empty))
+    });
+    etcd.kill();
+    etcd.wipe();
+    etcd.restart();
+    told(&nodes, 2, &["status", WAIT]);
     wait_votes(&nodes, 2, 1, 3..=3);
     wait_nothing_is_left(&nodes, 2);
     wait_until("all four to be registered again", || {
         etcd.keys("flux/services/flux.kv.v1.Kv/").len() == 4
+    });
+    wait_until("the map to be shown again", || {
+        etcd.keys("flux/clusters/").len() == 1
     });
     load.wait_done(100, FAILOVER);
     assert_eq!(load.failed(), 0, "{:?}", load.problems());

@@ -12,6 +12,7 @@ mod power;
 mod rebuilt;
 mod retries;
 mod sdk;
+mod shown;
 mod split;
 mod stale;
 mod steps;
