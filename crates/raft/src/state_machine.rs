@@ -1,7 +1,8 @@
 //! openraft's state machine over the shard's store.
 //!
 //! Apply is thin: it parses a batch, asks whether it is effective (rule 2) and hands it to the
-//! store. It never looks at a clock and never fails but on bytes that no writer of ours wrote.
+//! store. It never looks at a clock and never fails but on bytes that no writer of ours wrote, and on
+//! an entry that does not follow the last one.
 //! Snapshots are taken elsewhere ([`crate::snapshot`]): when openraft asks for one it gets what is
 //! already on disk, so that neither a full disk nor a slow one is ever an error inside openraft.
 //!
@@ -95,6 +96,11 @@ impl StateMachine {
     /// Applies one entry: the only way into the store but a snapshot. An entry that splits the shard
     /// is left to [`StateMachine::divide`].
     fn apply_entry(&self, id: LogId, payload: &Payload) -> io::Result<Step> {
+        if let Some(last) = self.progress.applied_id()
+            && last.index.next() != id.index
+        {
+            return Err(does_not_follow(id, last));
+        }
         let mut membership = None;
         let mut applied = Applied::Effective;
         match payload {
@@ -132,6 +138,13 @@ impl StateMachine {
             None => Ok(()),
         }
     }
+}
+
+/// openraft left something out. Applied all the same, this replica would differ from the others.
+fn does_not_follow(id: LogId, last: LogId) -> io::Error {
+    let (index, last) = (id.index, last.index);
+    let reason = format!("entry {index} does not follow {last}, the last one applied");
+    io::Error::new(io::ErrorKind::InvalidData, reason)
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {

@@ -9,7 +9,7 @@ use flux_env::{RealClock, SimDisk};
 use flux_log::{Log, LogConfig, LogId, Seeds, Vote};
 use flux_store::{Store, StoreConfig};
 use flux_types::{ClusterId, LogIndex, NodeId, ShardId};
-use futures_util::Stream;
+use futures_util::{Stream, TryStreamExt as _};
 use openraft::StorageError;
 use openraft::entry::RaftEntry as _;
 use openraft::storage::{
@@ -112,8 +112,9 @@ impl RaftLogReader<TypeConfig> for BegunAnywhere {
     }
 }
 
-/// The suite purges logs without a snapshot and takes snapshots of what no log holds. Ours refuse
-/// both, so this gives the log what is missing and shows an absent snapshot as none.
+/// The suite purges logs without a snapshot, takes snapshots of what no log holds, and applies entries
+/// that do not follow one another. Ours refuse all that, so this gives the log what is missing, shows
+/// an absent snapshot as none, and pretends that what was left out is applied.
 #[derive(Debug)]
 struct Lenient(StateMachine);
 
@@ -129,7 +130,21 @@ impl RaftStateMachine<TypeConfig> for Lenient {
     where
         Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + Send,
     {
-        self.0.apply(entries).await
+        let progress = Arc::clone(&self.0.progress);
+        let filled = entries.inspect_ok(move |(entry, _)| {
+            let id = from_raft_id(&entry.log_id());
+            let before = LogIndex::new(id.index.get() - 1);
+            if progress.applied_index() < before {
+                progress.finish(
+                    LogId {
+                        index: before,
+                        ..id
+                    },
+                    None,
+                );
+            }
+        });
+        self.0.apply(filled).await
     }
 
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<LenientSnapshot> {
@@ -268,23 +283,42 @@ fn log_and_state_machine_pass_the_suite_of_openraft() {
     result.expect("the suite passes");
 }
 
+fn blank(index: u64) -> RaftEntry {
+    let id = LogId {
+        term: flux_types::Term::new(1),
+        index: LogIndex::new(index),
+    };
+    let entry = flux_log::LogEntry {
+        id,
+        timestamp: flux_types::UnixMillis::ZERO,
+        payload: bytes::Bytes::new(),
+    };
+    crate::codec::to_raft_entry(entry).expect("an entry")
+}
+
+#[tokio::test]
+async fn an_entry_that_does_not_follow_the_last_one_applied_is_an_error() {
+    let (_log, _store, Lenient(machine)) = Builder.build().await.expect("builds");
+    let apply = async |index| {
+        let entries = futures_util::stream::iter([Ok((blank(index), None))]);
+        machine.clone().apply(entries).await
+    };
+    apply(1).await.expect("the first");
+    apply(2).await.expect("the next");
+    // What was left out, or is taken twice, would make this replica another than the others.
+    for index in [4, 2] {
+        let error = apply(index).await.expect_err("it does not follow");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+    assert_eq!(machine.progress.applied_index(), LogIndex::new(2));
+    apply(3).await.expect("the next");
+}
+
 #[tokio::test]
 async fn what_a_failed_log_drops_is_an_error() {
     let disk = SimDisk::new();
     let log = open_log(&disk);
     let mut store = store_of(&log);
-    let blank = |index| {
-        let id = LogId {
-            term: flux_types::Term::new(1),
-            index: LogIndex::new(index),
-        };
-        crate::codec::to_raft_entry(flux_log::LogEntry {
-            id,
-            timestamp: flux_types::UnixMillis::ZERO,
-            payload: bytes::Bytes::new(),
-        })
-        .expect("an entry")
-    };
     disk.fail_sync_after(0);
     let (failed, hears) = tokio::sync::oneshot::channel();
     log.on_poison(Box::new(move |_| assert!(failed.send(()).is_ok())));

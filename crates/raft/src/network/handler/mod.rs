@@ -89,6 +89,8 @@ impl PeerHandler {
             self.check_may_begin()?;
         }
         let engine = self.replica.engine();
+        let (vote, said) = (request.vote, request.committed);
+        let committed = self.committed_here(said, request.previous);
         let is_whole = taken == request.entries.len();
         request.entries.truncate(taken);
         let last = request.entries.last().map(|entry| entry.id);
@@ -97,9 +99,23 @@ impl PeerHandler {
             vote: to_raft_vote(request.vote),
             prev_log_id: request.previous.map(to_raft_id),
             entries: entries.map_err(broken)?,
-            leader_commit: request.committed.map(to_raft_id),
+            leader_commit: committed.map(to_raft_id),
         };
         let response = engine.raft.append_entries(rpc).await.map_err(broken)?;
+        if matches!(response, AppendEntriesResponse::Success) {
+            // Only now: what was said of entries that are refused must not be remembered.
+            let here = self.committed_here(said, last);
+            if committed < here {
+                let rpc = AppendEntriesRequest {
+                    vote: to_raft_vote(vote),
+                    prev_log_id: last.map(to_raft_id),
+                    entries: Vec::new(),
+                    leader_commit: here.map(to_raft_id),
+                };
+                // Whatever comes of it, the entries are here.
+                engine.raft.append_entries(rpc).await.map_err(broken)?;
+            }
+        }
         Ok(match response {
             AppendEntriesResponse::Success if is_whole => AppendReply::Success,
             AppendEntriesResponse::Success => AppendReply::Partial(last),
@@ -111,6 +127,21 @@ impl PeerHandler {
                 AppendReply::HigherVote(from_raft_vote(&vote))
             }
         })
+    }
+
+    /// What the leader says is committed, as far as this replica has it: up to an entry of the leader's
+    /// log, and nothing if that is not here. openraft remembers the leader's word even of a message that
+    /// it refuses, and passes it on if it leads itself later. Where acknowledged entries were lost, and
+    /// the loss was accepted, it would come to apply an index that others have filled since, or nobody.
+    fn committed_here(&self, said: Option<LogId>, upto: Option<LogId>) -> Option<LogId> {
+        let (said, upto) = (said?, upto?);
+        let log = &self.replica.log;
+        // What is purged was committed anyway.
+        let is_here = |id: &LogId| log.id_at(id.index) == Some(*id);
+        let known = if said.index <= upto.index { said } else { upto };
+        // Terms grow along a log: before an entry of an earlier term there is none of a later one.
+        let fits = known <= said && is_here(&upto) && is_here(&known);
+        fits.then_some(known)
     }
 
     /// Makes room for entries in the log; answers for how many of them, from the first on. On a

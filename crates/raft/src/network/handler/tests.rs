@@ -1,4 +1,4 @@
-//! Snapshots that arrive at a replica which leads nothing.
+//! Snapshots and appends that arrive at a replica which leads nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,11 +9,14 @@ use flux_env::{Clock, Disk, RealClock, SimDisk};
 use flux_log::{Log, LogConfig, LogEntry, LogId, Seeds, Vote};
 use flux_store::{Store, StoreConfig};
 use flux_types::{ClusterId, LogIndex, NodeId, Revision, ShardId, Term, UnixMillis};
+use openraft::async_runtime::WatchReceiver;
 use openraft::impls::EmptyNode;
 
 use super::PeerHandler;
-use crate::codec::{SnapshotExtra, to_raft_id};
-use crate::network::{AppendRequest, NoNetwork, PeerError, SnapshotInfo, SnapshotTransfer};
+use crate::codec::{SnapshotExtra, from_raft_id, to_raft_id};
+use crate::network::{
+    AppendReply, AppendRequest, NoNetwork, PeerError, SnapshotInfo, SnapshotTransfer,
+};
 use crate::snapshot::{self, Snapshots};
 use crate::type_config::{RaftMembership, StoredMembership};
 use crate::{Formation, Shard, ShardConfig, ShardParts};
@@ -148,6 +151,14 @@ impl Node {
     async fn stop(self) {
         self.shard.shutdown().await;
         self.log.close();
+    }
+
+    /// What openraft takes for committed: by the cluster, and of its own log.
+    fn committed(&self) -> [Option<LogId>; 2] {
+        let metrics = self.handler.replica.engine().raft.metrics();
+        let metrics = metrics.borrow_watched();
+        [&metrics.cluster_committed, &metrics.local_committed]
+            .map(|id| id.as_ref().map(from_raft_id))
     }
 
     fn latest(&self) -> Option<LogId> {
@@ -301,4 +312,56 @@ fn at_a_start_a_log_that_a_received_snapshot_has_replaced_is_no_history() {
             node.stop().await;
         });
     }
+}
+
+#[test]
+fn what_a_leader_says_is_committed_counts_only_as_far_as_it_is_here() {
+    run(async {
+        let node = start().await;
+        let append = |term, previous, entries, committed| AppendRequest {
+            vote: vote(term),
+            previous,
+            entries,
+            committed: Some(committed),
+        };
+        // What this replica had before it lost it: refused, and nothing of it is remembered.
+        let lost = append(3, Some(id(3, 9)), Vec::new(), id(3, 9));
+        let reply = node.handler.append(lost).await.expect("an answer");
+        assert_eq!(reply, AppendReply::Conflict);
+        assert_eq!(node.committed(), [None, None]);
+        // From a leader that has lost it too and was told by the former one.
+        let first = append(4, None, entries(4, 2), id(3, 9));
+        let reply = node.handler.append(first).await.expect("an answer");
+        assert_eq!(reply, AppendReply::Success);
+        // Its next message is answered after whatever the one before let apply.
+        let second = append(4, Some(id(4, 2)), Vec::new(), id(3, 2));
+        let reply = node.handler.append(second).await.expect("an answer");
+        assert_eq!(reply, AppendReply::Success);
+        assert_eq!(node.committed(), [None, None]);
+        // From one that is deposed, though what it appends would fit.
+        let third = LogEntry {
+            id: id(3, 3),
+            ..entries(3, 1).remove(0)
+        };
+        let deposed = append(3, Some(id(4, 2)), vec![third], id(3, 3));
+        let reply = node.handler.append(deposed).await.expect("an answer");
+        assert_eq!(reply, AppendReply::HigherVote(vote(4)));
+        assert_eq!(node.committed(), [None, None]);
+
+        let known = append(4, Some(id(4, 2)), Vec::new(), id(4, 9));
+        let reply = node.handler.append(known).await.expect("an answer");
+        assert_eq!(reply, AppendReply::Success);
+        let progress = &node.handler.replica.progress;
+        progress.wait_applied(LogIndex::new(2)).await;
+        assert_eq!(node.committed(), [Some(id(4, 2)); 2]);
+        // Entries and what is committed of them in one message.
+        let more = entries(4, 5).split_off(2);
+        let more = append(4, Some(id(4, 2)), more, id(4, 4));
+        let reply = node.handler.append(more).await.expect("an answer");
+        assert_eq!(reply, AppendReply::Success);
+        progress.wait_applied(LogIndex::new(4)).await;
+        assert_eq!(node.committed(), [Some(id(4, 4)); 2]);
+        assert!(node.shard.status().failure.is_none());
+        node.stop().await;
+    });
 }
