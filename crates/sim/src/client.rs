@@ -27,11 +27,19 @@ use crate::machine::{Machine, SHARDS};
 /// How long a client tries to get one thing done.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long it waits for one node.
-const WAIT: Duration = Duration::from_millis(1200);
+const WAIT: Duration = Duration::from_millis(1300);
+/// The same of one that has no patience, and can ask again.
+const WAIT_IMPATIENT: Duration = Duration::from_millis(60);
+/// How long a node may take.
+const NODE_PATIENCE: Duration = Duration::from_millis(1200);
 /// How long it tries to learn what became of a write that has a request id.
 const PERSISTENCE: Duration = Duration::from_secs(6);
 /// After how many of its writes, at most, a client asks again for one that was answered.
 const HELD_WRITES_MAX: u64 = 200;
+/// How long a round of keys with deadlines takes, in nanoseconds, and for how long of it they are
+/// written: then they are only read, until after their deadlines.
+const ROUND_NANOS: u64 = 1_000_000_000;
+const ROUND_WRITES_NANOS: u64 = 150_000_000;
 
 /// What is worked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +61,10 @@ pub(crate) struct Shared {
     pub(crate) complaint: Mutex<Option<Failure>>,
     /// Whether acknowledged writes may be lost: syncs come later, and the power is cut once.
     pub(crate) is_relaxed: bool,
+    /// Whether clients that can ask again soon do.
+    is_impatient: bool,
+    /// Whether keys with deadlines are written and read in rounds.
+    pub(crate) has_rounds: AtomicBool,
     /// Which machines believe to lead a shard, and since which term: as of a few milliseconds ago.
     pub(crate) leading: Mutex<BTreeMap<(ShardId, u64), usize>>,
     values: AtomicU64,
@@ -63,11 +75,14 @@ impl Shared {
         executor: &Arc<Executor>,
         machines: &[Arc<Machine>],
         is_relaxed: bool,
+        is_impatient: bool,
     ) -> Arc<Self> {
         Arc::new(Self {
             executor: Arc::clone(executor),
             machines: machines.to_vec(),
             is_relaxed,
+            is_impatient,
+            has_rounds: AtomicBool::new(false),
             lasting: Mutex::new(Recorder::new()),
             expiring: Mutex::new(Recorder::new()),
             stop: AtomicBool::new(false),
@@ -439,6 +454,7 @@ impl Client {
         if self.phase == Phase::Expiring {
             let subject = Subject::Deadline(below(DEADLINE_KEYS));
             let action = match dice {
+                _ if self.shared.has_rounds.load(Ordering::SeqCst) => self.draw_in_round(),
                 0..30 => Action::Set {
                     value: self.fresh(),
                     ttl_millis: Some(100 + below(900)),
@@ -490,6 +506,20 @@ impl Client {
                 };
                 (subject, action)
             }
+        }
+    }
+
+    /// In rounds: written at their beginning, so that nothing but reads meets the deadlines.
+    fn draw_in_round(&self) -> Action {
+        let executor = &self.shared.executor;
+        let is_first = executor.true_nanos() % ROUND_NANOS < ROUND_WRITES_NANOS;
+        if is_first && executor.below(3) == 0 {
+            Action::Set {
+                value: self.fresh(),
+                ttl_millis: Some(250 + executor.below(500)),
+            }
+        } else {
+            Action::Get
         }
     }
 
@@ -572,13 +602,17 @@ impl Client {
         let by_lease = executor.below(8) != 0;
         let session = Arc::clone(&machine);
         executor.spawn_on(machine.number, async move {
-            let answer = session.answer(shard, request, WAIT, by_lease).await;
+            let answer = session
+                .answer(shard, request, NODE_PATIENCE, by_lease)
+                .await;
             drop(done.send(answer));
         });
         let alarm = Arc::clone(&executor);
         let (late, timeout) = oneshot::channel::<()>();
+        let is_impatient = self.shared.is_impatient && self.session.is_some();
+        let wait = if is_impatient { WAIT_IMPATIENT } else { WAIT };
         let timer = executor.spawn_on(OUTSIDE, async move {
-            sleep(&alarm, WAIT + Duration::from_millis(100)).await;
+            sleep(&alarm, wait).await;
             drop(late);
         });
         let answer = tokio::select! {

@@ -24,8 +24,13 @@ pub(crate) const OUTSIDE: usize = usize::MAX;
 /// Polls at one instant after which something is spinning.
 const POLLS_AT_ONCE_MAX: u64 = 1_000_000;
 
-/// How long a task is kept from its processor at most.
-const STALL_MICROS_MAX: u64 = 400_000;
+/// How often a task that can be kept from its processor is, and for how long at most.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stalls {
+    /// One in so many times; 0 for never.
+    pub(crate) one_in: u64,
+    pub(crate) micros_max: u64,
+}
 
 /// How a node's monotonic clock runs: parts per million faster than true, from an origin.
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +115,7 @@ struct State {
     polls_at_once: u64,
     hash: u64,
     /// One in how many times that a task can be kept from its processor it is; 0: never.
-    stall_one_in: u64,
+    stalls: Stalls,
 }
 
 /// Task ids that can run, written to by wakers.
@@ -197,15 +202,15 @@ impl Executor {
                 polls: 0,
                 polls_at_once: 0,
                 hash: 0xcbf2_9ce4_8422_2325,
-                stall_one_in: 0,
+                stalls: Stalls::default(),
             }),
             ready: Ready::default(),
         })
     }
 
-    /// Lets tasks of nodes stall where they can, one in so many times.
-    pub(crate) fn set_stalls(&self, one_in: u64) {
-        self.state.lock().stall_one_in = one_in;
+    /// Lets tasks of nodes stall where they can.
+    pub(crate) fn set_stalls(&self, stalls: Stalls) {
+        self.state.lock().stalls = stalls;
     }
 
     /// True time since the beginning, in nanoseconds.
@@ -463,11 +468,11 @@ impl World for Executor {
 
     fn stall(&self) -> Duration {
         let mut state = self.state.lock();
-        let one_in = state.stall_one_in;
+        let Stalls { one_in, micros_max } = state.stalls;
         if one_in == 0 || state.rng.below(one_in) != 0 {
             return Duration::ZERO;
         }
-        Duration::from_micros(state.rng.below(STALL_MICROS_MAX))
+        Duration::from_micros(state.rng.below(micros_max))
     }
 
     fn spawn(&self, task: WorldTask) -> u64 {

@@ -168,11 +168,14 @@ impl Nemesis {
     /// Breaks one thing after another until it is told to stop.
     pub(crate) async fn run(self, phase: Phase) {
         while !self.shared.stop.load(Ordering::SeqCst) {
-            self.wait_millis(50, 1_200).await;
+            let has_rounds = self.shared.has_rounds.load(Ordering::SeqCst);
+            let pause_max = if has_rounds { 250 } else { 1_200 };
+            self.wait_millis(50, pause_max).await;
             let at = usize::try_from(self.below(self.enabled.len() as u64)).unwrap_or(0);
             let drawn = self.enabled.get(at).copied().unwrap_or(Fault::Crash);
             // Deadlines are judged by one clock after the other where leadership moves.
-            let moves = phase == Phase::Expiring && self.below(2) == 0;
+            let one_in = if has_rounds { 8 } else { 2 };
+            let moves = phase == Phase::Expiring && self.below(one_in) != 0;
             let fault = if moves { Fault::Transfer } else { drawn };
             let code = Fault::ALL.iter().position(|known| *known == fault);
             self.shared.executor.note(code.unwrap_or(0) as u64);
@@ -532,7 +535,10 @@ impl Nemesis {
         for machine in self.machines() {
             machine.start(Formation::Join);
         }
-        self.replace().await;
+        // Two of three carry on without a spare until this is done.
+        while !self.go_on_replacing().await && !self.shared.stop.load(Ordering::SeqCst) {
+            self.wait_millis(50, 300).await;
+        }
     }
 
     /// Steps all wall clocks, until everything is healed.

@@ -202,6 +202,11 @@ impl Machine {
         self.state.lock().disk.fail_sync_after(after);
     }
 
+    /// The machine is of no use any more: it holds nobody who holds it.
+    pub(crate) fn retire(&self) {
+        self.state.lock().changes = None;
+    }
+
     /// Ends the process wherever it is, and lets the disk lose what `loss` says.
     pub(crate) fn crash(&self, loss: CrashLoss) {
         let seed = self.executor.below(u64::MAX);
@@ -389,6 +394,10 @@ impl Machine {
         let Some(handle) = self.node().and_then(|node| node.shard(shard).cloned()) else {
             return refused();
         };
+        if self.moves.is_some() && !handle.status().voters.contains(&self.id()) {
+            // Who does not carry a shard knows so, and sends clients on.
+            return refused();
+        }
         if let (Command::Read(read), true) = (&command, by_lease) {
             let lease = handle.lease(self.clock.now());
             if bug::is_on(Bug::GateBeforeRead) {

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::changes::{self, Changes};
 use crate::client::{Client, Phase, Shared, Subject};
-use crate::executor::{Bounds, Executor, OUTSIDE, Stuck, sleep};
+use crate::executor::{Bounds, Executor, OUTSIDE, Stalls, Stuck, sleep};
 use crate::failure::Failure;
 use crate::faults::{Fault, Nemesis};
 use crate::machine::{Character, Machine, SHARDS};
@@ -151,6 +151,20 @@ struct Watched {
     failure: Option<Failure>,
 }
 
+/// How long batches are kept between their evaluation and their proposal, one of five kinds of runs;
+/// and whether clients then ask others soon: whoever waits for such a batch has no part in what happens
+/// meanwhile.
+const fn drawn_stalls(kind: u64) -> (Stalls, bool) {
+    let (one_in, millis_max, is_impatient) = match kind {
+        0 => (400, 400, false),
+        1 => (40, 400, false),
+        2 => (100, 1_000, true),
+        _ => (0, 0, false),
+    };
+    let micros_max = millis_max * 1_000;
+    (Stalls { one_in, micros_max }, is_impatient)
+}
+
 struct Cluster {
     executor: Arc<Executor>,
     network: SimNetwork,
@@ -168,6 +182,11 @@ struct Cluster {
 /// Runs a plan.
 #[must_use]
 pub fn run(plan: Plan) -> Report {
+    run_and_look(plan, |_| ()).0
+}
+
+/// Runs a plan, and looks at its cluster at the end, before it is gone.
+fn run_and_look<T>(plan: Plan, look: impl FnOnce(&Cluster) -> T) -> (Report, T) {
     flux_raft::set_abort_hook(|| ());
     bug::switch(plan.bug);
     let executor = Executor::new(plan.seed);
@@ -188,12 +207,14 @@ pub fn run(plan: Plan) -> Report {
     failure = failure.or_else(|| ended.err().map(Failure::Stuck));
     failure = failure.or_else(|| outcome.lock().take());
     let report = cluster.report(failure);
+    let seen = look(&cluster);
     for machine in &cluster.machines {
         machine.crash(CrashLoss::Nothing);
+        machine.retire();
     }
     executor.clear();
     bug::switch(None);
-    report
+    (report, seen)
 }
 
 impl Cluster {
@@ -207,10 +228,8 @@ impl Cluster {
         let drift_max = [0, 1_000, DRIFT_PPM_MAX];
         let drift_max = drift_max.get(usize::try_from(below(3)).unwrap_or(0));
         let drift_max = drift_max.copied().unwrap_or(0);
-        let stall_one_in = [0, 0, 400, 40]
-            .get(usize::try_from(below(4)).unwrap_or(0))
-            .copied();
-        executor.set_stalls(stall_one_in.unwrap_or(0));
+        let (stalls, is_impatient) = drawn_stalls(below(5));
+        executor.set_stalls(stalls);
         let snapshot_log_bytes = 500 + below(8_000);
         let batch_operations_max = if below(4) == 0 { 2 } else { 64 };
         // With five, some of those who keep their disks could go on without the others.
@@ -257,7 +276,10 @@ impl Cluster {
         if !enabled.contains(&Fault::Transfer) && below(2) == 0 {
             enabled.push(Fault::Transfer);
         }
-        let shared = Shared::new(executor, &machines, is_relaxed);
+        // While a batch is kept, others should lead, and then again who keeps it.
+        let more = if is_impatient { 3 } else { 0 };
+        enabled.extend([Fault::Transfer; 3].iter().take(more));
+        let shared = Shared::new(executor, &machines, is_relaxed, is_impatient);
         let changes = has_readers.then(|| Changes::new(&shared));
         for (machine, changes) in machines.iter().zip(changes.iter().cycle()) {
             machine.publish_to(changes);
@@ -377,9 +399,11 @@ impl Cluster {
             running.push(self.spawn(watcher));
         }
         self.pause(Duration::from_millis(500)).await;
-        if phase == Phase::Expiring && self.executor.below(2) == 0 {
+        let kind = self.executor.below(4);
+        if phase == Phase::Expiring && kind < 2 {
             // After a step of the clock nobody sweeps: what has expired is met by reads.
             self.nemesis.step_clocks();
+            self.shared.has_rounds.store(kind == 0, Ordering::SeqCst);
         }
         // Two things may be wrong at once.
         for _ in 0..2 {
@@ -701,5 +725,51 @@ impl Watched {
             let failure = Failure::Diverged { shard: id, index };
             self.failure.get_or_insert(failure);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Weak;
+
+    use super::*;
+
+    /// Campaigns make thousands of runs in one process.
+    #[test]
+    fn nothing_of_a_run_stays_behind() {
+        let mut kinds = BTreeSet::new();
+        for seed in 1..9 {
+            let plan = Plan {
+                lasting: Duration::from_secs(2),
+                expiring: Duration::from_secs(1),
+                ..Plan::new(seed, if seed == 4 { 5 } else { 3 })
+            };
+            let (_, (kind, executor, shared, machines, stores)) = run_and_look(plan, |cluster| {
+                let machines = cluster.machines.iter();
+                let nodes = machines.clone().filter_map(|machine| machine.node());
+                let shards = nodes.flat_map(|node| node.shards);
+                let stores: Vec<_> = shards.map(|it| Arc::downgrade(it.store())).collect();
+                (
+                    (cluster.changes.is_some(), cluster.moves.is_some()),
+                    Arc::downgrade(&cluster.executor),
+                    Arc::downgrade(&cluster.shared),
+                    machines.map(Arc::downgrade).collect::<Vec<_>>(),
+                    stores,
+                )
+            });
+            let held = [
+                Weak::strong_count(&executor),
+                Weak::strong_count(&shared),
+                machines.iter().map(Weak::strong_count).sum(),
+                stores.iter().map(Weak::strong_count).sum(),
+            ];
+            assert_eq!(
+                held, [0; 4],
+                "seed {seed}: world, clients, machines, stores"
+            );
+            assert!(!stores.is_empty());
+            kinds.insert(kind);
+        }
+        assert!(1 < kinds.len(), "with and without readers of changes");
     }
 }
