@@ -4,6 +4,7 @@
 //! and around them: [`Machine::answer`] stands for a server's session and does what one does, in the
 //! same order.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use flux_log::{FsyncPolicy, Log, LogConfig, Retention, Seeds};
 use flux_raft::{Formation, Shard, ShardConfig, ShardParts, Submission, Timings};
 use flux_store::{Read, Store, StoreConfig};
 use flux_types::bug::{self, Bug};
-use flux_types::{Answer, ClusterId, Command, Error, ErrorCode, NodeId, Reply, ShardId};
+use flux_types::{Answer, ClusterId, Command, Error, ErrorCode, NodeId, Reply, ShardId, Term};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
@@ -53,6 +54,9 @@ impl Node {
             .get(usize::try_from(shard.get()).unwrap_or(usize::MAX))
     }
 }
+
+/// How long a session's thread may have to wait for a processor, in microseconds.
+const MICROS_KEPT_MAX: u64 = 400_000;
 
 /// How long a sync takes, in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +116,8 @@ struct State {
     failure: Option<String>,
     /// Where changes go, in runs that have readers of them.
     changes: Option<Arc<Changes>>,
+    /// What its threads lately saw at lease gates, and when ([`Bug::GateBeforeRead`]).
+    looks: VecDeque<(u64, ShardId, Option<Term>)>,
 }
 
 impl fmt::Debug for Machine {
@@ -158,6 +164,7 @@ impl Machine {
                 boot: 1,
                 failure: None,
                 changes: None,
+                looks: VecDeque::new(),
             }),
         })
     }
@@ -223,6 +230,7 @@ impl Machine {
         let mut state = self.state.lock();
         state.is_started = false;
         state.failure = None;
+        state.looks.clear();
         if loss != CrashLoss::Nothing {
             // Only a power cut loses what was written, and it is another boot.
             state.boot += 1;
@@ -399,16 +407,17 @@ impl Machine {
             return refused();
         }
         if let (Command::Read(read), true) = (&command, by_lease) {
-            let lease = handle.lease(self.clock.now());
-            if bug::is_on(Bug::GateBeforeRead) {
-                self.descheduled().await;
-            }
+            let is_late = bug::is_on(Bug::GateBeforeRead);
+            let lease = if is_late {
+                self.looked_before(&handle)
+            } else {
+                handle.lease(self.clock.now())
+            };
             let found = handle.store().read(read, handle.now());
-            if !bug::is_on(Bug::GateBeforeRead) {
+            if !is_late {
                 self.descheduled().await;
             }
-            let stands = lease.is_some()
-                && (bug::is_on(Bug::GateBeforeRead) || handle.lease(self.clock.now()) == lease);
+            let stands = lease.is_some() && (is_late || handle.lease(self.clock.now()) == lease);
             if stands && let Read::Reply(reply) = found {
                 return Answer {
                     reply,
@@ -427,13 +436,35 @@ impl Machine {
 
     /// Between two steps of a session its thread may have to wait for a processor, now and then long.
     async fn descheduled(&self) {
-        if self.executor.below(4) == 0 {
-            let micros = match self.executor.below(16) {
-                0 => self.executor.below(400_000),
-                _ => self.executor.below(10_000),
-            };
+        if let Some(micros) = self.micros_kept() {
             sleep(&self.executor, Duration::from_micros(micros)).await;
         }
+    }
+
+    fn micros_kept(&self) -> Option<u64> {
+        (self.executor.below(4) == 0).then(|| match self.executor.below(16) {
+            0 => self.executor.below(MICROS_KEPT_MAX),
+            _ => self.executor.below(10_000),
+        })
+    }
+
+    /// What a thread saw at the gate that looked first, was kept from its processor, and then took
+    /// the request, which had come meanwhile ([`Bug::GateBeforeRead`]). A request that was there before
+    /// the look would come to no harm: what it finds later is what there was then, or newer.
+    #[cold]
+    fn looked_before(&self, handle: &Shard) -> Option<Term> {
+        let lease = handle.lease(self.clock.now());
+        let kept = self.micros_kept().unwrap_or(0) * 1_000;
+        let now = self.executor.true_nanos();
+        let mut state = self.state.lock();
+        state.looks.push_back((now, handle.id(), lease));
+        let is_old = |at: u64| at + MICROS_KEPT_MAX * 1_000 < now;
+        while state.looks.front().is_some_and(|(at, ..)| is_old(*at)) {
+            state.looks.pop_front();
+        }
+        let mut looks = state.looks.iter();
+        let first = looks.find(|(at, of, _)| *of == handle.id() && now <= at + kept);
+        first.and_then(|(.., lease)| *lease)
     }
 }
 
