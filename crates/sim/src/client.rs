@@ -609,7 +609,9 @@ impl Client {
         });
         let alarm = Arc::clone(&executor);
         let (late, timeout) = oneshot::channel::<()>();
-        let is_impatient = self.shared.is_impatient && self.session.is_some();
+        // At the end of a run there is time.
+        let is_over = self.shared.stop.load(Ordering::SeqCst);
+        let is_impatient = self.shared.is_impatient && self.session.is_some() && !is_over;
         let wait = if is_impatient { WAIT_IMPATIENT } else { WAIT };
         let timer = executor.spawn_on(OUTSIDE, async move {
             sleep(&alarm, wait).await;

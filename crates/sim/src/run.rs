@@ -410,9 +410,24 @@ impl Cluster {
             running.push(self.spawn(self.nemesis.clone().run(phase)));
         }
         self.pause(duration).await;
+        if phase == Phase::Lasting {
+            self.wait_for_enough(duration).await;
+        }
         self.shared.stop.store(true, Ordering::SeqCst);
         for ended in running {
             let _ = ended.await.is_ok();
+        }
+    }
+
+    /// Where so much went wrong that little was done, a run goes on for up to as long again.
+    async fn wait_for_enough(&self, time_max: Duration) {
+        let until = self.executor.true_nanos() + u64::try_from(time_max.as_nanos()).unwrap_or(0);
+        let is_enough = || {
+            let lasting = self.shared.lasting.lock().clone().history();
+            lasting.meets(&self.demands()).is_ok()
+        };
+        while self.executor.true_nanos() < until && !is_enough() {
+            self.pause(Duration::from_millis(250)).await;
         }
     }
 
@@ -655,6 +670,18 @@ impl Cluster {
         replicas
     }
 
+    /// What must happen for a verdict, by how long a run is meant to be.
+    fn demands(&self) -> Demands {
+        let seconds = usize::try_from(self.plan.lasting.as_secs()).unwrap_or(0);
+        Demands {
+            // A shard that moves has fewer machines, and clients look for it longer.
+            completed_min: if self.moves.is_some() { 15 } else { 25 } * seconds,
+            values_read_min: 5 * seconds,
+            overlapping_min: 1,
+            unknown_percent_max: 20,
+        }
+    }
+
     fn judge(&self, lasting: &History, expiring: &History, leaders: usize) -> Result<(), Failure> {
         if !self.shared.is_relaxed {
             check(lasting, &Options::default())?;
@@ -666,14 +693,7 @@ impl Cluster {
                 ..Options::default()
             },
         )?;
-        let seconds = usize::try_from(self.plan.lasting.as_secs()).unwrap_or(0);
-        lasting.meets(&Demands {
-            // A shard that moves has fewer machines, and clients look for it longer.
-            completed_min: if self.moves.is_some() { 15 } else { 25 } * seconds,
-            values_read_min: 5 * seconds,
-            overlapping_min: 1,
-            unknown_percent_max: 20,
-        })?;
+        lasting.meets(&self.demands())?;
         // The founder of each shard leads first; some other must have after it.
         if leaders <= usize::try_from(SHARDS).unwrap_or(0) {
             return Err(Failure::Calm);
