@@ -1,8 +1,9 @@
 //! Cursors: up to where a consumer has got, in every shard, as a text that means nothing to it.
 //!
 //! A cursor belongs to one history: it names the cluster and, for each shard, the entry of the log
-//! that held the last change (its term shows whether that entry is still the one it was). The text
-//! is base64url of version, cluster, places and a checksum, all little-endian.
+//! that held the last change (its term shows whether that entry is still the one it was). A shard
+//! that it does not name was split off after it. The text is base64url of version, cluster, places
+//! and a checksum, all little-endian.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -43,6 +44,14 @@ impl Place {
     pub const BEGINNING: Self = Self::After {
         term: Term::new(0),
         index: LogIndex::new(0),
+        revision: Revision::new(0),
+    };
+
+    /// Before the first change of a shard that was split off another one, at a revision that is not
+    /// known: its log begins with the second entry.
+    pub const BIRTH: Self = Self::After {
+        term: Term::new(0),
+        index: LogIndex::new(1),
         revision: Revision::new(0),
     };
 }

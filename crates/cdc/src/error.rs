@@ -26,6 +26,13 @@ pub enum CdcError {
         /// Before the oldest change of this history that is kept.
         oldest: Box<Cursor>,
     },
+    /// The cursor names a shard that was split off and is not here yet: to be asked again, or of
+    /// another node.
+    #[error("the cursor names shard {shard}, which is not known here yet")]
+    Behind {
+        /// The shard.
+        shard: ShardId,
+    },
     /// The log does not give back what was written.
     #[error("failed to read the log of shard {shard}: {source}")]
     Log {

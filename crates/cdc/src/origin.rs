@@ -87,6 +87,12 @@ pub trait Origin: fmt::Debug + Send + Sync {
         answer
     }
 
+    /// Whether the shard was split off another one. Then its log begins with the second entry, and
+    /// its revisions go on from the other's.
+    fn was_split_off(&self) -> bool {
+        false
+    }
+
     /// Whether this replica leads its shard, and so is where sinks run.
     fn is_leading(&self) -> bool;
 
@@ -96,4 +102,13 @@ pub trait Origin: fmt::Debug + Send + Sync {
     /// # Errors
     /// As any write; a failure may have an unknown outcome, and is safe to repeat.
     fn put_system(&self, name: Bytes, value: Option<Bytes>) -> BoxFuture<'_, Result<(), Error>>;
+}
+
+/// The shards with a replica here. They only become more, as some are split off others.
+pub trait Origins: fmt::Debug + Send + Sync {
+    /// Those that are here now, in order of their shards and without a hole.
+    fn list(&self) -> Arc<[Arc<dyn Origin>]>;
+
+    /// Returns once there are more than so many. Safe to drop. Costs nothing while it waits.
+    fn wait_more(&self, than: usize) -> BoxFuture<'_, ()>;
 }

@@ -258,7 +258,7 @@ mod sink {
             let sink = Sink::new(SinkParts {
                 config,
                 cluster: parts.cluster,
-                origins: parts.changes.origins().to_vec(),
+                origins: Arc::clone(parts.changes.origins()),
                 envelope: parts.changes.envelope().clone(),
                 clock: Arc::clone(parts.clock),
                 share: Arc::clone(parts.changes.share()),

@@ -365,11 +365,10 @@ async fn follow(
         on_gap: OnGap::Report,
         ..Request::from(start)
     };
-    let origins = std::slice::from_ref(origin);
-    let mut feed = match Feed::open(CLUSTER, origins, request).await {
+    let mut feed = match Feed::of_shard(CLUSTER, origin, request).await {
         // The cursor is of a history that was lost.
         Err(CdcError::Diverged { .. }) if changes.shared.is_relaxed => {
-            Feed::open(CLUSTER, origins, Request::from(Start::Earliest)).await?
+            Feed::of_shard(CLUSTER, origin, Request::from(Start::Earliest)).await?
         }
         opened => opened?,
     };
@@ -518,7 +517,7 @@ async fn serve(
         ..Request::from(start)
     };
     // A replica that is behind the watcher's cursor cannot serve it yet: it asks another.
-    let Ok(mut feed) = Feed::open(CLUSTER, &[origin], request).await else {
+    let Ok(mut feed) = Feed::of_shard(CLUSTER, &origin, request).await else {
         return;
     };
     while let Ok(batch) = feed.next().await {

@@ -2,7 +2,8 @@
 //!
 //! Read in this order: [`Address`] says where the broker is, [`Topology`] what is to be there,
 //! [`Link`] is a connection, `outlet` one that only publishes, [`Trouble`] what can be wrong with it,
-//! and [`Backoff`] how long to wait then. [`Window`] and [`Pace`] decide what a publisher may send, and [`Sink`] is the publisher.
+//! and [`Backoff`] how long to wait then. [`Window`] and [`Pace`] decide what a publisher may send,
+//! `follow` where it begins, and [`Sink`] is the publisher.
 
 pub mod routing;
 
@@ -10,6 +11,7 @@ mod address;
 mod backoff;
 mod commits;
 mod config;
+mod follow;
 mod frames;
 mod link;
 mod message;

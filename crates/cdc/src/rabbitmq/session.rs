@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use flux_telemetry::trace::Span;
-use flux_types::{ShardId, UnixMillis};
+use flux_types::{Revision, ShardId, UnixMillis};
 use futures_util::FutureExt as _;
 use futures_util::future::select_all;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
@@ -14,9 +14,10 @@ use tracing::warn;
 
 use super::commits::Commits;
 use super::config::WINDOW_BYTES_MAX;
+use super::follow::Followed;
 use super::message::Message;
 use super::outlet::{Outlet, Told};
-use super::sink::{Followed, Sink, ended};
+use super::sink::{Sink, ended};
 use super::status::Count;
 use super::traced;
 use super::{Link, Pace, State, Trouble, TroubleKind, Window};
@@ -148,6 +149,7 @@ impl Session {
         mut stop: Pin<&mut impl Future<Output = ()>>,
     ) -> End {
         loop {
+            Followed::release(&mut self.followed);
             let step = self.step(stop.as_mut()).await;
             if let Err(end) = self.take(sink, step) {
                 return end;
@@ -221,9 +223,11 @@ impl Session {
             Step::Tick => {
                 self.outlet.beat(Instant::now()).map_err(End::Troubled)?;
                 self.begin_commits(sink);
+                sink.take_in();
+                self.note_births(sink);
                 sink.note_lag(Some(self));
                 let followed: BTreeSet<_> = self.followed.iter().map(|one| one.shard).collect();
-                if followed != sink.led().collect() {
+                if followed != sink.led() {
                     return Err(End::Moved);
                 }
             }
@@ -302,6 +306,11 @@ impl Session {
         }
     }
 
+    /// Notes what was split off the shards that are followed.
+    pub(super) fn note_births(&self, sink: &mut Sink) {
+        sink.births.note(&self.followed);
+    }
+
     fn begin_commits(&mut self, sink: &Sink) {
         self.commits.begin(|shard, place| sink.commit(shard, place));
     }
@@ -366,10 +375,8 @@ impl Session {
             return None;
         }
         let followed = self.followed.iter().find(|one| one.shard == shard)?;
-        match followed.feed.cursor().place(shard)? {
-            Place::After { revision, .. } => Some(revision.get()),
-            Place::Snapshot => None,
-        }
+        let revision = followed.feed.revision(shard).filter(|_| followed.is_free());
+        revision.map(Revision::get)
     }
 
     /// When the oldest message in flight, or the next to be sent, was decided.
@@ -393,18 +400,23 @@ impl Session {
     }
 }
 
-/// The next events of any shard, with its index; the one at `turn` is asked first.
+/// The next events of any shard that may be read, with its index; the one at `turn` is asked first.
 async fn next_batch(followed: &mut [Followed], turn: usize) -> (usize, Result<Batch, CdcError>) {
-    if followed.is_empty() {
-        return std::future::pending().await;
-    }
-    let count = followed.len();
+    let count = followed.len().max(1);
     let (before, behind) = followed.split_at_mut(turn % count);
     let first = before.len();
-    let rotated = behind.iter_mut().chain(before.iter_mut());
-    let waits = rotated.map(|one| one.feed.next().boxed());
-    let (batch, index, _) = select_all(waits).await;
-    ((first + index) % count, batch)
+    let rotated = behind.iter_mut().chain(before.iter_mut()).enumerate();
+    let free = rotated.filter(|(_, one)| one.is_free());
+    let waits: Vec<_> = free
+        .map(|(place, one)| {
+            let index = (first + place) % count;
+            one.feed.next().map(move |batch| (index, batch)).boxed()
+        })
+        .collect();
+    if waits.is_empty() {
+        return std::future::pending().await;
+    }
+    select_all(waits).await.0
 }
 
 fn note_gap(sink: &Sink, event: &Event) {

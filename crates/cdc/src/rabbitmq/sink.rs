@@ -5,7 +5,7 @@
 //! return, a lost connection) ends the session; the next one, after a pause, begins at the cursor
 //! again. So events come at least once, in order of revision, and writes never wait for a broker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -20,14 +20,14 @@ use futures_util::future::BoxFuture;
 use tracing::{debug, info, warn};
 
 use super::commits::Committed;
+use super::follow::{Births, pin};
 use super::session::{End, Session};
 use super::status::Count;
 use super::{Backoff, SinkConfig, State, Status, Trouble, TroubleKind};
-use crate::cursor::{Cursor, Place, Start};
+use crate::cursor::{Cursor, Place};
 use crate::envelope::Envelope;
 use crate::error::CdcError;
-use crate::feed::{Feed, OnGap, Request};
-use crate::origin::Origin;
+use crate::origin::{Origin, Origins};
 use crate::share::Share;
 
 /// Name of the cursor in the system data of each shard.
@@ -35,8 +35,6 @@ pub const CURSOR_NAME: &[u8] = b"cdc/rabbitmq";
 /// How often, and how many times, it is looked whether a shard is led here.
 const LED_CHECK: Duration = Duration::from_millis(20);
 const LED_CHECKS: u32 = 100;
-/// Under which the log is kept for it.
-const PIN_NAME: &str = "rabbitmq";
 /// How long a commit of a cursor may take.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -49,8 +47,10 @@ pub struct Sink {
     pub(super) share: Arc<Share>,
     /// How far each shard has got: settled, whether or not it is committed.
     pub(super) settled: BTreeMap<ShardId, Place>,
-    cluster: ClusterId,
-    origins: Vec<Arc<dyn Origin>>,
+    /// What is known of shards that have no cursor.
+    pub(super) births: Births,
+    pub(super) cluster: ClusterId,
+    pub(super) origins: Arc<dyn Origins>,
     rng: Box<dyn Rng>,
     begun_at: Instant,
 }
@@ -63,12 +63,6 @@ impl fmt::Debug for Sink {
     }
 }
 
-/// One shard that is followed.
-pub(super) struct Followed {
-    pub(super) shard: ShardId,
-    pub(super) feed: Feed,
-}
-
 /// What a sink is made of.
 #[derive(Debug)]
 pub struct SinkParts {
@@ -77,7 +71,7 @@ pub struct SinkParts {
     /// Whose changes they are.
     pub cluster: ClusterId,
     /// All shards with a replica here.
-    pub origins: Vec<Arc<dyn Origin>>,
+    pub origins: Arc<dyn Origins>,
     /// How events look.
     pub envelope: Envelope,
     /// For the pace.
@@ -105,6 +99,7 @@ impl Sink {
             rng: parts.rng,
             status: parts.status,
             settled: BTreeMap::new(),
+            births: Births::default(),
         }
     }
 
@@ -122,6 +117,7 @@ impl Sink {
             () = self.pin_all() => {}
         }
         loop {
+            self.take_in();
             let confirmed = self.status.count(Count::Confirmed);
             let end = self.session(stop.as_mut()).await;
             if self.status.count(Count::Confirmed) > confirmed {
@@ -158,29 +154,11 @@ impl Sink {
             Err(end) => return end,
         };
         let end = session.run(self, stop).await;
+        session.note_births(self);
         // What has settled need not be sent again.
         session.commit(self).await;
         session.close().await;
         end
-    }
-
-    /// Keeps the log from forgetting what was not published, whether or not there is a broker.
-    async fn pin_all(&self) {
-        for origin in &self.origins {
-            origin.wait_whole().await;
-            let shard = origin.log().id();
-            let place = self
-                .saved(origin, shard)
-                .and_then(|saved| saved.place(shard));
-            match place {
-                Some(place) => pin(origin, place),
-                // It has never published: what comes from now on is kept for it.
-                None => {
-                    let applied = origin.applied().unwrap_or_default();
-                    origin.log().pin(PIN_NAME, applied.index);
-                }
-            }
-        }
     }
 
     /// Notes a trouble, and logs it unless it is the one before.
@@ -195,65 +173,10 @@ impl Sink {
         }
     }
 
-    /// Begins to follow the shards that are led here, each where it was left.
-    pub(super) async fn follow(&mut self) -> Result<Vec<Followed>, End> {
-        let mut followed = Vec::new();
-        for origin in self.origins.clone() {
-            if !origin.is_leading() {
-                continue;
-            }
-            origin.wait_whole().await;
-            let shard = origin.log().id();
-            let feed = self.open_feed(&origin, shard).await.map_err(ended)?;
-            followed.push(Followed { shard, feed });
-        }
-        Ok(followed)
-    }
-
-    async fn open_feed(
-        &mut self,
-        origin: &Arc<dyn Origin>,
-        shard: ShardId,
-    ) -> Result<Feed, CdcError> {
-        let saved = self.saved(origin, shard);
-        let start = saved.map_or_else(|| self.config.start.clone(), Start::At);
-        let request = |start| Request {
-            on_gap: OnGap::Report,
-            ..Request::from(start)
-        };
-        let origins = [Arc::clone(origin)];
-        match Feed::open(self.cluster, &origins, request(start)).await {
-            Err(CdcError::Diverged { what, .. }) => {
-                warn!(
-                    shard = shard.get(),
-                    what, "the cursor of the RabbitMQ sink does not fit the log; it begins anew"
-                );
-                self.settled.remove(&shard);
-                Feed::open(self.cluster, &origins, request(Start::Earliest)).await
-            }
-            opened => opened,
-        }
-    }
-
-    /// The cursor of a shard: what has settled in this process, or was committed by an earlier one.
-    fn saved(&self, origin: &Arc<dyn Origin>, shard: ShardId) -> Option<Cursor> {
-        if let Some(place) = self.settled.get(&shard) {
-            return Some(Cursor::new(self.cluster).with(shard, *place));
-        }
-        let bytes = origin.store().system(CURSOR_NAME)?;
-        match Cursor::decode(&bytes) {
-            Ok(cursor) => Some(cursor),
-            Err(error) => {
-                warn!(shard = shard.get(), %error, "the cursor of the RabbitMQ sink is unreadable");
-                None
-            }
-        }
-    }
-
     /// Commits how far a shard has got into its own replicated state, within a limit of its own.
     pub(super) fn commit(&self, shard: ShardId, place: Place) -> BoxFuture<'static, Committed> {
         let cursor = Cursor::new(self.cluster).with(shard, place);
-        let (origin, status) = (self.origin(shard).cloned(), Arc::clone(&self.status));
+        let (origin, status) = (self.origin(shard), Arc::clone(&self.status));
         async move {
             let is_done = match origin {
                 Some(origin) => put_cursor(&origin, &cursor, place, &status).await,
@@ -268,22 +191,23 @@ impl Sink {
         .boxed()
     }
 
-    fn origin(&self, shard: ShardId) -> Option<&Arc<dyn Origin>> {
-        self.origins
-            .iter()
-            .find(|origin| origin.log().id() == shard)
+    pub(super) fn origin(&self, shard: ShardId) -> Option<Arc<dyn Origin>> {
+        let list = self.origins.list();
+        let mut found = list.iter().filter(|origin| origin.log().id() == shard);
+        found.next().cloned()
     }
 
     /// The shards that are led here.
-    pub(super) fn led(&self) -> impl Iterator<Item = ShardId> + '_ {
-        let led = self.origins.iter().filter(|origin| origin.is_leading());
-        led.map(|origin| origin.log().id())
+    pub(super) fn led(&self) -> BTreeSet<ShardId> {
+        let list = self.origins.list();
+        let led = list.iter().filter(|origin| origin.is_leading());
+        led.map(|origin| origin.log().id()).collect()
     }
 
     /// Waits a little for a first shard to be led here, as none is just after a start.
     pub(super) async fn wait_led(&self) {
         for _ in 0..LED_CHECKS {
-            if self.led().next().is_some() {
+            if !self.led().is_empty() {
                 return;
             }
             tokio::time::sleep(LED_CHECK).await;
@@ -299,7 +223,8 @@ impl Sink {
                 continue;
             };
             let reached = session.and_then(|session| session.reached(shard));
-            let reached = reached.or_else(|| self.settled_revision(origin, shard));
+            let reached = reached.or_else(|| self.settled_revision(&origin, shard));
+            let reached = reached.or_else(|| self.births.least_of(shard));
             let head = origin.store().revision().get();
             events += head.saturating_sub(reached.unwrap_or(0));
         }
@@ -359,13 +284,6 @@ async fn put_cursor(
             debug!(shard = shard.get(), "a cursor was not committed in time");
             false
         }
-    }
-}
-
-/// Keeps the log behind a place.
-fn pin(origin: &Arc<dyn Origin>, place: Place) {
-    if let Place::After { index, .. } = place {
-        origin.log().pin(PIN_NAME, index);
     }
 }
 

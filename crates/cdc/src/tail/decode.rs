@@ -4,7 +4,8 @@ use bytes::Bytes;
 use flux_log::LogEntry;
 use flux_store::FactRef;
 use flux_store::batch::BatchView;
-use flux_types::{Revision, ShardId};
+use flux_types::slots::SLOTS_NAME;
+use flux_types::{Revision, ShardId, SlotMap};
 
 use crate::event::{Change, Event, Group, Position};
 
@@ -51,6 +52,26 @@ pub(super) fn facts(
             }
         }
     }
+}
+
+/// The shard that a batch splits off its own.
+pub(super) fn split_off(batch: &BatchView<'_>) -> Option<ShardId> {
+    if batch.fact_count() != 1 {
+        return None;
+    }
+    match batch.facts().step() {
+        Some((_, FactRef::SystemPut { name, value }, _)) if name == SLOTS_NAME => {
+            last_of_map(value)
+        }
+        Some(_) | None => None,
+    }
+}
+
+/// The last shard of a map of the slots, as a shard that was split keeps it: what was split off it
+/// last.
+pub(super) fn last_of_map(text: &[u8]) -> Option<ShardId> {
+    let map: SlotMap = std::str::from_utf8(text).ok()?.parse().ok()?;
+    map.shard_count().checked_sub(1).map(ShardId::new)
 }
 
 /// What a fact tells the outside; nothing if it is about system data.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use flux_env::{Instant, boot_now, sleep};
 use flux_log::LogEntry;
-use flux_types::LogIndex;
+use flux_types::{LogIndex, Revision};
 use tokio::sync::oneshot;
 
 use super::{CdcError, FIRST, Progress, READ_BYTES, REPLACED, Read, Refused, Tail, before};
@@ -47,7 +47,7 @@ impl Tail {
 
     /// Whether what is to be read next is not in the log here.
     pub(super) fn is_elsewhere(&self) -> bool {
-        self.walking.is_none() && self.next < self.origin.log().oldest()
+        !self.is_walking() && self.next < self.origin.log().oldest()
     }
 
     /// Whether it would ask if it may.
@@ -117,6 +117,7 @@ impl Tail {
             Some(first) if place.index < first.index => {
                 // The gap is said before its first change: revisions are dense.
                 self.place.id = before(first);
+                self.is_unborn = false;
                 self.take(&fetched.entries, prefix)
             }
             Some(_) | None => self.skip_gap().await,
@@ -130,6 +131,7 @@ impl Tail {
         patience: Duration,
     ) -> Result<Result<LogIndex, Refused>, CdcError> {
         let begun_at = boot_now();
+        let is_unborn = self.is_birth(place) && place.revision == Revision::new(0);
         let (from, next) = (place.id.index.max(FIRST), place.id.index.next());
         loop {
             let fetched = self.ask(from, self.origin.log().oldest()).await;
@@ -141,7 +143,7 @@ impl Tail {
                 }
                 Some(first) if first.index == next => {
                     let before = self.before_facts(&fetched.entries)?;
-                    if before.is_none_or(|before| before.revision <= place.revision) {
+                    if is_unborn || before.is_none_or(|before| before.revision <= place.revision) {
                         return Ok(Ok(next));
                     }
                 }

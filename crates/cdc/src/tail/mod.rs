@@ -4,8 +4,10 @@
 //! entries that are applied, and so committed, and that are synced here under every policy (an
 //! entry that a power cut could take back is not told to anyone). It waits by being woken, never by
 //! asking again and again, and no commit waits for it. What the log here holds no more it asks of
-//! other nodes ([`elsewhere`]).
+//! other nodes ([`elsewhere`]). Where a shard was split off this one a read ends, and says so
+//! ([`birth`]).
 
+mod birth;
 mod decode;
 mod elsewhere;
 mod snapshot;
@@ -16,9 +18,10 @@ use std::time::Duration;
 use flux_env::{Instant, blocking, boot_now, sleep};
 use flux_log::{LogEntry, LogError, LogId};
 use flux_store::{Store, batch};
-use flux_types::{LogIndex, Revision, ShardId};
+use flux_types::{LogIndex, Revision, ShardId, Term};
 use tokio::sync::oneshot;
 
+pub(crate) use self::birth::Born;
 use self::elsewhere::Elsewhere;
 use self::snapshot::Walking;
 use crate::cursor::{Cursor, Place};
@@ -43,6 +46,15 @@ pub(crate) struct Tail {
     place: Progress,
     /// The entry to read next: that of the place itself if some of it may be left.
     next: LogIndex,
+    /// Nothing is read yet of a shard that was split off at a revision that is not known: its first
+    /// change will tell.
+    is_unborn: bool,
+    /// What was split off before the place, if that was found out otherwise than by reading.
+    born: Option<Born>,
+    /// A snapshot is to be walked.
+    wants_walk: bool,
+    /// Whether one ever was.
+    has_walked: bool,
     /// A snapshot that is being walked.
     walking: Option<Walking>,
     /// A snapshot that was walked and is whole once this entry was read, and its items.
@@ -50,11 +62,20 @@ pub(crate) struct Tail {
     /// What is asked of others.
     elsewhere: Elsewhere,
     gather: bool,
+    /// The shard was given away while its first entry was waited for.
+    is_gone: bool,
     synced_at: Option<Instant>,
 }
 
 /// The index of the first entry there ever was.
 const FIRST: LogIndex = LogIndex::new(1);
+/// The first of a shard that was split off.
+const SECOND: LogIndex = LogIndex::new(2);
+/// What comes before that.
+const BIRTH: LogId = LogId {
+    term: Term::new(0),
+    index: FIRST,
+};
 /// What does not fit of a cursor to a log without its entry.
 const REPLACED: &str = "its entry was replaced by another";
 
@@ -66,7 +87,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    const fn place(self) -> Place {
+    pub(crate) const fn place(self) -> Place {
         Place::After {
             term: self.id.term,
             index: self.id.index,
@@ -79,6 +100,8 @@ impl Progress {
 #[derive(Debug, Default)]
 pub(crate) struct Read {
     pub(crate) events: Vec<Event>,
+    /// What was split off behind the last of them.
+    pub(crate) born: Option<Born>,
 }
 
 /// Where a tail is to begin.
@@ -128,16 +151,20 @@ impl Tail {
                 // before this call returns.
                 let id = tail.origin.applied().unwrap_or_default();
                 let revision = tail.origin.store().revision();
-                tail.go_to(Progress { id, revision });
+                tail.begin_at(Progress { id, revision });
+                tail.note_children(Place::BEGINNING);
                 tail.wait_durable(id.index).await?;
             }
             Begin::Earliest => {
                 let oldest = tail.oldest().await?;
-                tail.go_to(oldest);
+                tail.begin_at(oldest);
             }
             Begin::Snapshot => tail.begin_walk().await,
             Begin::After(place) => match tail.check(place, patience).await? {
-                Ok(next) => (tail.place, tail.next) = (place, next),
+                Ok(next) => {
+                    tail.begin_at(place);
+                    tail.next = next;
+                }
                 Err(refused) => return Ok(Err(refused)),
             },
         }
@@ -145,16 +172,19 @@ impl Tail {
     }
 
     /// Begins at a place whatever is there: if it is too old for all, the first thing read is a gap.
-    pub(crate) fn open_at(origin: Arc<dyn Origin>, begin: Begin) -> Self {
-        let place = match begin {
-            Begin::After(place) => place,
-            Begin::Now | Begin::Earliest | Begin::Snapshot => Progress::default(),
-        };
-        Self {
-            // Some of the entry of the place itself may be left.
-            next: place.id.index.max(FIRST),
-            ..Self::at(origin, place)
+    pub(crate) fn open_at(origin: Arc<dyn Origin>, place: Place) -> Self {
+        let mut tail = Self::at(origin, Progress::default());
+        match Begin::at(place) {
+            Begin::After(place) => {
+                tail.begin_at(place);
+                if !tail.is_birth(place) {
+                    // Some of the entry of the place itself may be left.
+                    tail.next = place.id.index.max(FIRST);
+                }
+            }
+            Begin::Now | Begin::Earliest | Begin::Snapshot => tail.walk_later(),
         }
+        tail
     }
 
     fn at(origin: Arc<dyn Origin>, place: Progress) -> Self {
@@ -163,10 +193,15 @@ impl Tail {
             origin,
             place,
             next: place.id.index.next(),
+            is_unborn: false,
+            born: None,
+            wants_walk: false,
+            has_walked: false,
             walking: None,
             completing: None,
             elsewhere: Elsewhere::default(),
             gather: false,
+            is_gone: false,
             synced_at: None,
         }
     }
@@ -174,6 +209,15 @@ impl Tail {
     const fn go_to(&mut self, place: Progress) {
         self.place = place;
         self.next = place.id.index.next();
+    }
+
+    /// Goes to a place that was found or given rather than read up to.
+    fn begin_at(&mut self, place: Progress) {
+        self.go_to(place);
+        if self.is_birth(place) {
+            self.go_to(Progress { id: BIRTH, ..place });
+            self.is_unborn = place.revision == Revision::new(0);
+        }
     }
 
     pub(crate) fn store(&self) -> &Arc<Store> {
@@ -186,10 +230,19 @@ impl Tail {
 
     /// Up to where everything was handed out, as a cursor says it.
     pub(crate) const fn place(&self) -> Place {
-        if self.walking.is_some() {
+        if self.is_walking() {
             return Place::Snapshot;
         }
+        if self.is_unborn {
+            // Only from there the first change can be told from one behind a gap.
+            return Place::BIRTH;
+        }
         self.place.place()
+    }
+
+    /// Whether a snapshot is being walked, or about to be.
+    pub(crate) const fn is_walking(&self) -> bool {
+        self.wants_walk || self.walking.is_some()
     }
 
     pub(crate) const fn position(&self) -> Position {
@@ -203,11 +256,19 @@ impl Tail {
 
     /// Before the oldest change that is kept, here or by others who can be asked now.
     pub(crate) async fn oldest(&self) -> Result<Progress, CdcError> {
-        self.before_change(FIRST).await
+        let (place, first) = self.search(FIRST).await?;
+        let first = first.unwrap_or_else(|| self.origin.log().oldest());
+        Ok(self.at_birth_if_whole(place, first))
     }
 
     /// Before the first change that is kept of an entry or those behind it.
-    async fn before_change(&self, mut from: LogIndex) -> Result<Progress, CdcError> {
+    async fn before_change(&self, from: LogIndex) -> Result<Progress, CdcError> {
+        Ok(self.search(from).await?.0)
+    }
+
+    /// The same, and the first entry that is kept.
+    async fn search(&self, mut from: LogIndex) -> Result<(Progress, Option<LogIndex>), CdcError> {
+        let mut first = None;
         loop {
             let kept = self.origin.log().oldest();
             let entries = if from < kept {
@@ -215,8 +276,9 @@ impl Tail {
             } else {
                 self.entries(from, LogIndex::new(u64::MAX)).await?
             };
+            first = first.or_else(|| entries.first().map(|entry| entry.id.index));
             if let Some(place) = self.before_facts(&entries)? {
-                return Ok(place);
+                return Ok((place, first));
             }
             match entries.last() {
                 Some(last) => from = last.id.index.next(),
@@ -225,7 +287,7 @@ impl Tail {
                     // Nothing is kept but what is to come.
                     let id = self.origin.log().state().last.unwrap_or_default();
                     let revision = self.origin.store().revision();
-                    return Ok(Progress { id, revision });
+                    return Ok((Progress { id, revision }, first));
                 }
             }
         }
@@ -237,7 +299,7 @@ impl Tail {
             if let Some(view) = self.effective(entry)? {
                 return Ok(Some(Progress {
                     id: before(entry.id),
-                    revision: Revision::new(view.first_revision().get() - 1),
+                    revision: before_first(&view),
                 }));
             }
         }
@@ -252,11 +314,21 @@ impl Tail {
         patience: Duration,
     ) -> Result<Result<LogIndex, Refused>, CdcError> {
         let log = self.origin.log();
+        let oldest = log.oldest();
+        if self.is_birth(place) {
+            // Only what comes behind it can be missing.
+            return if oldest <= SECOND {
+                Ok(Ok(SECOND))
+            } else {
+                let id = BIRTH;
+                self.check_elsewhere(Progress { id, ..place }, patience)
+                    .await
+            };
+        }
         let last = log.state().last.unwrap_or_default();
         if last.index < place.id.index {
             return Ok(Err(Refused::Diverged("it is ahead of the log")));
         }
-        let oldest = log.oldest();
         if oldest <= place.id.index {
             let here = log.history_id_at(place.id.index);
             if here.is_none_or(|here| here.term != place.id.term) {
@@ -274,6 +346,9 @@ impl Tail {
     /// Returns once [`Tail::read`] is worth calling; whether others may be asked for that is the
     /// caller's to say. Safe to drop.
     pub(crate) async fn ready(&mut self, may_ask: bool) -> Result<(), CdcError> {
+        if self.wants_walk {
+            self.begin_walk().await;
+        }
         if self.walking.is_some() || self.is_completed() {
             return Ok(());
         }
@@ -282,6 +357,7 @@ impl Tail {
             |origin: &dyn Origin| origin.applied().map_or(LogIndex::new(0), |id| id.index);
         if applied(&*self.origin) < next {
             self.origin.wait_applied(next).await;
+            self.is_gone = applied(&*self.origin) < next;
             if self.gather {
                 sleep(GATHER).await;
             }
@@ -303,7 +379,7 @@ impl Tail {
     /// not in its log any more.
     fn is_forgotten(&self) -> bool {
         let last = self.origin.log().state().last.unwrap_or_default();
-        last.index < self.place.id.index
+        self.is_gone || (last.index < self.place.id.index && !self.is_birth(self.place))
     }
 
     const fn is_completed(&self) -> bool {
@@ -313,7 +389,7 @@ impl Tail {
     /// Reads what comes next; nothing if there is nothing yet. Safe to drop: what was not handed
     /// out is read again.
     pub(crate) async fn read(&mut self, prefix: &[u8]) -> Result<Read, CdcError> {
-        if self.walking.is_some() {
+        if self.is_walking() {
             return self.walk(prefix).await;
         }
         if let Some((_, items)) = self.completing.filter(|_| self.is_completed()) {
@@ -345,16 +421,26 @@ impl Tail {
         let mut read = Read::default();
         let mut place = self.place;
         for entry in entries {
-            if let Some(view) = self.effective(entry)? {
-                read.events.extend(self.gap_before(place, &view));
-                decode::facts(self.shard, entry, &view, place.revision, |event| {
-                    if event.change.concerns(prefix) {
-                        read.events.push(event);
-                    }
-                });
-                place.revision = place.revision.max(view.last_revision());
+            let Some(view) = self.effective(entry)? else {
+                place.id = entry.id;
+                continue;
+            };
+            if std::mem::take(&mut self.is_unborn) {
+                place.revision = before_first(&view);
             }
+            read.events.extend(self.gap_before(place, &view));
+            decode::facts(self.shard, entry, &view, place.revision, |event| {
+                if event.change.concerns(prefix) {
+                    read.events.push(event);
+                }
+            });
+            place.revision = place.revision.max(view.last_revision());
             place.id = entry.id;
+            read.born = self.born_of(&view);
+            if read.born.is_some() {
+                // What is told from here on may be told together with the other shard's.
+                break;
+            }
         }
         self.go_to(place);
         Ok(read)
@@ -377,6 +463,7 @@ impl Tail {
     async fn skip_gap(&mut self) -> Result<Read, CdcError> {
         let after = self.place.revision;
         let oldest = self.before_change(self.origin.log().oldest()).await?;
+        self.is_unborn = false;
         self.go_to(Progress {
             revision: oldest.revision.max(after),
             ..oldest
@@ -406,6 +493,7 @@ impl Tail {
     pub(crate) fn control(&self, control: Control) -> Read {
         Read {
             events: vec![self.control_event(control)],
+            born: None,
         }
     }
 
@@ -472,6 +560,11 @@ impl Tail {
         }
         Ok(())
     }
+}
+
+/// The revision before a batch.
+fn before_first(view: &batch::BatchView<'_>) -> Revision {
+    Revision::new(view.first_revision().get().saturating_sub(1))
 }
 
 /// The place before an entry, whoever led then.

@@ -10,6 +10,7 @@ use flux_store::{About, Walk, block_entries};
 use flux_types::LogIndex;
 
 use super::{CdcError, Progress, Read, Tail};
+use crate::cursor::Place;
 use crate::event::{Change, Event, Position};
 
 /// Bytes of one step of a walk.
@@ -27,9 +28,16 @@ pub(super) struct Walking {
 }
 
 impl Tail {
-    /// Begins a walk once the state is whole (rule 4 of the design).
+    /// Begins a walk as soon as somebody waits for it.
+    pub(crate) const fn walk_later(&mut self) {
+        self.wants_walk = true;
+    }
+
+    /// Begins a walk once the state is whole (rule 4 of the design). Safe to drop.
     pub(super) async fn begin_walk(&mut self) {
         self.origin.wait_whole().await;
+        self.wants_walk = false;
+        self.has_walked = true;
         // The entry, then the revision, then the walk: the tail begins no later than the walk.
         let id = self.origin.applied().unwrap_or_default();
         let revision = self.origin.store().revision();
@@ -40,6 +48,7 @@ impl Tail {
             met: None,
             end: id.index,
         });
+        self.note_children(Place::Snapshot);
     }
 
     /// One step of the walk. Safe to drop.

@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// The other replicas, as a test has them.
 #[derive(Default)]
 pub(super) struct Others {
-    replicas: Vec<Arc<TestShard>>,
+    pub(super) replicas: Vec<Arc<TestShard>>,
     /// Somebody else is a member, and not there.
     lacks_one: bool,
     /// What comes in the place of what was read.
@@ -302,10 +302,7 @@ async fn what_does_not_fit_this_log_is_not_told() {
 async fn of_several_shards_one_asks_at_a_time() {
     let (_, first) = rebuilt(KEYS);
     let (_, second) = rebuilt_of(ShardId::new(1), KEYS);
-    let origins: Vec<Arc<dyn Origin>> = vec![
-        Arc::<TestShard>::clone(&first),
-        Arc::<TestShard>::clone(&second),
-    ];
+    let origins: Arc<dyn Origins> = TestOrigins::of(&[&first, &second]);
     let open = Feed::open(CLUSTER, &origins, report(Start::Earliest));
     let mut feed = open.await.expect("a feed");
     let asked = || [&first, &second].map(|shard| shard.others.lock().asked);

@@ -3,6 +3,7 @@
 mod elsewhere;
 mod feeds;
 mod retention;
+pub(crate) mod splits;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,20 +21,21 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use crate::{
-    Batch, CdcError, Change, Control, Cursor, Feed, Fetched, Origin, Request, Start, Wanted,
+    Batch, CdcError, Change, Control, Cursor, Feed, Fetched, Origin, Origins, Request, Start,
+    Wanted,
 };
 
-const CLUSTER: ClusterId = ClusterId::new(1);
+pub(crate) const CLUSTER: ClusterId = ClusterId::new(1);
 /// What no step takes, unless something is wrong.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long nothing must come.
-const SILENCE: Duration = Duration::from_millis(60);
+pub(crate) const SILENCE: Duration = Duration::from_millis(60);
 
 /// A shard whose commits the test makes itself, one by one.
-struct TestShard {
+pub(crate) struct TestShard {
     log: Log,
     shard: ShardLog,
-    store: Arc<Store>,
+    pub(crate) store: Arc<Store>,
     clock: Arc<SimClock>,
     state: Mutex<State>,
     changed: Notify,
@@ -45,7 +47,59 @@ struct State {
     applied: Option<LogId>,
     is_whole: bool,
     is_forgotten: bool,
+    is_leading: bool,
+    was_split_off: bool,
     term: Term,
+}
+
+/// Shards as a node has them.
+pub(crate) struct TestOrigins {
+    list: Mutex<Arc<[Arc<dyn Origin>]>>,
+    came: Notify,
+}
+
+impl std::fmt::Debug for TestOrigins {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TestOrigins").finish_non_exhaustive()
+    }
+}
+
+impl TestOrigins {
+    pub(crate) fn of(shards: &[&Arc<TestShard>]) -> Arc<Self> {
+        let shards = shards.iter();
+        let list = shards.map(|shard| -> Arc<dyn Origin> { Arc::<TestShard>::clone(shard) });
+        Arc::new(Self {
+            list: Mutex::new(list.collect()),
+            came: Notify::new(),
+        })
+    }
+
+    /// The replica of a further shard is here now.
+    pub(crate) fn come(&self, shard: &Arc<TestShard>) {
+        let further: Arc<dyn Origin> = Arc::<TestShard>::clone(shard);
+        let mut list = self.list.lock();
+        *list = list.iter().cloned().chain([further]).collect();
+        drop(list);
+        self.came.notify_waiters();
+    }
+}
+
+impl Origins for TestOrigins {
+    fn list(&self) -> Arc<[Arc<dyn Origin>]> {
+        Arc::clone(&self.list.lock())
+    }
+
+    fn wait_more(&self, than: usize) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            loop {
+                let came = self.came.notified();
+                if than < self.list().len() {
+                    return;
+                }
+                came.await;
+            }
+        })
+    }
 }
 
 impl std::fmt::Debug for TestShard {
@@ -89,6 +143,8 @@ impl TestShard {
                 applied: None,
                 is_whole: true,
                 is_forgotten: false,
+                is_leading: true,
+                was_split_off: false,
                 term: Term::new(term),
             }),
             changed: Notify::new(),
@@ -109,7 +165,7 @@ impl TestShard {
         shard
     }
 
-    fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Self::of(ShardId::new(0))
     }
 
@@ -121,8 +177,8 @@ impl TestShard {
         Self::open(&SimDisk::new(), config, 1)
     }
 
-    fn origins(self: &Arc<Self>) -> Vec<Arc<dyn Origin>> {
-        vec![Arc::<Self>::clone(self)]
+    fn origins(self: &Arc<Self>) -> Arc<dyn Origins> {
+        TestOrigins::of(&[self])
     }
 
     /// Evaluates commands as one batch; an entry that is in no log yet.
@@ -163,7 +219,11 @@ impl TestShard {
         self.apply(&entry);
     }
 
-    fn set(&self, key: &str, value: &str) {
+    pub(crate) fn stop_leading(&self) {
+        self.state.lock().is_leading = false;
+    }
+
+    pub(crate) fn set(&self, key: &str, value: &str) {
         self.commit(&[set(key, value)]);
     }
 
@@ -173,7 +233,11 @@ impl TestShard {
 
     /// Begins a feed and takes its first event, which tells where it begins.
     async fn try_feed(self: &Arc<Self>, request: Request) -> Result<Feed, CdcError> {
-        let origins = self.origins();
+        self.feed_of(self.origins(), request).await
+    }
+
+    /// The same, of this shard and others.
+    async fn feed_of(&self, origins: Arc<dyn Origins>, request: Request) -> Result<Feed, CdcError> {
         let open = Feed::open(CLUSTER, &origins, request);
         let mut feed = self.pumping(open).await?;
         let first = feed.next().await?;
@@ -272,8 +336,12 @@ impl Origin for TestShard {
         self.others.lock().answer(wanted)
     }
 
+    fn was_split_off(&self) -> bool {
+        self.state.lock().was_split_off
+    }
+
     fn is_leading(&self) -> bool {
-        true
+        self.state.lock().is_leading
     }
 
     fn put_system(&self, name: Bytes, value: Option<Bytes>) -> BoxFuture<'_, Result<(), Error>> {

@@ -13,7 +13,7 @@ fn open(disk: &SimDisk, retention: Retention) -> Arc<TestShard> {
     TestShard::open(disk, log_config(FsyncPolicy::Always, retention), 1)
 }
 
-fn keep(bytes_max: u64) -> Retention {
+pub(super) fn keep(bytes_max: u64) -> Retention {
     Retention {
         bytes_max,
         age_max_ms: u64::MAX,
@@ -23,7 +23,7 @@ fn keep(bytes_max: u64) -> Retention {
 }
 
 /// Commits so many values, then purges them all but the last, as a snapshot does.
-fn fill_and_purge(shard: &TestShard, count: usize) {
+pub(super) fn fill_and_purge(shard: &TestShard, count: usize) {
     for number in 0..count {
         shard.set(&format!("key{number}"), &filler());
     }

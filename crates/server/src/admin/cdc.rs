@@ -136,7 +136,10 @@ fn refuse(error: &WatchError) -> Response {
         WatchError::Cdc(CdcError::Compacted { .. }) => StatusCode::GONE,
         WatchError::Cdc(CdcError::Diverged { .. }) => StatusCode::CONFLICT,
         WatchError::Cdc(
-            CdcError::Log { .. } | CdcError::Batch { .. } | CdcError::Stopped { .. },
+            CdcError::Behind { .. }
+            | CdcError::Log { .. }
+            | CdcError::Batch { .. }
+            | CdcError::Stopped { .. },
         ) => StatusCode::SERVICE_UNAVAILABLE,
     };
     let mut body = json!({ "error": error.to_string() });

@@ -13,12 +13,11 @@ use std::time::Duration;
 
 use flux_cdc::envelope::to_json;
 use flux_cdc::{
-    Batch, CdcError, Change, Control, Cursor, CursorError, Envelope, Event, Feed, Origin, Reader,
+    Batch, CdcError, Change, Control, Cursor, CursorError, Envelope, Event, Feed, Origins, Reader,
     Request, Share, Start,
 };
 use flux_env::{Clock, Instant, ThreadMeter};
 use flux_proto::cdc::WatchResponse;
-use flux_raft::Shard;
 use flux_telemetry::metrics::Entered;
 use flux_types::{ClusterId, NodeId, UnixMillis};
 use tokio_util::sync::CancellationToken;
@@ -27,7 +26,7 @@ use crate::exec::Home;
 use crate::metrics::{ChangesMetrics, EventKind};
 use crate::peer::{Historian, Peers};
 pub(crate) use metered::metered;
-use origin::ShardOrigin;
+use origin::NodeOrigins;
 
 /// Most watchers at one time.
 const WATCHERS_MAX: usize = 1024;
@@ -43,7 +42,7 @@ pub(crate) struct Changes {
 #[derive(Debug)]
 struct Inner {
     cluster: ClusterId,
-    origins: Vec<Arc<dyn Origin>>,
+    origins: Arc<dyn Origins>,
     envelope: Envelope,
     /// Cancelled when the node wants no new work.
     draining: CancellationToken,
@@ -62,6 +61,8 @@ pub(crate) struct Parts {
     pub(crate) node: NodeId,
     /// Whose changes.
     pub(crate) home: Arc<Home>,
+    /// How many shards there were when it all began; those beyond were split off.
+    pub(crate) founding: u32,
     /// Longest value that is put into an event, in bytes.
     pub(crate) value_bytes_max: usize,
     /// For commits of system data.
@@ -121,19 +122,14 @@ pub(crate) struct Asked {
 
 impl Changes {
     pub(crate) fn new(parts: Parts) -> Self {
-        let historian = Arc::new(Historian::new(parts.peers.as_ref(), parts.metrics.clone()));
-        let origin = |shard: &Shard| -> Arc<dyn Origin> {
-            Arc::new(ShardOrigin {
-                shard: shard.clone(),
-                clock: Arc::clone(&parts.clock),
-                historian: Arc::clone(&historian),
-            })
-        };
+        let historian = Historian::new(parts.peers.as_ref(), parts.metrics.clone());
+        let clock = Arc::clone(&parts.clock);
+        let origins = NodeOrigins::new(parts.home, parts.founding, clock, historian);
         Self {
             inner: Arc::new(Inner {
                 cluster: parts.cluster,
                 envelope: Envelope::new(parts.cluster, parts.node, parts.value_bytes_max),
-                origins: parts.home.shards().iter().map(origin).collect(),
+                origins: Arc::new(origins),
                 draining: parts.draining,
                 watchers: AtomicUsize::new(0),
                 metrics: parts.metrics,
@@ -145,7 +141,7 @@ impl Changes {
 
     /// The shards, for sinks.
     #[cfg(feature = "rabbitmq")]
-    pub(crate) fn origins(&self) -> &[Arc<dyn Origin>] {
+    pub(crate) fn origins(&self) -> &Arc<dyn Origins> {
         &self.inner.origins
     }
 
@@ -386,7 +382,10 @@ pub(crate) fn cursor_failure(error: &CdcError) -> Option<(&'static str, Option<&
         CdcError::Cursor(_) => Some(("malformed", None)),
         CdcError::Compacted { oldest } => Some(("compacted", Some(oldest))),
         CdcError::Diverged { oldest, .. } => Some(("diverged", Some(oldest))),
-        CdcError::Log { .. } | CdcError::Batch { .. } | CdcError::Stopped { .. } => None,
+        CdcError::Behind { .. }
+        | CdcError::Log { .. }
+        | CdcError::Batch { .. }
+        | CdcError::Stopped { .. } => None,
     }
 }
 

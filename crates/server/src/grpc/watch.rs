@@ -116,6 +116,7 @@ fn cdc_status(error: &CdcError) -> Status {
         CdcError::Compacted { .. } => Code::OutOfRange,
         CdcError::Diverged { .. } => Code::FailedPrecondition,
         CdcError::Cursor(_)
+        | CdcError::Behind { .. }
         | CdcError::Log { .. }
         | CdcError::Batch { .. }
         | CdcError::Stopped { .. } => Code::InvalidArgument,

@@ -176,6 +176,7 @@ impl Node {
             log,
             shards,
             map,
+            founding,
             nursery,
             peers,
         } = grounds(&config, &mut listeners, addresses, &clock, &places).await?;
@@ -204,6 +205,7 @@ impl Node {
             cluster: log.identity().cluster,
             node: log.identity().node,
             home: Arc::clone(&home),
+            founding,
             value_bytes_max: usize::try_from(config.cdc.event_value_max).unwrap_or(usize::MAX),
             clock: Arc::clone(&clock),
             meters: cores.take_meters(),
@@ -551,6 +553,8 @@ struct Grounds {
     shards: Vec<Shard>,
     /// The latest map of the slots that they know.
     map: SlotMap,
+    /// How many shards there were when it all began.
+    founding: u32,
     nursery: Arc<Nursery>,
     peers: Option<Arc<Peers>>,
 }
@@ -576,6 +580,7 @@ async fn grounds(
         closing.disarm();
         return Ok(Grounds {
             map: latest_map(founding, &shards)?,
+            founding,
             peers: None,
             log,
             shards,
@@ -598,8 +603,10 @@ async fn grounds(
     }
     let (nursery, shards) = started?;
     closing.disarm();
+    let founding = joined.founding();
     Ok(Grounds {
-        map: latest_map(joined.founding(), &shards)?,
+        map: latest_map(founding, &shards)?,
+        founding,
         peers: Some(peers),
         log,
         shards,
