@@ -50,8 +50,8 @@ pub trait Births: fmt::Debug + Send + Sync + 'static {
     /// Puts a beginning under a replica that runs already ([`Beginning::put_under`]), on its runtime.
     fn begin(&self, shard: ShardId, beginning: Beginning) -> BoxFuture<'_, io::Result<()>>;
 
-    /// A split is applied here: this is whose slots are whose now, and a replica of the last shard
-    /// can be started. Called on the parent's runtime; returns at once.
+    /// A split is being applied here: this is whose slots are whose now, and a replica of the last shard
+    /// can be started, because what it begins with is on the disk. Called on the parent's runtime; returns at once.
     fn born(&self, parent: ShardId, slots: &SlotMap);
 }
 
@@ -165,6 +165,10 @@ impl StateMachine {
             };
             births.begin(split.child, beginning).await?;
         }
+        // The child need not wait for what is left to do here.
+        if let Some(births) = &self.births {
+            births.born(self.shard, &split.slots);
+        }
         for stripe in 0..self.store.stripe_count() {
             self.store.take_out(stripe, &split.goes);
             if stripe % STRIPES_PER_TURN == STRIPES_PER_TURN - 1 {
@@ -173,9 +177,6 @@ impl StateMachine {
         }
         self.store.apply(batch);
         self.progress.finish(id, None);
-        if let Some(births) = &self.births {
-            births.born(self.shard, &split.slots);
-        }
         Ok(())
     }
 

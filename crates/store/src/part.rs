@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use crate::snapshot::Walk;
 use crate::store::Store;
-use crate::table::Table;
 
 type Picks = dyn Fn(&[u8]) -> bool + Send + Sync;
 
@@ -54,17 +53,11 @@ impl Store {
     pub fn take_out(&self, stripe: usize, picked: &KeyFilter) -> usize {
         let _applier = self.applier.lock();
         let mut gone = Vec::new();
+        let picks = |key: &[u8]| picked.picks(key);
         let mut locked = self.lock_stripes(vec![stripe]);
         for (number, table) in locked.iter_mut() {
             let before = table.totals();
-            let mut old = std::mem::replace(table, Table::new(self.stripe_bits()));
-            old.drain(&mut |entry| {
-                if picked.picks(entry.key()) {
-                    gone.push(entry);
-                } else {
-                    table.insert(self.hasher.hash(entry.key()), entry, &self.hasher);
-                }
-            });
+            gone = table.extract(&picks, &self.hasher);
             self.totals.adjust(before, table.totals());
             self.stripe(number).publish(table);
         }

@@ -370,6 +370,47 @@ impl Table {
         next_boundary(position, width, self.stripe_bits)
     }
 
+    /// Takes out the entries that are picked; the others stay where they are.
+    pub(crate) fn extract(&mut self, picks: &dyn Fn(&[u8]) -> bool, hasher: &Hasher) -> Vec<Entry> {
+        let mut gone = Vec::new();
+        for index in 0..self.buckets.len() {
+            // Picking reads every key: ask for the entries of the bucket after the next.
+            if let Some(ahead) = self.buckets.get(index + 2) {
+                ahead.slots.iter().flatten().for_each(Entry::prefetch);
+            }
+            let Some(bucket) = self.buckets.get_mut(index) else {
+                break;
+            };
+            for (slot, tag) in bucket.slots.iter_mut().zip(&mut bucket.tags) {
+                if let Some(entry) = slot.take_if(|entry| picks(entry.key())) {
+                    gone.push(entry);
+                    *tag = 0;
+                }
+            }
+            bucket.tags[SPILL] = 0;
+        }
+        // What stays of the side table may find a place at home now.
+        for spilled in std::mem::take(&mut self.spill).drain() {
+            if picks(spilled.entry.key()) {
+                gone.push(spilled.entry);
+            } else {
+                self.place(hasher.hash(spilled.entry.key()), spilled.entry);
+            }
+        }
+        self.len -= gone.len();
+        self.entry_bytes -= gone.iter().map(|entry| entry.bytes() as u64).sum::<u64>();
+        self.deadlines -= gone
+            .iter()
+            .filter(|entry| entry.deadline().is_some())
+            .count();
+        if self.buckets.len() > 1 && self.len < self.buckets.len() {
+            let count = self.len.next_power_of_two().max(2) / 2;
+            self.resize(count.min(self.buckets.len()), hasher);
+        }
+        self.refresh_table_bytes();
+        gone
+    }
+
     /// Takes every entry out.
     pub(crate) fn drain(&mut self, take: &mut dyn FnMut(Entry)) {
         let mut old = std::mem::replace(self, Self::new(self.stripe_bits));
