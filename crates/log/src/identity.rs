@@ -1,4 +1,5 @@
-//! Whose directory it is: a small text file, written once.
+//! Whose directory it is: a small text file, written at the first open and again whenever there are
+//! more shards.
 //!
 //! ```text
 //! flux-kv data directory

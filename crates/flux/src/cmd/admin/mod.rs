@@ -245,10 +245,12 @@ async fn ask(admin: Admin) -> Result<(), Failure> {
         }
     }
     if let Verb::Change(change) = admin.verb {
-        let change = Some(change);
-        let changed = client.change_map(ChangeMapRequest { change }).await;
+        let asked = ChangeMapRequest {
+            change: Some(change),
+        };
+        let changed = client.change_map(asked).await;
         let changed = changed.map_err(|status| said(&status))?.into_inner();
-        out::line(&picture::changed(&changed, admin.is_json));
+        out::line(&picture::changed(change, &changed, admin.is_json));
         if let Some(limit) = admin.wait {
             let waited = wait::until_settled(&mut client, changed.version, limit).await;
             waited.map_err(|problem| failed(&problem))?;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use comfy_table::{Table, presets};
 use flux_proto::admin::TransferLeadershipResponse;
+use flux_proto::admin::change_map_request::Change;
 use flux_proto::admin::{ChangeMapResponse, DescribeResponse, Node, NodeState, Shard};
 use serde_json::{Value, json};
 
@@ -317,12 +318,15 @@ fn state(node: &Node) -> Option<&'static str> {
 }
 
 /// That the cluster map was changed.
-pub(super) fn changed(changed: &ChangeMapResponse, is_json: bool) -> String {
+pub(super) fn changed(change: Change, changed: &ChangeMapResponse, is_json: bool) -> String {
     let ChangeMapResponse { version, moves } = *changed;
     if is_json {
         return json!({ "version": version, "moves": moves }).to_string();
     }
     match moves {
+        0 if let Change::Split(shard) = change => {
+            format!("map version {version}: shard {shard} gives half of its slots to a new one")
+        }
         0 => format!("map version {version}: nothing has to move"),
         1 => format!("map version {version}: one replica has to move"),
         _ => format!("map version {version}: {moves} replicas have to move"),
@@ -472,7 +476,10 @@ mod tests {
     fn a_shard_is_settled_when_exactly_those_carry_it_that_are_to() {
         let settled: Vec<bool> = picture().0.shards.iter().map(is_settled).collect();
         assert_eq!(settled, [true, false]);
-        let told = |version, moves| changed(&ChangeMapResponse { version, moves }, false);
+        let told = |version, moves| {
+            let change = Change::Drain(1);
+            changed(change, &ChangeMapResponse { version, moves }, false)
+        };
         assert_eq!(told(2, 0), "map version 2: nothing has to move");
         assert_eq!(told(3, 6), "map version 3: 6 replicas have to move");
     }

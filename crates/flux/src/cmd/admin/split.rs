@@ -32,11 +32,13 @@ pub(super) async fn until<I: Interceptor>(
         let described = client.describe(Request::new(DescribeRequest {})).await;
         let described = described.map_err(|status| status.message().to_owned())?;
         let described = described.into_inner();
-        if described.map_version == 0 {
+        if described.nodes.iter().all(|node| node.number == 0) {
             return Err("this node is alone: there is no cluster to change".to_owned());
         }
-        let is_at_rest =
-            described.splitting.is_none() && owning(&described) == described.shards.len();
+        // A cluster that has only just begun gets its map within moments.
+        let is_at_rest = described.map_version != 0
+            && described.splitting.is_none()
+            && owning(&described) == described.shards.len();
         if is_at_rest && count as usize <= described.shards.len() {
             return Ok(described.map_version);
         }

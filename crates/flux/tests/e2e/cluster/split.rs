@@ -1,7 +1,8 @@
 //! Shards that are split while they serve.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
 
@@ -10,8 +11,9 @@ use super::growth::{WAIT, seen, told, votes, wait_carriers_agree, wait_nothing_i
 use super::load::Load;
 use super::nodes::Nodes;
 use super::{FAILOVER, SOME};
+use crate::changes::{Lines, word};
 use crate::harness::resp::{Connection, Value};
-use crate::harness::{Random, Start, wait_until};
+use crate::harness::{PATIENCE, Random, Start, wait_until};
 
 const KEPT: usize = 400;
 
@@ -201,6 +203,71 @@ fn whatever_is_killed_while_shards_are_split_nothing_is_lost() {
         assert_eq!(length, Value::Integer(4000), "{key}");
     }
     nodes.assert_equal();
+}
+
+/// Writes rounds of keys, each with the round's number, until told to stop; answers how many rounds.
+fn write_rounds(mut connection: Connection, stop: &AtomicBool) -> u64 {
+    let mut round = 0;
+    while !stop.load(Ordering::SeqCst) || round < 20 {
+        for key in 0..ROUND_KEYS {
+            let reply = connection.command(&["SET", &format!("w{key}"), &round.to_string()]);
+            assert_eq!(reply, Value::ok());
+        }
+        round += 1;
+    }
+    round
+}
+
+const ROUND_KEYS: usize = 24;
+
+/// Reads until every key of the last round was told, and checks that each key was told every
+/// round, once and in order, with rising revisions.
+fn assert_told(changes: &mut Lines, rounds: u64) {
+    let mut told: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    let until = Instant::now() + PATIENCE;
+    while told.len() < ROUND_KEYS || told.values().any(|(next, _)| *next < rounds) {
+        let event = changes.next().expect("the node goes on");
+        assert!(Instant::now() < until, "{rounds} rounds, of which {told:?}");
+        assert_ne!(word(&event), "cdc.gap", "{event}");
+        if word(&event) != "set" {
+            continue;
+        }
+        let subject = event["subject"].as_str().expect("a key").to_owned();
+        let Some(_) = subject.strip_prefix('w') else {
+            continue;
+        };
+        let value = event["data"]["after"]["value"].as_str().expect("a value");
+        let revision = event["sequence"]
+            .as_str()
+            .and_then(|text| text.parse().ok());
+        let revision: u64 = revision.expect("a number");
+        let (next, above) = told.entry(subject).or_insert((0, 0));
+        assert_eq!(value.parse(), Ok(*next), "{event}");
+        assert!(*above < revision, "{event}");
+        (*next, *above) = (*next + 1, revision);
+    }
+}
+
+#[test]
+fn who_follows_changes_goes_on_over_splits_and_who_comes_later_meets_all_of_them() {
+    let nodes = Nodes::started(3, &["--shards", "1"]);
+    let admin = |index: usize| nodes.process(index).admin();
+    let mut live = Lines::open(admin(0), "from=now").expect("the node answers");
+    let stop = AtomicBool::new(false);
+    let rounds = std::thread::scope(|scope| {
+        let (writer, stop) = (nodes.connect(2), &stop);
+        let writing = scope.spawn(move || write_rounds(writer, stop));
+        let split = ask(&nodes, 1, &["split", "--into", "4", WAIT]);
+        stop.store(true, Ordering::SeqCst);
+        let rounds = writing.join().expect("the writer ends");
+        assert!(split.status.success(), "{split:?}");
+        rounds
+    });
+    assert_told(&mut live, rounds);
+    for index in 0..3 {
+        let mut later = Lines::open(admin(index), "from=earliest").expect("the node answers");
+        assert_told(&mut later, rounds);
+    }
 }
 
 #[test]
