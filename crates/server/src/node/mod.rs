@@ -11,6 +11,7 @@
 mod activity;
 mod failures;
 mod given;
+mod grounds;
 mod join;
 mod leaderships;
 mod nursery;
@@ -22,11 +23,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use flux_cluster::SlotMap;
 use flux_cluster::registry::{Registered, RegistryError, Showing};
-use flux_env::{Clock, Instant};
-use flux_log::Log;
-use flux_raft::{Formation, Shard};
+use flux_env::Instant;
+use flux_raft::Shard;
 use flux_telemetry::{Checks, Registry};
 use flux_types::{Error, NodeId, UnixMillis};
 use tokio::net::TcpListener;
@@ -38,10 +37,9 @@ use tracing::{error, info, warn};
 pub use self::activity::Activity;
 use self::failures::Failures;
 pub use self::given::Given;
-use self::join::{Joined, join};
+use self::grounds::{Grounds, grounds};
 pub use self::leaderships::Leaderships;
-use self::nursery::{Kit, Nursery};
-use self::open::open_alone;
+use self::nursery::Nursery;
 use crate::changes::{self, Changes};
 use crate::clients::{Clients, Ending};
 use crate::config::Config;
@@ -55,7 +53,7 @@ use crate::metrics::{
     ChangesMetrics, LogState, Metrics, Protocol, register_clock, register_log, register_raft,
     register_stores,
 };
-use crate::peer::{self, Forwarder, PeerNetwork, Peers};
+use crate::peer;
 use crate::ports::{Addresses, Listeners, PeerPort};
 use crate::rabbitmq::{Publisher, PublisherParts};
 use crate::readiness::Readiness;
@@ -547,108 +545,6 @@ impl Drop for Node {
     }
 }
 
-/// What a node stands on.
-struct Grounds {
-    log: Log,
-    shards: Vec<Shard>,
-    /// The latest map of the slots that they know.
-    map: SlotMap,
-    /// How many shards there were when it all began.
-    founding: u32,
-    nursery: Arc<Nursery>,
-    peers: Option<Arc<Peers>>,
-}
-
-/// Opens the log and starts the shards, as one of a cluster or alone.
-async fn grounds(
-    config: &Config,
-    listeners: &mut Listeners,
-    addresses: Addresses,
-    clock: &Arc<dyn Clock>,
-    places: &Arc<Places>,
-) -> Result<Grounds, StartError> {
-    let Some(listener) = listeners.peer.take() else {
-        let log = {
-            let (config, clock) = (config.clone(), Arc::clone(clock));
-            blocking(move || open_alone(&config, clock)).await??
-        };
-        // From here on a failure must leave the folder as an orderly end does.
-        let closing = CloseOnDrop(Some(log.clone()));
-        let nursery = Nursery::new(Kit::alone(config, &log, clock, places)?);
-        let founding = log.identity().shard_count;
-        let shards = nursery.start_all(founding, |_| Formation::Found).await?;
-        closing.disarm();
-        return Ok(Grounds {
-            map: latest_map(founding, &shards)?,
-            founding,
-            peers: None,
-            log,
-            shards,
-            nursery,
-        });
-    };
-    let mut joined = join(join::Parts {
-        config,
-        listener,
-        addresses,
-        clock,
-        places,
-    })
-    .await?;
-    let (log, peers) = (joined.log.clone(), Arc::clone(&joined.peers));
-    let closing = CloseOnDrop(Some(log.clone()));
-    let started = start_replicas(config, clock, places, &mut joined).await;
-    if started.is_err() {
-        peers.stop();
-    }
-    let (nursery, shards) = started?;
-    closing.disarm();
-    let founding = joined.founding();
-    Ok(Grounds {
-        map: latest_map(founding, &shards)?,
-        founding,
-        peers: Some(peers),
-        log,
-        shards,
-        nursery,
-    })
-}
-
-/// The latest map of the slots by what the shards have applied; an older one is as safe.
-fn latest_map(founding: u32, shards: &[Shard]) -> Result<SlotMap, StartError> {
-    let first = SlotMap::even(founding).map_err(|error| StartError::System {
-        what: "the data folder has an impossible number of shards",
-        source: std::io::Error::other(error),
-    })?;
-    let split = shards.iter().filter_map(Shard::slots);
-    let split = split.filter(|slots| slots.shard_count() as usize <= shards.len());
-    let latest = split.chain([first]).max_by_key(SlotMap::shard_count);
-    Ok(latest.expect("the first is one"))
-}
-
-/// Starts the shards of a node of a cluster.
-async fn start_replicas(
-    config: &Config,
-    clock: &Arc<dyn Clock>,
-    places: &Arc<Places>,
-    joined: &mut Joined,
-) -> Result<(Arc<Nursery>, Vec<Shard>), StartError> {
-    joined.note_fsync(config).await?;
-    let peers = Arc::clone(&joined.peers);
-    let nursery = Nursery::new(Kit {
-        network: Arc::new(PeerNetwork(Arc::clone(&peers))),
-        forward: Some(Arc::new(Forwarder(Arc::downgrade(&peers)))),
-        ..Kit::alone(config, &joined.log, clock, places)?
-    });
-    let formation = |shard| joined.formation(shard);
-    let shards = nursery.start_all(joined.founding(), formation).await?;
-    joined.settled(config).await?;
-    peers.serve_shards(shards.clone());
-    // Owned by the node: ends when the peers are stopped.
-    places.handle(0).spawn(peer::keep(peers));
-    Ok((nursery, shards))
-}
-
 /// Starts to accept on the port of RESP and FLUX.
 fn accept(
     context: &Arc<Context>,
@@ -715,23 +611,6 @@ impl Context {
                 .iter()
                 .all(|shard| peers.is_served(shard))
         })
-    }
-}
-
-/// Closes a log unless the start has succeeded.
-struct CloseOnDrop(Option<Log>);
-
-impl CloseOnDrop {
-    fn disarm(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for CloseOnDrop {
-    fn drop(&mut self) {
-        if let Some(log) = self.0.take() {
-            log.close();
-        }
     }
 }
 
