@@ -363,8 +363,12 @@ const fn date_from_epoch(days: i64) -> (i64, i64, i64) {
     (year, month, day)
 }
 
-/// `fooBar.baz` to `foo_bar.baz`; an underscore or a space in the input cannot be meant.
+/// `fooBar.baz` to `foo_bar.baz`; an underscore or a space in the input cannot be meant, nor a path
+/// of nothing.
 pub(crate) fn field_mask_path(text: &str) -> Result<String, FieldError> {
+    if text.is_empty() {
+        return Err(FieldError::new("a field mask with an empty path"));
+    }
     let mut path = String::with_capacity(text.len() + 4);
     for character in text.chars() {
         match character {
@@ -501,6 +505,7 @@ mod tests {
     #[test]
     fn field_masks_change_their_case() {
         assert_eq!(field_mask_path("fooBar.baz").unwrap(), "foo_bar.baz");
+        assert!(field_mask_path("").is_err(), "as in a,,b");
         assert!(field_mask_path("foo_bar").is_err());
         assert_eq!(
             format_field_mask_path("foo_bar.baz").as_deref(),
