@@ -13,8 +13,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use flux_history::{Action, OperationId, Outcome, Recorder, Value};
 use flux_types::{
-    Answer, Command, Compare, Condition, Expiry, ReadCommand, Reply, RequestId, SessionId, Set,
-    SetReply, ShardId, Transaction, UnixMillis, WriteCommand,
+    Answer, Command, Compare, Condition, ErrorCode, Expiry, ReadCommand, Reply, RequestId,
+    SessionId, Set, SetReply, ShardId, Transaction, UnixMillis, WriteCommand,
 };
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -23,6 +23,7 @@ use crate::clock::EPOCH_MILLIS;
 use crate::executor::{Executor, OUTSIDE, sleep};
 use crate::failure::Failure;
 use crate::machine::{Machine, SHARDS};
+use crate::splits::Splits;
 
 /// How long a client tries to get one thing done.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -54,6 +55,8 @@ pub(crate) enum Phase {
 pub(crate) struct Shared {
     pub(crate) executor: Arc<Executor>,
     pub(crate) machines: Vec<Arc<Machine>>,
+    /// In runs whose shards are split.
+    pub(crate) splits: Option<Arc<Splits>>,
     pub(crate) lasting: Mutex<Recorder>,
     pub(crate) expiring: Mutex<Recorder>,
     pub(crate) stop: AtomicBool,
@@ -80,6 +83,7 @@ impl Shared {
         Arc::new(Self {
             executor: Arc::clone(executor),
             machines: machines.to_vec(),
+            splits: machines.first().and_then(|machine| machine.splits.clone()),
             is_relaxed,
             is_impatient,
             has_rounds: AtomicBool::new(false),
@@ -150,6 +154,15 @@ impl Subject {
         ShardId::new(u32::try_from(number % u64::from(SHARDS)).unwrap_or(0))
     }
 
+    /// The shard by the map of so many shards, in runs whose shards are split.
+    fn shard_by(self, splits: Option<&Splits>, routing: u32) -> ShardId {
+        let keys = self.keys();
+        match (splits, keys.first()) {
+            (Some(splits), Some(key)) => splits.shard(self.shard(), key, routing),
+            _ => self.shard(),
+        }
+    }
+
     /// The subject of a history's key.
     pub(crate) fn of_name(name: &[u8]) -> Option<Self> {
         let (kind, number) = std::str::from_utf8(name).ok()?.split_once('-')?;
@@ -165,9 +178,10 @@ impl Subject {
 
     pub(crate) fn keys(self) -> Vec<Bytes> {
         match self {
+            // Of one slot, as what is written in one transaction must be.
             Self::Group(_) => ["a", "b", "c"]
                 .iter()
-                .map(|part| Bytes::from(format!("{}-{part}", self.name())))
+                .map(|part| Bytes::from(format!("{{{}}}-{part}", self.name())))
                 .collect(),
             Self::Plain(_) | Self::Counter(_) | Self::Deadline(_) => {
                 vec![Bytes::from(self.name())]
@@ -221,6 +235,8 @@ enum Said {
     Outcome(Outcome),
     /// Nothing was done: ask again, elsewhere.
     NotHere,
+    /// Nothing was done: ask again, by a later map.
+    Resharded,
 }
 
 fn value(reply: &Reply) -> Option<Option<Value>> {
@@ -234,6 +250,9 @@ fn value(reply: &Reply) -> Option<Option<Value>> {
 fn meaning(action: &Action, answer: &Answer) -> Said {
     let outcome = match (&answer.reply, action) {
         (Reply::Error(error), _) => match error.outcome {
+            flux_types::Outcome::NotDone if error.code == ErrorCode::Resharded => {
+                return Said::Resharded;
+            }
             flux_types::Outcome::NotDone => return Said::NotHere,
             flux_types::Outcome::Done | flux_types::Outcome::Unknown => Outcome::Unknown,
         },
@@ -288,6 +307,8 @@ pub(crate) struct Client {
     /// Of its last write.
     sequence: u64,
     held: Option<Held>,
+    /// How many shards it knows of.
+    routing: u32,
 }
 
 impl Client {
@@ -306,6 +327,7 @@ impl Client {
             session: Some(session).filter(|_| !number.is_multiple_of(4)),
             sequence: 0,
             held: None,
+            routing: SHARDS,
         }
     }
 
@@ -357,14 +379,13 @@ impl Client {
     /// Asks one machine, once, and writes it down.
     async fn perform_at(&self, target: usize, subject: Subject, action: Action) {
         let id = self.call(subject, &action);
-        let said = self
-            .ask(target, subject.shard(), &action, command(subject, &action))
-            .await;
+        let (shard, asked) = (subject.shard(), command(subject, &action));
+        let said = self.ask(target, (shard, SHARDS), &action, asked).await;
         self.finish(
             id,
             match said {
                 Said::Outcome(outcome) => outcome,
-                Said::NotHere => Outcome::Failed,
+                Said::NotHere | Said::Resharded => Outcome::Failed,
             },
         );
     }
@@ -531,11 +552,12 @@ impl Client {
     ) -> Outcome {
         let executor = Arc::clone(&self.shared.executor);
         let count = self.shared.machines.len() as u64;
-        let shard = subject.shard();
+        let splits = self.shared.splits.clone();
         let began = executor.true_nanos();
         // Whether some attempt may have done it.
         let mut is_open = false;
         loop {
+            let shard = subject.shard_by(splits.as_deref(), self.routing);
             let target = match self.leaders.get(&shard) {
                 Some(leader) if executor.below(20) != 0 => *leader,
                 _ => usize::try_from(executor.below(count)).unwrap_or(0),
@@ -544,7 +566,8 @@ impl Client {
             if let Some(request) = request {
                 asked = asked.once(request);
             }
-            let said = self.ask(target, shard, action, asked).await;
+            let place = (shard, self.routing);
+            let said = self.ask(target, place, action, asked).await;
             match said {
                 Said::Outcome(Outcome::Unknown) => {
                     self.leaders.remove(&shard);
@@ -556,6 +579,10 @@ impl Client {
                 Said::Outcome(outcome) => {
                     self.leaders.insert(shard, target);
                     return outcome;
+                }
+                Said::Resharded => {
+                    // It hears of the map after, not at once of the last.
+                    self.routing += 1;
                 }
                 Said::NotHere => {
                     let hint = self.leader_known_to(target, shard);
@@ -588,7 +615,13 @@ impl Client {
     }
 
     /// Sends one request and waits for its answer, for a while.
-    async fn ask(&self, target: usize, shard: ShardId, action: &Action, request: Command) -> Said {
+    async fn ask(
+        &self,
+        target: usize,
+        (shard, routing): (ShardId, u32),
+        action: &Action,
+        request: Command,
+    ) -> Said {
         let executor = Arc::clone(&self.shared.executor);
         let Some(machine) = self.shared.machines.get(target).cloned() else {
             return Said::NotHere;
@@ -603,7 +636,7 @@ impl Client {
         let session = Arc::clone(&machine);
         executor.spawn_on(machine.number, async move {
             let answer = session
-                .answer(shard, request, NODE_PATIENCE, by_lease)
+                .answer(shard, request, NODE_PATIENCE, (by_lease, routing))
                 .await;
             drop(done.send(answer));
         });

@@ -15,6 +15,8 @@ mod machine;
 mod moves;
 mod network;
 mod run;
+mod splits;
+mod watched;
 
 pub use executor::{Bounds, Executor, Stuck};
 pub use failure::Failure;

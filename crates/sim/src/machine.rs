@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::iter::repeat;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::clock::NodeClock;
 use crate::executor::{Executor, Pace, sleep};
 use crate::moves::{self, Moves};
 use crate::network::SimNetwork;
+use crate::splits::{self, Midwife, Splits};
 
 /// The only cluster there is.
 pub(crate) const CLUSTER: ClusterId = ClusterId::new(1);
@@ -98,6 +100,8 @@ pub(crate) struct Machine {
     pub(crate) character: Character,
     /// In runs whose shards move.
     pub(crate) moves: Option<Arc<Moves>>,
+    /// In runs whose shards are split.
+    pub(crate) splits: Option<Arc<Splits>>,
     state: Mutex<State>,
 }
 
@@ -110,6 +114,8 @@ struct State {
     node: Option<Node>,
     /// Whether its process was started and not ended since.
     is_started: bool,
+    /// How many shards its process has begun to start.
+    begun: u32,
     /// Which boot of the machine this is.
     boot: u128,
     /// Why the node could not start, or had to end.
@@ -134,7 +140,7 @@ impl Machine {
         executor: &Arc<Executor>,
         network: &SimNetwork,
         character: Character,
-        moves: Option<Arc<Moves>>,
+        (moves, splits): (Option<Arc<Moves>>, Option<Arc<Splits>>),
     ) -> Arc<Self> {
         executor.set_pace(
             number,
@@ -154,6 +160,7 @@ impl Machine {
             )),
             character,
             moves,
+            splits,
             state: Mutex::new(State {
                 id: incarnation(number, 1),
                 disk: SimDisk::new(),
@@ -161,6 +168,7 @@ impl Machine {
                 log: None,
                 node: None,
                 is_started: false,
+                begun: 0,
                 boot: 1,
                 failure: None,
                 changes: None,
@@ -229,6 +237,7 @@ impl Machine {
         drop((log, node));
         let mut state = self.state.lock();
         state.is_started = false;
+        state.begun = 0;
         state.failure = None;
         state.looks.clear();
         if loss != CrashLoss::Nothing {
@@ -278,22 +287,20 @@ impl Machine {
         self.state.lock().log = Some(log.clone());
         self.drive(&log);
         let mut shards = Vec::new();
-        for (number, formation) in (0..SHARDS).zip(formations) {
+        // Those that were split off come after all whose children they are.
+        let formations = formations.into_iter().chain(repeat(Formation::Join));
+        for (number, formation) in (0..).zip(formations) {
+            if log.identity().shard_count <= number {
+                break;
+            }
+            self.state.lock().begun = number + 1;
             let parts = self.parts(&log, ShardId::new(number), formation);
             let shard = Shard::start(parts).await;
             shards.push(shard.map_err(|error| error.to_string())?);
         }
         let id = self.id();
         for shard in &shards {
-            self.network
-                .attach(shard.id(), id, self.number, shard.peer_handler());
-        }
-        for shard in &shards {
-            let (machine, shard) = (Arc::clone(self), shard.clone());
-            self.executor.spawn_on(self.number, async move {
-                let failure = shard.failed().await;
-                machine.state.lock().failure = Some(failure.to_string());
-            });
+            self.introduce(shard);
         }
         let changes = self.state.lock().changes.clone();
         if let Some(changes) = &changes {
@@ -310,7 +317,69 @@ impl Machine {
             self.executor.spawn_on(self.number, leaving);
         }
         self.state.lock().node = Some(Node { shards });
+        if let Some(splits) = &self.splits {
+            let keeper = splits::keep(Arc::clone(self), Arc::clone(splits));
+            self.executor.spawn_on(self.number, keeper);
+        }
         Ok(())
+    }
+
+    /// Lets others reach a replica, and notes its failure.
+    fn introduce(self: &Arc<Self>, shard: &Shard) {
+        self.network
+            .attach(shard.id(), self.id(), self.number, shard.peer_handler());
+        let (machine, shard) = (Arc::clone(self), shard.clone());
+        self.executor.spawn_on(self.number, async move {
+            let failure = shard.failed().await;
+            machine.state.lock().failure = Some(failure.to_string());
+        });
+    }
+
+    /// Whether the process has begun to start a shard.
+    pub(crate) fn has_begun(&self, shard: ShardId) -> bool {
+        shard.get() < self.state.lock().begun
+    }
+
+    /// Starts the shards that have been split off, until there are so many.
+    pub(crate) fn take_in(self: &Arc<Self>, count: u32) {
+        let machine = Arc::clone(self);
+        self.executor.spawn_on(self.number, async move {
+            loop {
+                let log = {
+                    let mut state = machine.state.lock();
+                    // A start that is under way starts them all.
+                    if count <= state.begun {
+                        return;
+                    }
+                    state
+                        .log
+                        .clone()
+                        .filter(|_| state.node.is_some())
+                        .inspect(|_| state.begun += 1)
+                };
+                let Some(log) = log else {
+                    sleep(&machine.executor, Duration::from_millis(1)).await;
+                    continue;
+                };
+                let number = machine.state.lock().begun - 1;
+                if let Err(error) = log.grow(number + 1) {
+                    // A failed sync, as any other, ends the process.
+                    machine.state.lock().failure = Some(error.to_string());
+                    return;
+                }
+                let parts = machine.parts(&log, ShardId::new(number), Formation::Join);
+                match Shard::start(parts).await {
+                    Ok(shard) => {
+                        machine.introduce(&shard);
+                        let mut state = machine.state.lock();
+                        if let Some(node) = &mut state.node {
+                            node.shards.push(shard);
+                        }
+                    }
+                    Err(error) => machine.state.lock().failure = Some(error.to_string()),
+                }
+            }
+        });
     }
 
     fn open_log(&self) -> Result<Log, String> {
@@ -328,6 +397,7 @@ impl Machine {
             } else {
                 Retention::default()
             },
+            may_have_grown: true,
             ..LogConfig::new(Path::new("/data"), SHARDS)
         };
         let executor = Arc::clone(&self.executor);
@@ -363,7 +433,7 @@ impl Machine {
         });
     }
 
-    fn parts(&self, log: &Log, id: ShardId, formation: Formation) -> ShardParts {
+    fn parts(self: &Arc<Self>, log: &Log, id: ShardId, formation: Formation) -> ShardParts {
         let store = Store::new(StoreConfig {
             stripes: 16,
             ..StoreConfig::default()
@@ -376,7 +446,7 @@ impl Machine {
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             network: self.network.of(self.number),
             forward: None,
-            births: None,
+            births: Some(Arc::new(Midwife(Arc::downgrade(self)))),
             formation,
             config: ShardConfig {
                 snapshot_log_bytes: self.character.snapshot_log_bytes,
@@ -396,7 +466,7 @@ impl Machine {
         shard: ShardId,
         command: Command,
         patience: Duration,
-        by_lease: bool,
+        (by_lease, routing): (bool, u32),
     ) -> Answer {
         let deadline = self.clock.now() + patience;
         let Some(handle) = self.node().and_then(|node| node.shard(shard).cloned()) else {
@@ -418,7 +488,10 @@ impl Machine {
                 self.descheduled().await;
             }
             let stands = lease.is_some() && (is_late || handle.lease(self.clock.now()) == lease);
-            if stands && let Read::Reply(reply) = found {
+            if stands
+                && handle.is_current(routing)
+                && let Read::Reply(reply) = found
+            {
                 return Answer {
                     reply,
                     revision: handle.store().revision(),
@@ -426,7 +499,10 @@ impl Machine {
             }
         }
         let (reply, answers) = oneshot::channel();
-        let submission = Submission::new(vec![command], deadline, reply);
+        let submission = Submission {
+            routing,
+            ..Submission::new(vec![command], deadline, reply)
+        };
         if handle.submit(submission).is_err() {
             return Answer::error(Error::not_done(ErrorCode::Busy, "busy"));
         }

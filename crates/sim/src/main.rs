@@ -37,6 +37,9 @@ struct Arguments {
     /// Only runs whose shards move: among five machines.
     #[arg(long)]
     moves: bool,
+    /// Only runs whose shards are split.
+    #[arg(long, conflicts_with = "moves")]
+    splits: bool,
     /// Switches a bug on and stops at the seed that finds it.
     #[arg(long)]
     bug: Option<String>,
@@ -89,7 +92,12 @@ fn plan(arguments: &Arguments, moves: bool, seed: u64) -> Plan {
     };
     Plan {
         lasting: Duration::from_secs(arguments.seconds),
-        moves: moves.then_some(true),
+        moves: if arguments.splits {
+            Some(false)
+        } else {
+            moves.then_some(true)
+        },
+        splits: arguments.splits.then_some(true),
         ..Plan::new(seed, nodes)
     }
 }
@@ -157,6 +165,8 @@ fn again(plan: Plan) -> String {
         plan.lasting.as_secs(),
         if plan.moves == Some(true) {
             " --moves"
+        } else if plan.splits == Some(true) {
+            " --splits"
         } else {
             ""
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use flux_env::{CrashLoss, enter_world};
 use flux_history::{Action, Demands, History, Options, Outcome, check};
 use flux_log::FsyncPolicy;
-use flux_raft::{Formation, Shard, ShardStatus};
+use flux_raft::{Formation, Shard};
 use flux_types::bug::{self, Bug};
 use flux_types::{NodeId, ShardId};
 use parking_lot::Mutex;
@@ -24,6 +24,8 @@ use crate::faults::{Fault, Nemesis};
 use crate::machine::{Character, Machine, SHARDS};
 use crate::moves::Moves;
 use crate::network::SimNetwork;
+use crate::splits::Splits;
+use crate::watched::Watched;
 
 /// By how much wall clocks differ from true time, at most.
 const OFFSET_MILLIS_MAX: u64 = 200;
@@ -50,6 +52,8 @@ pub struct Plan {
     pub nodes: usize,
     /// Whether shards move: among five machines, of which three carry each. Drawn unless it is said.
     pub moves: Option<bool>,
+    /// Whether shards are split, where they do not move. Drawn unless it is said.
+    pub splits: Option<bool>,
     /// A bug to be found.
     pub bug: Option<Bug>,
     /// How long faults go on while keys without deadlines are worked on.
@@ -66,6 +70,7 @@ impl Plan {
             seed,
             nodes,
             moves: None,
+            splits: None,
             bug: None,
             lasting: Duration::from_secs(12),
             expiring: Duration::from_secs(4),
@@ -100,6 +105,8 @@ pub struct Report {
     pub events: u64,
     /// How often a machine forgot a shard that it had given away.
     pub forgotten: u64,
+    /// How many shards there were in the end.
+    pub shards: u32,
     /// Whether acknowledged writes could be lost, so that what clients saw is not judged.
     pub is_relaxed: bool,
     /// Polls of tasks.
@@ -118,7 +125,7 @@ impl fmt::Display for Report {
         write!(
             f,
             "seed {}: {} nodes, {} operations ({} completed, {} unknown, {} values read), {} faults, \
-             {} changes of leader, {} messages ({} lost, {} twice), {} events, {} forgotten, {} s simulated, hash {:016x}{}",
+             {} changes of leader, {} messages ({} lost, {} twice), {} events, {} forgotten, {} shards, {} s simulated, hash {:016x}{}",
             self.plan.seed,
             self.plan.nodes,
             self.called,
@@ -132,6 +139,7 @@ impl fmt::Display for Report {
             self.messages.2,
             self.events,
             self.forgotten,
+            self.shards,
             self.simulated_millis / 1000,
             self.hash,
             if self.is_relaxed {
@@ -141,14 +149,6 @@ impl fmt::Display for Report {
             }
         )
     }
-}
-
-/// What must hold at every moment, looked at again and again.
-#[derive(Default)]
-struct Watched {
-    leaders: BTreeMap<(ShardId, u64), NodeId>,
-    digests: BTreeMap<(ShardId, u64), (u64, u128)>,
-    failure: Option<Failure>,
 }
 
 /// How long batches are kept between their evaluation and their proposal, one of five kinds of runs;
@@ -165,6 +165,22 @@ const fn drawn_stalls(kind: u64) -> (Stalls, bool) {
     (Stalls { one_in, micros_max }, is_impatient)
 }
 
+/// By how much clocks may drift, one of three kinds of runs.
+fn drawn_drift(kind: u64) -> u64 {
+    let bounds = [0, 1_000, DRIFT_PPM_MAX];
+    let bound = bounds.get(usize::try_from(kind).unwrap_or(0));
+    bound.copied().unwrap_or(0)
+}
+
+/// The readers of changes of a run that has any, to which every machine publishes.
+fn readers(has_readers: bool, shared: &Arc<Shared>) -> Option<Arc<Changes>> {
+    let changes = has_readers.then(|| Changes::new(shared));
+    for (machine, changes) in shared.machines.iter().zip(changes.iter().cycle()) {
+        machine.publish_to(changes);
+    }
+    changes
+}
+
 struct Cluster {
     executor: Arc<Executor>,
     network: SimNetwork,
@@ -176,6 +192,8 @@ struct Cluster {
     changes: Option<Arc<Changes>>,
     /// In runs whose shards move.
     moves: Option<Arc<Moves>>,
+    /// In runs whose shards are split.
+    splits: Option<Arc<Splits>>,
     plan: Plan,
 }
 
@@ -225,9 +243,7 @@ impl Cluster {
             let drawn = i64::try_from(below(2 * bound + 1)).unwrap_or(0);
             drawn - i64::try_from(bound).unwrap_or(0)
         };
-        let drift_max = [0, 1_000, DRIFT_PPM_MAX];
-        let drift_max = drift_max.get(usize::try_from(below(3)).unwrap_or(0));
-        let drift_max = drift_max.copied().unwrap_or(0);
+        let drift_max = drawn_drift(below(3));
         let (stalls, is_impatient) = drawn_stalls(below(5));
         executor.set_stalls(stalls);
         let snapshot_log_bytes = 500 + below(8_000);
@@ -237,8 +253,12 @@ impl Cluster {
         let is_drawn = below(2) == 0;
         let does_move = plan.nodes == 5 && plan.moves.unwrap_or(is_drawn);
         let moves = does_move.then(|| Moves::new(executor, plan.nodes));
-        // A reader does not follow a shard to another machine.
-        let has_readers = moves.is_none() && (below(2) == 0 || is_relaxed);
+        // One kind of change of what there is at a time.
+        let is_drawn = below(3) == 0;
+        let is_split = plan.splits.unwrap_or(is_drawn) && moves.is_none() && !is_relaxed;
+        let splits = is_split.then(|| Splits::new(executor));
+        // A reader follows a shard neither to another machine nor to its halves.
+        let has_readers = moves.is_none() && splits.is_none() && (below(2) == 0 || is_relaxed);
         let keeps_history = has_readers && below(4) != 0;
         let machines: Vec<_> = (0..plan.nodes)
             .map(|number| {
@@ -255,7 +275,8 @@ impl Cluster {
                         FsyncPolicy::Always
                     },
                 };
-                Machine::new(number, executor, &network, character, moves.clone())
+                let kept = (moves.clone(), splits.clone());
+                Machine::new(number, executor, &network, character, kept)
             })
             .collect();
         let mut enabled: Vec<Fault> = Fault::ALL
@@ -263,7 +284,7 @@ impl Cluster {
             .copied()
             .filter(|_| below(3) == 0)
             .filter(|fault| !is_relaxed || fault.keeps_disks())
-            .filter(|fault| moves.is_none() || *fault != Fault::Replace)
+            .filter(|fault| (moves.is_none() && splits.is_none()) || *fault != Fault::Replace)
             .filter(|fault| *fault != Fault::Move)
             .collect();
         // Twice: most of what else happens should happen to shards that move.
@@ -280,10 +301,7 @@ impl Cluster {
         let more = if is_impatient { 3 } else { 0 };
         enabled.extend([Fault::Transfer; 3].iter().take(more));
         let shared = Shared::new(executor, &machines, is_relaxed, is_impatient);
-        let changes = has_readers.then(|| Changes::new(&shared));
-        for (machine, changes) in machines.iter().zip(changes.iter().cycle()) {
-            machine.publish_to(changes);
-        }
+        let changes = readers(has_readers, &shared);
         Self {
             nemesis: Nemesis::new(&shared, &network, enabled, moves.clone()),
             executor: Arc::clone(executor),
@@ -293,6 +311,7 @@ impl Cluster {
             watched: Arc::default(),
             changes,
             moves,
+            splits,
             plan,
         }
     }
@@ -320,6 +339,10 @@ impl Cluster {
         self.spawn_supervisor();
         if self.shared.is_relaxed {
             self.spawn_power_cut();
+        }
+        if let Some(splits) = &self.splits {
+            let wanting = Arc::clone(splits).want(self.plan.lasting);
+            self.executor.spawn_on(OUTSIDE, wanting);
         }
         self.work(Phase::Lasting, self.plan.lasting).await;
         self.work(Phase::Expiring, self.plan.expiring).await;
@@ -537,7 +560,7 @@ impl Cluster {
             return moves.judge(&self.machines);
         }
         self.eventually(|| self.missing()).await?;
-        for number in 0..SHARDS {
+        for number in 0..self.shards() {
             let mut digests = BTreeSet::new();
             let mut index = 0;
             for machine in &self.machines {
@@ -560,15 +583,24 @@ impl Cluster {
         Ok(())
     }
 
+    /// How many shards there are to be.
+    fn shards(&self) -> u32 {
+        let splits = self.splits.as_ref();
+        splits.map_or(SHARDS, |splits| splits.wanted())
+    }
+
     fn missing(&self) -> Option<String> {
-        for number in 0..SHARDS {
+        for number in 0..self.shards() {
             let mut applied = BTreeSet::new();
             let mut leaders = 0;
             for machine in &self.machines {
                 let Some(node) = machine.node() else {
                     return Some(format!("machine {} runs", machine.number));
                 };
-                let status = node.shard(ShardId::new(number))?.status();
+                let Some(shard) = node.shard(ShardId::new(number)) else {
+                    return Some(format!("machine {} has shard {number}", machine.number));
+                };
+                let status = shard.status();
                 applied.insert((status.applied, status.last));
                 leaders += usize::from(status.is_writable);
             }
@@ -631,6 +663,7 @@ impl Cluster {
             is_relaxed: self.shared.is_relaxed,
             events: self.changes.as_ref().map_or(0, |changes| changes.events()),
             forgotten: self.moves.as_ref().map_or(0, |moves| moves.forgotten()),
+            shards: self.shards(),
             histories: [lasting, expiring],
             replicas: self.replicas(),
             failure,
@@ -699,52 +732,6 @@ impl Cluster {
             return Err(Failure::Calm);
         }
         Ok(())
-    }
-}
-
-impl Watched {
-    /// A vote that was given is never forgotten, whatever happened to the machine since.
-    fn look_at_vote(&mut self, shard: &Shard, node: NodeId, network: &SimNetwork) {
-        let given = network.vote_given(shard.id(), node);
-        let found = shard.log().state().vote.map_or(0, |vote| vote.term.get());
-        if found < given {
-            self.failure.get_or_insert_with(|| Failure::VoteForgotten {
-                shard: shard.id(),
-                node,
-                given,
-                found,
-            });
-        }
-    }
-
-    /// What this replica shows must fit what was seen before.
-    fn look_at(&mut self, shard: &Shard, status: &ShardStatus) {
-        let id = shard.id();
-        if status.role == flux_raft::Role::Leader {
-            let term = status.term.get();
-            let known = *self.leaders.entry((id, term)).or_insert(status.node);
-            if known != status.node {
-                self.failure.get_or_insert(Failure::TwoLeaders {
-                    shard: id,
-                    term,
-                    one: known,
-                    other: status.node,
-                });
-            }
-        }
-        let Some(applied) = shard.applied().filter(|_| shard.is_whole()) else {
-            return;
-        };
-        let index = applied.index.get();
-        let seen = (applied.term.get(), shard.store().digest());
-        let known = *self.digests.entry((id, index)).or_insert(seen);
-        if known.0 != seen.0 {
-            let failure = Failure::Rewritten { shard: id, index };
-            self.failure.get_or_insert(failure);
-        } else if known.1 != seen.1 {
-            let failure = Failure::Diverged { shard: id, index };
-            self.failure.get_or_insert(failure);
-        }
     }
 }
 

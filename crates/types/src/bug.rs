@@ -64,6 +64,10 @@ bugs! {
     VoteAfterRestart = "vote-after-restart",
     /// A replica that was let go votes by what its log holds, as if it had never had more.
     RetiredVotes = "retired-votes",
+    /// What was read by a map older than a split counts.
+    OldMapRead = "old-map-read",
+    /// What was sent by a map older than a split is done.
+    OldMapDone = "old-map-done",
     /// Commands of a batch do not see what those before them did.
     OverlayOff = "overlay-off",
     /// A batch is appended and counts under whatever term leads by then.

@@ -1,0 +1,145 @@
+//! Shards that are split: which, when, and who starts the new ones.
+//!
+//! Both shards that a run begins with give about half of their keys to a new one, at some moment each.
+//! As in a server their leaders do it by the real [`Shard::split`], each machine starts the new shard
+//! once its replica of the old one has applied that, and clients learn of it when they are refused,
+//! or sooner.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use flux_env::Clock;
+use flux_raft::split::Beginning;
+use flux_raft::{Births, Shard};
+use flux_types::{ShardId, SlotMap};
+use futures_util::future::BoxFuture;
+
+use crate::executor::{Executor, sleep};
+use crate::machine::{Machine, SHARDS};
+
+/// How long one attempt may take.
+const LIMIT: Duration = Duration::from_secs(3);
+/// Who begins with which slots in the end. That the two at first own what their keys' slots say is not
+/// so: what goes is what the later map gives to the new one.
+const FIRST: &str = "0-99=0 100-8191=1 8192-16383=2";
+const SECOND: &str = "0-99=0 100-199=1 8192-16383=2 200-8191=3";
+
+/// See the module.
+pub(crate) struct Splits {
+    executor: Arc<Executor>,
+    /// The maps after each split.
+    maps: [SlotMap; 2],
+    /// How many shards there are to be.
+    wanted: AtomicU32,
+}
+
+impl Splits {
+    /// # Panics
+    /// If the maps above are none.
+    pub(crate) fn new(executor: &Arc<Executor>) -> Arc<Self> {
+        let map = |text: &str| text.parse().expect("a map of the slots");
+        Arc::new(Self {
+            executor: Arc::clone(executor),
+            maps: [map(FIRST), map(SECOND)],
+            wanted: AtomicU32::new(SHARDS),
+        })
+    }
+
+    /// How many shards there are to be now.
+    pub(crate) fn wanted(&self) -> u32 {
+        self.wanted.load(Ordering::SeqCst)
+    }
+
+    /// The shard of a key that began in `first`, by the map of so many shards.
+    pub(crate) fn shard(&self, first: ShardId, key: &[u8], routing: u32) -> ShardId {
+        let child = ShardId::new(first.get() + SHARDS);
+        let map = self.maps.get(usize::try_from(first.get()).unwrap_or(0));
+        match map {
+            Some(map) if child.get() < routing && map.shard_of_key(key) == child => child,
+            Some(_) | None => first,
+        }
+    }
+
+    /// One split after the other, some time within this.
+    pub(crate) async fn want(self: Arc<Self>, within: Duration) {
+        for count in [SHARDS + 1, SHARDS + 2] {
+            let micros = u64::try_from(within.as_micros()).unwrap_or(0);
+            let wait = micros / 8 + self.executor.below(micros / 4 + 1);
+            sleep(&self.executor, Duration::from_micros(wait)).await;
+            self.wanted.store(count, Ordering::SeqCst);
+        }
+    }
+
+    /// The split that a shard is to make, if it has not.
+    fn due(&self, shard: &Shard) -> Option<&SlotMap> {
+        let number = shard.id().get();
+        let map = self
+            .maps
+            .get(usize::try_from(number).unwrap_or(usize::MAX))?;
+        // The first comes first: maps are told by how many shards they have.
+        let is_wanted = map.shard_count() <= self.wanted();
+        let done = shard.slots().map_or(0, |slots| slots.shard_count());
+        (is_wanted && done < map.shard_count()).then_some(map)
+    }
+}
+
+/// Splits the shards that a machine leads when they are to be, until its process ends.
+pub(crate) async fn keep(machine: Arc<Machine>, splits: Arc<Splits>) {
+    let executor = Arc::clone(&splits.executor);
+    loop {
+        sleep(&executor, Duration::from_millis(20 + executor.below(200))).await;
+        let shards = machine.node().map_or_else(Vec::new, |node| node.shards);
+        // Who was sent a later snapshot of the old shard has not applied the split, and hears of it.
+        let told = shards.iter().filter_map(Shard::slots);
+        if let Some(count) = told.map(|slots| slots.shard_count()).max() {
+            machine.take_in(count);
+        }
+        for shard in shards.iter().filter(|shard| shard.is_writable()) {
+            if let Some(map) = splits.due(shard) {
+                let deadline = machine.clock.now() + LIMIT;
+                // What did not work is decided again.
+                let _done = shard.split(map, deadline).await.is_ok();
+            }
+        }
+    }
+}
+
+/// Starts new shards on a machine.
+pub(crate) struct Midwife(pub(crate) Weak<Machine>);
+
+impl fmt::Debug for Midwife {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Midwife").finish_non_exhaustive()
+    }
+}
+
+impl Births for Midwife {
+    fn is_running(&self, shard: ShardId) -> bool {
+        let machine = self.0.upgrade();
+        machine.is_some_and(|machine| machine.has_begun(shard))
+    }
+
+    fn begin(&self, shard: ShardId, beginning: Beginning) -> BoxFuture<'_, io::Result<()>> {
+        Box::pin(async move {
+            loop {
+                let Some(machine) = self.0.upgrade() else {
+                    return Err(io::Error::other("the machine is gone"));
+                };
+                let running = machine.node().and_then(|node| node.shard(shard).cloned());
+                if let Some(running) = running {
+                    return beginning.put_under(&running).await;
+                }
+                sleep(&machine.executor, Duration::from_millis(1)).await;
+            }
+        })
+    }
+
+    fn born(&self, _: ShardId, slots: &SlotMap) {
+        if let Some(machine) = self.0.upgrade() {
+            machine.take_in(slots.shard_count());
+        }
+    }
+}
