@@ -4,7 +4,7 @@
 //! moment go through the shard's proposer; reads are answered from the store while the shard's
 //! lease gate is open ([`turn`]). Commands over keys of several shards are [`split`] and their
 //! answers [`join`]ed. Shards of other threads are reached over a [`lane`]. While a shard is split what
-//! was asked by the map before goes on by the one after ([`reroute`]).
+//! was asked by the map before goes on by the one after (`crate::peer`, "reroute").
 //!
 //! RESP sessions plan into a [`Turn`] themselves, because they put direct reads into bytes without
 //! a reply in between; gRPC, FLUX and the admin port use [`Executor::execute`].
