@@ -59,6 +59,12 @@ impl ShardLogState {
         self.last.max(forgotten.filter(|last| last.index.get() > 0))
     }
 
+    /// Whether there is nothing of this replica, but perhaps a vote, and never was.
+    #[must_use]
+    pub const fn is_blank(&self) -> bool {
+        self.last.is_none() && self.installed.is_none() && self.tombstone.is_none()
+    }
+
     /// Whether the log does not reach what this replica once had: it must not stand for election.
     #[must_use]
     pub fn is_behind(&self) -> bool {

@@ -10,7 +10,6 @@
 //! it *again*. So whoever leads is refused first, then the consensus engine ends, and only then it is
 //! looked whether it was added again. `docs/design/0019-letting-go.md` has the whole argument.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -30,7 +29,6 @@ use crate::replica::Replica;
 use crate::runtime::blocking;
 use crate::shard::{Inner, Shard};
 use crate::state_machine::StateMachine;
-use crate::status::Failure;
 use crate::type_config::StoredMembership;
 
 /// Bytes of entries read at once when the membership is looked up.
@@ -55,10 +53,10 @@ impl Shard {
 }
 
 /// While it lives, nothing is taken from other nodes and nothing is read.
-struct Retiring(Arc<Replica>);
+pub(crate) struct Retiring(Arc<Replica>);
 
 impl Retiring {
-    fn new(replica: &Arc<Replica>) -> Self {
+    pub(crate) fn new(replica: &Arc<Replica>) -> Self {
         replica.is_retiring.store(true, Ordering::Release);
         Self(Arc::clone(replica))
     }
@@ -68,46 +66,6 @@ impl Drop for Retiring {
     fn drop(&mut self) {
         self.0.is_retiring.store(false, Ordering::Release);
     }
-}
-
-impl Shard {
-    /// Ends the consensus engine, changes what it stands on, and starts it anew.
-    pub(crate) async fn renew(
-        &self,
-        change: impl FnOnce(&StateMachine) -> io::Result<()> + Send + 'static,
-    ) -> io::Result<()> {
-        let inner = Arc::clone(&self.inner);
-        let renewing = crate::runtime::spawn(renew(inner, change));
-        renewing.await.map_err(io::Error::other)?
-    }
-}
-
-async fn renew(
-    inner: Arc<Inner>,
-    change: impl FnOnce(&StateMachine) -> io::Result<()> + Send + 'static,
-) -> io::Result<()> {
-    let _alone = inner.changing.lock().await;
-    let (replica, machine) = (&inner.replica, &inner.maker.machine);
-    if replica.queue.is_closed() || replica.failure.borrow().is_some() {
-        return Err(io::Error::other("the replica has stopped"));
-    }
-    let _taking = machine.snapshots.turn.lock().await;
-    let _placing = machine.snapshots.placing.lock().await;
-    let _retiring = Retiring::new(replica);
-    inner.detach().await;
-    replica.gate.close();
-    replica.engine().end().await;
-    let changing = machine.clone();
-    let changed = blocking(move || change(&changing)).await;
-    let changed = changed.map_err(io::Error::other).flatten();
-    let engine = inner.maker.start().await.map_err(|error| {
-        replica.fail(Failure::Engine(error.to_string()));
-        io::Error::other(error)
-    })?;
-    *replica.engine.write() = Arc::new(engine);
-    inner.attach(true);
-    replica.leadership_changes.send_modify(|count| *count += 1);
-    changed
 }
 
 async fn run(inner: Arc<Inner>, gone_at: LogId) -> Result<bool, RetireError> {
@@ -127,9 +85,7 @@ async fn run(inner: Arc<Inner>, gone_at: LogId) -> Result<bool, RetireError> {
     if stays(replica, &old, gone_at) {
         return Ok(false);
     }
-    inner.detach().await;
-    replica.gate.close();
-    old.end().await;
+    inner.halt().await;
     // Nothing changes any more. What was acknowledged until now is in the log, and what the engine
     // has heard in what it said last.
     let forgotten = if stays(replica, &old, gone_at) {
@@ -137,12 +93,7 @@ async fn run(inner: Arc<Inner>, gone_at: LogId) -> Result<bool, RetireError> {
     } else {
         forget(replica, machine, gone_at).await
     };
-    let engine = inner.maker.start().await.inspect_err(|error| {
-        replica.fail(Failure::Engine(error.to_string()));
-    })?;
-    *replica.engine.write() = Arc::new(engine);
-    inner.attach(true);
-    replica.leadership_changes.send_modify(|count| *count += 1);
+    inner.start_anew().await?;
     if matches!(forgotten, Ok(true)) {
         let (shard, term, index) = (replica.id, gone_at.term, gone_at.index);
         tracing::info!(%shard, %term, %index, "forgot a replica that was let go");

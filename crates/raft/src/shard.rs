@@ -110,8 +110,31 @@ impl Inner {
         self.attached.lock().extend(tasks);
     }
 
+    /// Ends the consensus engine; returns when nothing of it changes anything any more. Only while
+    /// `changing` is held, and before [`Inner::start_anew`].
+    pub(crate) async fn halt(&self) {
+        self.detach().await;
+        self.replica.gate.close();
+        self.replica.engine().end().await;
+    }
+
+    /// Starts the consensus engine once more, on what log and store hold by then.
+    ///
+    /// # Errors
+    /// See [`StartError`]; the replica has then failed.
+    pub(crate) async fn start_anew(&self) -> Result<(), StartError> {
+        let replica = &self.replica;
+        let engine = self.maker.start().await.inspect_err(|error| {
+            replica.fail(Failure::Engine(error.to_string()));
+        })?;
+        *replica.engine.write() = Arc::new(engine);
+        self.attach(true);
+        replica.leadership_changes.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
     /// Ends the tasks of the consensus engine.
-    pub(crate) async fn detach(&self) {
+    async fn detach(&self) {
         let tasks = std::mem::take(&mut *self.attached.lock());
         end(tasks).await;
     }

@@ -14,6 +14,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
@@ -28,8 +29,9 @@ use futures_util::future::BoxFuture;
 use crate::codec::{SnapshotExtra, to_raft_id};
 use crate::log_store::to_io;
 use crate::recovery;
-use crate::runtime::{blocking, pause};
-use crate::shard::Shard;
+use crate::retire::Retiring;
+use crate::runtime::{blocking, pause, spawn};
+use crate::shard::{Inner, Shard};
 use crate::state_machine::StateMachine;
 use crate::type_config::StoredMembership;
 
@@ -215,7 +217,7 @@ impl StateMachine {
             .membership()
             .voter_ids()
             .any(|voter| voter == self.node.get());
-        if !votes || !is_blank(&child) {
+        if !votes || !child.state().is_blank() {
             return Ok(Begotten::Done);
         }
         let births = self.births.as_ref();
@@ -252,12 +254,6 @@ impl StateMachine {
     }
 }
 
-/// Whether a shard's log holds nothing.
-fn is_blank(log: &ShardLog) -> bool {
-    let state = log.state();
-    state.last.is_none() && state.installed.is_none() && state.tombstone.is_none()
-}
-
 /// What became of the beginning of a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Begotten {
@@ -284,15 +280,34 @@ impl Beginning {
     /// # Cancellation
     /// Goes on if dropped.
     pub async fn put_under(self, child: &Shard) -> io::Result<()> {
-        let write = move |machine: &StateMachine| {
-            if is_blank(&machine.log) {
-                self.parent.write_base(&machine.log, &self.split)?;
-                recovery::recover(machine.shard, machine).map_err(io::Error::other)?;
-            }
-            Ok(())
-        };
-        child.renew(write).await
+        let putting = spawn(put_under(Arc::clone(&child.inner), self));
+        putting.await.map_err(io::Error::other)?
     }
+}
+
+async fn put_under(child: Arc<Inner>, beginning: Beginning) -> io::Result<()> {
+    let _alone = child.changing.lock().await;
+    let (replica, machine) = (&child.replica, &child.maker.machine);
+    if replica.queue.is_closed() || replica.failure.borrow().is_some() {
+        return Err(io::Error::other("the new shard has stopped"));
+    }
+    // No snapshot that arrives may get its name meanwhile.
+    let _taking = machine.snapshots.turn.lock().await;
+    let _placing = machine.snapshots.placing.lock().await;
+    let _quiet = Retiring::new(replica);
+    child.halt().await;
+    let machine = machine.clone();
+    let put = blocking(move || {
+        if machine.log.state().is_blank() {
+            let Beginning { parent, split } = beginning;
+            parent.write_base(&machine.log, &split)?;
+            recovery::recover(machine.shard, &machine).map_err(io::Error::other)?;
+        }
+        Ok(())
+    });
+    let put = put.await.map_err(io::Error::other).flatten();
+    child.start_anew().await.map_err(io::Error::other)?;
+    put
 }
 
 impl Shard {

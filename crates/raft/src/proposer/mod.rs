@@ -137,7 +137,8 @@ impl Proposer {
         self.rooms_missed = 0;
         stall().await;
         let bytes = facts.as_ref().map_or(0, Bytes::len);
-        let split = asked.iter().find_map(Pending::splits);
+        // A split is alone in its batch.
+        let split = asked.first().and_then(Pending::splits);
         if let Some(shards) = split {
             self.split_in = Some(term);
             self.replica.ownership.announce(shards);

@@ -82,6 +82,23 @@ impl Cluster {
         changed.expect("voters change");
     }
 
+    /// So many voters, and the one that leads.
+    pub(crate) async fn grown(count: u64) -> (Self, Arc<Node>) {
+        let cluster = Self::start(count).await;
+        cluster.grow().await;
+        let leader = cluster.leader().await;
+        (cluster, leader)
+    }
+
+    /// Lets a node and all others hear nothing of each other.
+    pub(crate) fn isolate(&self, id: u64) {
+        let ids = 1..=self.setups.len() as u64;
+        for other in ids.filter(|other| *other != id) {
+            self.network.cut(NodeId::new(id), NodeId::new(other));
+            self.network.cut(NodeId::new(other), NodeId::new(id));
+        }
+    }
+
     /// Waits until some node can write, and answers it.
     pub(crate) async fn leader(&self) -> Arc<Node> {
         until("there is a leader", || {
@@ -171,9 +188,7 @@ fn one_voter_becomes_three_while_it_writes_and_loses_nothing_with_its_leader() {
 #[test]
 fn a_follower_refuses_writes_as_not_done_and_gives_no_lease() {
     on_runtime(async {
-        let cluster = Cluster::start(3).await;
-        cluster.grow().await;
-        let leader = cluster.leader().await;
+        let (cluster, leader) = Cluster::grown(3).await;
         cluster.assert_equal(&leader).await;
         let follower = cluster.node(2);
         let reply = follower.run_one(set("k", "1")).await;
@@ -192,9 +207,7 @@ fn a_follower_refuses_writes_as_not_done_and_gives_no_lease() {
 #[test]
 fn rule_8_the_leader_of_three_has_a_lease_that_ends_when_it_is_cut_off() {
     on_runtime(async {
-        let cluster = Cluster::start(3).await;
-        cluster.grow().await;
-        let leader = cluster.leader().await;
+        let (cluster, leader) = Cluster::grown(3).await;
         until("the lease opens", || {
             leader.shard.lease(leader.clock.now()).is_some()
         })
@@ -204,10 +217,7 @@ fn rule_8_the_leader_of_three_has_a_lease_that_ends_when_it_is_cut_off() {
             .read_barrier(leader.after(5))
             .await
             .expect("a quorum confirms");
-        for other in [2, 3] {
-            cluster.network.cut(NodeId::new(1), NodeId::new(other));
-            cluster.network.cut(NodeId::new(other), NodeId::new(1));
-        }
+        cluster.isolate(1);
         until("the lease ends", || {
             leader.shard.lease(leader.clock.now()).is_none()
         })
@@ -222,9 +232,7 @@ fn rule_8_the_leader_of_three_has_a_lease_that_ends_when_it_is_cut_off() {
 #[test]
 fn a_write_that_no_quorum_confirms_is_unknown_and_those_behind_it_are_not_done() {
     on_runtime(async {
-        let cluster = Cluster::start(3).await;
-        cluster.grow().await;
-        let leader = cluster.leader().await;
+        let (cluster, leader) = Cluster::grown(3).await;
         for other in [2, 3] {
             cluster.network.cut(NodeId::new(1), NodeId::new(other));
         }
@@ -273,15 +281,10 @@ fn rule_14_leadership_is_handed_over_without_losing_a_write() {
 #[test]
 fn a_replica_that_was_cut_off_does_not_depose_the_leader_when_it_returns() {
     on_runtime(async {
-        let cluster = Cluster::start(3).await;
-        cluster.grow().await;
-        let leader = cluster.leader().await;
+        let (cluster, leader) = Cluster::grown(3).await;
         cluster.assert_equal(&leader).await;
         let term = leader.shard.status().term;
-        for other in [1, 2] {
-            cluster.network.cut(NodeId::new(3), NodeId::new(other));
-            cluster.network.cut(NodeId::new(other), NodeId::new(3));
-        }
+        cluster.isolate(3);
         let cut_off = cluster.node(3);
         // It stops hearing the leader and campaigns, several times over: it has nothing else to say.
         until("it campaigns", || {
@@ -300,9 +303,7 @@ fn a_replica_that_was_cut_off_does_not_depose_the_leader_when_it_returns() {
 #[test]
 fn rule_8_a_voter_that_has_just_restarted_gives_no_vote() {
     on_runtime(async {
-        let mut cluster = Cluster::start(3).await;
-        cluster.grow().await;
-        let leader = cluster.leader().await;
+        let (mut cluster, leader) = Cluster::grown(3).await;
         cluster.assert_equal(&leader).await;
         cluster.stop_node(3).await;
         cluster.start_node(3).await;
@@ -326,15 +327,10 @@ fn rule_8_a_voter_that_has_just_restarted_gives_no_vote() {
 #[test]
 fn rule_8_a_voter_that_has_just_restarted_does_not_stand_for_election_either() {
     on_runtime(async {
-        let mut cluster = Cluster::start(3).await;
-        cluster.grow().await;
-        let leader = cluster.leader().await;
+        let (mut cluster, leader) = Cluster::grown(3).await;
         cluster.assert_equal(&leader).await;
         cluster.stop_node(3).await;
-        for other in [2, 3] {
-            cluster.network.cut(NodeId::new(1), NodeId::new(other));
-            cluster.network.cut(NodeId::new(other), NodeId::new(1));
-        }
+        cluster.isolate(1);
         // Whoever has missed the leader for so long would vote for another.
         let timings = quick().timings;
         let missed = leader.clock.now() + timings.election_max * 2;

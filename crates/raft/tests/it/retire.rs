@@ -49,20 +49,23 @@ async fn write(leader: &Node, from: u32, until: u32) {
     }
 }
 
-/// Moves the vote of node 3 to node 4 and lets node 3 go; answers the membership that says so.
-async fn move_3_to_4(cluster: &Cluster) -> LogId {
-    let leader = cluster.node(1);
-    let added = leader.shard.add_learner(node(4), leader.after(10));
+/// Gives the vote of one node to another, of nodes 1 to 4, and lets the first go; answers the
+/// membership that says so.
+async fn exchange(leader: &Node, leaver: u64, comer: u64) -> LogId {
+    let added = leader.shard.add_learner(node(comer), leader.after(10));
     added.await.expect("a learner joins");
-    let voters = leader
-        .shard
-        .change_voters(nodes(&[1, 2, 4]), leader.after(10));
+    let voters: Vec<u64> = (1..=4).filter(|id| *id != leaver).collect();
+    let voters = leader.shard.change_voters(nodes(&voters), leader.after(10));
     voters.await.expect("voters change");
-    let removed = leader.shard.remove_learner(node(3), leader.after(10));
+    let removed = leader.shard.remove_learner(node(leaver), leader.after(10));
     removed.await.expect("it is let go");
     let members = leader.shard.members();
     assert!(members.is_membership_committed);
     members.membership.expect("there is one")
+}
+
+async fn move_3_to_4(cluster: &Cluster) -> LogId {
+    exchange(cluster.node(1), 3, 4).await
 }
 
 fn snapshot_files(setup: &Setup) -> Vec<String> {
@@ -184,10 +187,7 @@ fn a_straggler_of_the_old_membership_gets_no_vote_of_a_replica_let_go() {
             .shard
             .wait_applied(leader.shard.status().committed)
             .await;
-        for other in [1, 3, 4] {
-            cluster.network.cut(node(2), node(other));
-            cluster.network.cut(node(other), node(2));
-        }
+        cluster.isolate(2);
         // Committed by 1 and 3 alone.
         write(&leader, 5, 6).await;
         let gone_at = move_3_to_4(&cluster).await;
@@ -266,10 +266,7 @@ fn a_leader_that_was_deposed_and_let_go_without_hearing_of_either_forgets_too() 
         let cluster = three_of_four().await;
         let first = Arc::clone(cluster.node(1));
         write(&first, 0, 10).await;
-        for other in [2, 3, 4] {
-            cluster.network.cut(node(1), node(other));
-            cluster.network.cut(node(other), node(1));
-        }
+        cluster.isolate(1);
         until("another leads", || {
             [2, 3]
                 .iter()
@@ -279,15 +276,7 @@ fn a_leader_that_was_deposed_and_let_go_without_hearing_of_either_forgets_too() 
         let leads = |id: &u64| cluster.node(*id).shard.is_writable();
         let second = [2, 3].into_iter().find(leads).expect("it leads");
         let second = Arc::clone(cluster.node(second));
-        let added = second.shard.add_learner(node(4), second.after(10));
-        added.await.expect("a learner joins");
-        let voters = second
-            .shard
-            .change_voters(nodes(&[2, 3, 4]), second.after(10));
-        voters.await.expect("voters change");
-        let removed = second.shard.remove_learner(node(1), second.after(10));
-        removed.await.expect("it is let go");
-        let gone_at = second.shard.members().membership.expect("there is one");
+        let gone_at = exchange(&second, 1, 4).await;
 
         assert_eq!(first.shard.status().role, Role::Leader);
         assert!(first.shard.retire(gone_at).await.expect("it forgets"));

@@ -302,9 +302,7 @@ async fn leading(children: &BTreeMap<u64, Node>) -> &Node {
 #[test]
 fn three_voters_begin_the_new_shard_alike_and_go_on_without_one_of_them() {
     on_runtime(async {
-        let cluster = Cluster::start(3).await;
-        cluster.grow().await;
-        let parent = cluster.leader().await;
+        let (cluster, parent) = Cluster::grown(3).await;
         fill(&parent).await;
         split(&parent).await;
         cluster.assert_equal(&parent).await;
@@ -336,17 +334,12 @@ fn three_voters_begin_the_new_shard_alike_and_go_on_without_one_of_them() {
 fn a_voter_that_was_away_during_the_split_gets_both_shards() {
     for with_snapshot in [false, true] {
         on_runtime(async {
-            let cluster = Cluster::start(3).await;
-            cluster.grow().await;
-            let parent = cluster.leader().await;
+            let (cluster, parent) = Cluster::grown(3).await;
             let leader = parent.shard.status().node;
             let straggler = [1, 2, 3].map(NodeId::new).into_iter();
             let straggler = straggler.rev().find(|node| *node != leader);
             let straggler = straggler.expect("two others");
-            for other in [1, 2, 3].map(NodeId::new) {
-                cluster.network.cut(straggler, other);
-                cluster.network.cut(other, straggler);
-            }
+            cluster.isolate(straggler.get());
             fill(&parent).await;
             split(&parent).await;
             let near: Vec<u64> = (1..=3).filter(|id| *id != straggler.get()).collect();
@@ -394,14 +387,9 @@ fn a_voter_that_was_away_during_the_split_gets_both_shards() {
 #[test]
 fn a_leader_answers_no_read_by_the_old_map_while_its_split_is_under_way() {
     on_runtime(async {
-        let cluster = Cluster::start(3).await;
-        cluster.grow().await;
-        let parent = cluster.leader().await;
+        let (cluster, parent) = Cluster::grown(3).await;
         let own = parent.shard.status().node;
-        for other in [1, 2, 3].map(NodeId::new) {
-            cluster.network.cut(own, other);
-            cluster.network.cut(other, own);
-        }
+        cluster.isolate(own.get());
         // The others could apply it first, and serve the new shard.
         let deadline = parent.after(20);
         let splitting = tokio::spawn({

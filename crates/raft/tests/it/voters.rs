@@ -1,11 +1,12 @@
 //! Rules that only several voters can break (`docs/design/`).
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use flux_env::{Clock, CrashLoss, Instant, RealClock, SeededRng};
+use flux_env::{Clock, CrashLoss, Disk, Instant, OpenMode, RealClock, SeededRng, SimDisk};
 use flux_log::Space;
 use flux_raft::{Failure, Formation, Forward, Submission};
 use flux_types::{Answer, ErrorCode, LogIndex, NodeId, Outcome, ReadCommand, Reply, ShardId, Term};
@@ -44,10 +45,7 @@ fn rule_2_what_a_deposed_leader_evaluated_never_happens_after_the_new_one_has_wr
         let old = cluster.leader().await;
         assert_eq!(old.run_one(set("n", "1")).await, Reply::Ok);
         cluster.assert_equal(&old).await;
-        for other in [2, 3] {
-            cluster.network.cut(NodeId::new(1), NodeId::new(other));
-            cluster.network.cut(NodeId::new(other), NodeId::new(1));
-        }
+        cluster.isolate(1);
         // Evaluated on n = 1, and in nobody else's log.
         let deadline = old.clock.now() + Duration::from_millis(100);
         let cut_off = old.submit_until(vec![increment("n")], deadline);
@@ -120,14 +118,34 @@ async fn of_small_segments() -> (Cluster, Arc<Node>) {
     (cluster, leader)
 }
 
+/// Leaves a node's disk no space beyond what its log has taken beforehand, and so much more. The room
+/// for a snapshot is made by a thread of its own: without it the disk would be full at once.
+async fn limit_disk(cluster: &Cluster, node: &Node, more_bytes: u64) -> SimDisk {
+    let at = usize::try_from(node.shard.status().node.get() - 1).expect("small");
+    let disk = &cluster.setups[at].disk;
+    let folder = Path::new("/data/snap");
+    let size = |name: &String| {
+        let file = disk.open(&folder.join(name), OpenMode::Read);
+        file.and_then(|file| file.size_bytes()).unwrap_or(0)
+    };
+    until("room for a snapshot is kept", || {
+        let names = disk.read_dir(folder).expect("it is there");
+        names
+            .iter()
+            .any(|name| name.ends_with(".prepared") && 0 < size(name))
+    })
+    .await;
+    disk.set_capacity_bytes(Some(disk.used_bytes() + more_bytes));
+    disk.clone()
+}
+
 #[test]
 fn rule_11_a_follower_whose_disk_is_full_still_votes_and_hears_and_catches_up_later() {
     on_runtime(async {
         let (cluster, leader) = of_small_segments().await;
         cluster.assert_equal(&leader).await;
         let full = cluster.node(3);
-        let disk = &cluster.setups[2].disk;
-        disk.set_capacity_bytes(Some(disk.used_bytes()));
+        let disk = limit_disk(&cluster, full, 0).await;
         let value = "v".repeat(8 * 1024);
         for number in 0..64 {
             let key = format!("key {number}");
@@ -155,8 +173,7 @@ fn rule_11_what_removes_data_and_a_new_leader_pass_a_follower_whose_disk_is_full
         assert_eq!(leader.run_one(set("gone too", "1")).await, Reply::Ok);
         cluster.assert_equal(&leader).await;
         let full = cluster.node(3);
-        let disk = &cluster.setups[2].disk;
-        disk.set_capacity_bytes(Some(disk.used_bytes()));
+        let disk = limit_disk(&cluster, full, 0).await;
         let value = "v".repeat(4 * 1024);
         let (segment, _) = full.log.end();
         // Up to the entry that begins the last segment there is room for.
@@ -166,10 +183,7 @@ fn rule_11_what_removes_data_and_a_new_leader_pass_a_follower_whose_disk_is_full
         }
         until("its disk is full", || full.log.space() == Space::Full).await;
         // From here on nothing is committed without it.
-        for other in [1, 3] {
-            cluster.network.cut(NodeId::new(2), NodeId::new(other));
-            cluster.network.cut(NodeId::new(other), NodeId::new(2));
-        }
+        cluster.isolate(2);
         assert_eq!(leader.run_one(delete("gone")).await, Reply::Integer(1));
         let moved = leader
             .shard
@@ -192,8 +206,7 @@ fn rule_11_an_entry_larger_than_a_nearly_full_disk_does_not_end_a_follower() {
         let (cluster, leader) = of_small_segments().await;
         cluster.assert_equal(&leader).await;
         let small = cluster.node(3);
-        let disk = &cluster.setups[2].disk;
-        disk.set_capacity_bytes(Some(disk.used_bytes() + 96 * 1024));
+        let disk = limit_disk(&cluster, small, 96 * 1024).await;
         let value = "v".repeat(1024 * 1024);
         assert_eq!(leader.run_one(set("large", &value)).await, Reply::Ok);
         for number in 0..20 {
@@ -233,10 +246,7 @@ fn a_replica_whose_disk_fails_tells_and_applies_nothing_that_it_could_not_keep()
             let old = cluster.leader().await;
             assert_eq!(old.run_one(set("n", "1")).await, Reply::Ok);
             cluster.assert_equal(&old).await;
-            for other in [2, 3] {
-                cluster.network.cut(NodeId::new(1), NodeId::new(other));
-                cluster.network.cut(NodeId::new(other), NodeId::new(1));
-            }
+            cluster.isolate(1);
             // In its log alone, where the others will have something else.
             for _ in 0..3 {
                 let deadline = old.clock.now() + Duration::from_millis(30);

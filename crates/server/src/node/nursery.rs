@@ -70,7 +70,7 @@ impl Kit {
 }
 
 /// Draws the seed of the stores' hashes.
-pub(super) fn draw_seed() -> Result<u64, StartError> {
+fn draw_seed() -> Result<u64, StartError> {
     flux_env::entropy_u64().map_err(|source| StartError::System {
         what: "failed to draw random bits",
         source,
@@ -86,9 +86,8 @@ pub(super) struct Nursery {
 
 #[derive(Default)]
 struct State {
-    running: BTreeSet<ShardId>,
-    /// Those among them that have started.
-    shards: BTreeMap<ShardId, Shard>,
+    /// Those that are being started, and those that have been.
+    shards: BTreeMap<ShardId, Option<Shard>>,
     /// Splits that are applied here: the maps after them by how many shards they have, and the
     /// parents.
     born: BTreeMap<u32, (ShardId, SlotMap)>,
@@ -102,22 +101,21 @@ impl fmt::Debug for Nursery {
 
 impl Births for Nursery {
     fn is_running(&self, shard: ShardId) -> bool {
-        self.state.lock().running.contains(&shard)
+        self.state.lock().shards.contains_key(&shard)
     }
 
     fn begin(&self, shard: ShardId, beginning: Beginning) -> BoxFuture<'_, io::Result<()>> {
         Box::pin(async move {
             let running = loop {
-                // It is started before it is known by name.
-                if let Some(running) = self.state.lock().shards.get(&shard).cloned() {
+                // It may only just be being started.
+                let started = self.state.lock().shards.get(&shard).cloned();
+                if let Some(running) = started.flatten() {
                     break running;
                 }
                 tokio::time::sleep(PAUSE).await;
             };
-            let handle = self
-                .kit
-                .places
-                .handle(self.kit.places.of_shard(shard.get()));
+            let places = &self.kit.places;
+            let handle = places.handle(places.of_shard(shard.get()));
             let begun = handle.spawn(async move { beginning.put_under(&running).await });
             begun.await.map_err(io::Error::other)?
         })
@@ -155,7 +153,8 @@ impl Nursery {
         let all = || (0..count).map(ShardId::new);
         // What a new shard begins with may have been lost in a crash. It is made again while its
         // parent is recovered, and only then may it start.
-        let is_late = |shard: &ShardId| founding <= shard.get() && is_blank(log, *shard);
+        let is_late =
+            |shard: &ShardId| founding <= shard.get() && log.shard(*shard).state().is_blank();
         let starting: Vec<_> = all()
             .filter(|shard| !is_late(shard))
             .map(|shard| self.start(shard, count, formation(shard)))
@@ -181,7 +180,8 @@ impl Nursery {
                 source: io::Error::other(error),
             })?;
             let shard = started.map_err(|error| shard_error(&error))?;
-            self.state.lock().shards.insert(shard.id(), shard.clone());
+            let known = Some(shard.clone());
+            self.state.lock().shards.insert(shard.id(), known);
             shards.push(shard);
         }
         Ok(shards)
@@ -189,7 +189,7 @@ impl Nursery {
 
     /// Starts a shard on its core; there are `count` by then.
     fn start(self: &Arc<Self>, id: ShardId, count: u32, formation: Formation) -> Starting {
-        self.state.lock().running.insert(id);
+        self.state.lock().shards.insert(id, None);
         let kit = &self.kit;
         let config = &kit.config;
         let store = Store::new(StoreConfig {
@@ -252,6 +252,8 @@ impl Nursery {
     ) -> Result<(), StartError> {
         let home = &context.home;
         let heard = context.peers.as_ref().and_then(|peers| peers.book.map());
+        // Nothing to do, as nearly always, unless it is later than what is followed.
+        let heard = heard.filter(|map| home.routing() < map.slots().shard_count());
         let heard = heard.map(|map| map.slots().clone());
         let last_born = self.state.lock().born.keys().next_back().copied();
         let wanted = heard.as_ref().map(SlotMap::shard_count).max(last_born);
@@ -318,12 +320,6 @@ impl Nursery {
     }
 }
 
-/// Whether the log holds nothing of a shard.
-fn is_blank(log: &Log, shard: ShardId) -> bool {
-    let state = log.shard(shard).state();
-    state.last.is_none() && state.installed.is_none() && state.tombstone.is_none()
-}
-
 /// Whether this node will never be told by the parent of a shard what it begins with: it holds
 /// nothing of the parent, or what it holds was split already. Else the parent's log says so here
 /// before long.
@@ -340,7 +336,7 @@ fn is_elsewhere(context: &Context, heard: &SlotMap, child: ShardId) -> bool {
         return false;
     };
     let has_given = |slots: SlotMap| slots.shard_of(slot) != parent;
-    is_blank(&context.log, parent) || replica.slots().is_some_and(has_given)
+    replica.log().state().is_blank() || replica.slots().is_some_and(has_given)
 }
 
 /// Lets the new shard be led where its parent is, as soon as others are there to vote.

@@ -25,8 +25,8 @@ use super::proto::watch_client::WatchClient;
 use super::proto::watch_request::RequestUnion;
 use super::proto::{
     AuthenticateRequest, Compare, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest,
-    PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, WatchCreateRequest,
-    WatchRequest, WatchResponse,
+    PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
+    WatchCreateRequest, WatchRequest, WatchResponse,
 };
 use crate::registry::layout::Entry;
 use crate::registry::lease::LeaseId;
@@ -229,13 +229,7 @@ impl Client {
             limit: 1,
             ..RangeRequest::default()
         };
-        let send = |channel, request| async move {
-            KvClient::new(channel)
-                .max_decoding_message_size(ANSWER_BYTES_MAX)
-                .range(request)
-                .await
-        };
-        let found = self.call(message, send).await?.into_inner().kvs;
+        let found = self.range(message).await?.kvs;
         let found = found.into_iter().next();
         Ok(found.map_or((0, Vec::new()), |found| (found.mod_revision, found.value)))
     }
@@ -264,8 +258,7 @@ impl Client {
             compare: vec![unchanged],
             success: vec![RequestOp { request: Some(put) }],
         };
-        let send = |channel, request| async move { KvClient::new(channel).txn(request).await };
-        Ok(self.call(message, send).await?.into_inner().succeeded)
+        Ok(self.txn(message).await?.succeeded)
     }
 
     async fn transact(
@@ -279,13 +272,27 @@ impl Client {
             compare: Vec::new(),
             success: operations.map(operation).collect(),
         };
-        let send = |channel, request| async move { KvClient::new(channel).txn(request).await };
-        let done = self.call(message, send).await?.into_inner();
+        let done = self.txn(message).await?;
         Ok(done
             .responses
             .into_iter()
             .filter_map(|response| response.response)
             .collect())
+    }
+
+    async fn txn(&self, message: TxnRequest) -> Result<TxnResponse, Problem> {
+        let send = |channel, request| async move { KvClient::new(channel).txn(request).await };
+        Ok(self.call(message, send).await?.into_inner())
+    }
+
+    async fn range(&self, message: RangeRequest) -> Result<RangeResponse, Problem> {
+        let send = |channel, request| async move {
+            KvClient::new(channel)
+                .max_decoding_message_size(ANSWER_BYTES_MAX)
+                .range(request)
+                .await
+        };
+        Ok(self.call(message, send).await?.into_inner())
     }
 
     /// All keys that begin with `prefix`, which ends with a slash.
@@ -296,15 +303,9 @@ impl Client {
             limit: KEYS_MAX,
             ..RangeRequest::default()
         };
-        let send = |channel, request| async move {
-            KvClient::new(channel)
-                .max_decoding_message_size(ANSWER_BYTES_MAX)
-                .range(request)
-                .await
-        };
         let RangeResponse {
             header, kvs, more, ..
-        } = self.call(message, send).await?.into_inner();
+        } = self.range(message).await?;
         let header = header.ok_or_else(|| Problem::Refused("an answer has no header".into()))?;
         Ok(Snapshot {
             revision: header.revision,

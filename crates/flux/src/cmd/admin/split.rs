@@ -42,6 +42,11 @@ pub(super) async fn until<I: Interceptor>(
         if is_at_rest && count as usize <= described.shards.len() {
             return Ok(described.map_version);
         }
+        if described.paused && described.splitting.is_some() {
+            return Err(
+                "shards are to stay as they are for now: resume lets them go on".to_owned(),
+            );
+        }
         if until <= Instant::now() {
             return Err(format!(
                 "there are {} shards, not {count}, and it took too long",

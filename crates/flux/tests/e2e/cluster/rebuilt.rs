@@ -59,6 +59,27 @@ fn filled() -> Nodes {
     nodes
 }
 
+/// All start again, two of three over a damaged log.
+fn with_damaged_majority() -> Nodes {
+    let mut nodes = filled();
+    for index in 0..3 {
+        nodes.kill(index);
+    }
+    for index in [1, 2] {
+        damage(nodes.folder(index));
+    }
+    for index in 0..3 {
+        nodes.spawn(index);
+    }
+    nodes
+}
+
+fn wait_new_life(nodes: &Nodes) {
+    wait_until("the new life has the vote of the old", || {
+        (0..3).all(|index| nodes.members(index) == [(3, 0)])
+    });
+}
+
 #[test]
 fn rule_13_a_node_whose_log_is_damaged_is_rebuilt_from_the_others() {
     let mut nodes = filled();
@@ -72,9 +93,7 @@ fn rule_13_a_node_whose_log_is_damaged_is_rebuilt_from_the_others() {
             .stderr()
             .contains("joins again as a new one")
     );
-    wait_until("the new life has the vote of the old", || {
-        (0..3).all(|index| nodes.members(index) == [(3, 0)])
-    });
+    wait_new_life(&nodes);
     nodes.assert_equal();
     nodes.kill(0);
     let mut connection = nodes.connect(2);
@@ -87,16 +106,7 @@ fn rule_13_a_node_whose_log_is_damaged_is_rebuilt_from_the_others() {
 
 #[test]
 fn rule_12_with_a_majority_that_cannot_be_trusted_nobody_goes_on() {
-    let mut nodes = filled();
-    for index in 0..3 {
-        nodes.kill(index);
-    }
-    for index in [1, 2] {
-        damage(nodes.folder(index));
-    }
-    for index in 0..3 {
-        nodes.spawn(index);
-    }
+    let mut nodes = with_damaged_majority();
     for index in [1, 2] {
         let (code, said) = nodes.ended(index);
         assert_eq!(code, Some(3), "{said}");
@@ -135,24 +145,13 @@ fn rule_12_a_node_told_to_accept_loss_is_rebuilt_where_the_others_have_all() {
     nodes.wait_node(2);
     let said = nodes.process(2).stderr();
     assert!(said.contains("joins again as a new one"), "{said}");
-    wait_until("the new life has the vote of the old", || {
-        (0..3).all(|index| nodes.members(index) == [(3, 0)])
-    });
+    wait_new_life(&nodes);
     nodes.assert_equal();
 }
 
 #[test]
 fn told_to_accept_loss_nodes_that_cannot_trust_themselves_go_on_with_what_is_on_their_disks() {
-    let mut nodes = filled();
-    for index in 0..3 {
-        nodes.kill(index);
-    }
-    for index in [1, 2] {
-        damage(nodes.folder(index));
-    }
-    for index in 0..3 {
-        nodes.spawn(index);
-    }
+    let mut nodes = with_damaged_majority();
     for index in [1, 2] {
         assert_eq!(nodes.ended(index).0, Some(3));
         mend(nodes.folder(index));

@@ -281,6 +281,7 @@ fn a_split_waits_while_shards_are_paused_and_says_what_cannot_be() {
     for (words, problem) in [
         (&["split", "0"][..], "shard 0 is being split: one at a time"),
         (&["status", "--wait=1s"], "shard 0 is being split"),
+        (&["split", "--into", "2"], "resume lets them go on"),
     ] {
         let refused = ask(&nodes, 2, words);
         let why = String::from_utf8_lossy(&refused.stderr).into_owned();
