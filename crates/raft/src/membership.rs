@@ -13,10 +13,12 @@ use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::impls::EmptyNode;
 use openraft::{ChangeMembers, Precondition};
 
+use crate::codec::from_raft_vote;
 use crate::core_task::spawn_core;
 use crate::engine::Engine;
 use crate::error::MembershipError;
 use crate::gate::SoleForgotten;
+use crate::network::{AppendReply, AppendRequest, Peer};
 use crate::replica::{Leadership, Replica};
 use crate::runtime::{sleep, timeout};
 use crate::shard::Shard;
@@ -116,15 +118,8 @@ impl Shard {
         let _paused = Paused::new(Arc::clone(replica));
         let left = deadline.saturating_since(replica.clock.now());
         let handing_over = async {
-            // What is in the log must be applied here and known to be there, or the target would
-            // have to wait for it while nobody serves.
-            loop {
-                let status = self.status();
-                let there = status.replication.iter().find(|(node, _)| *node == target);
-                let is_matched = there.is_some_and(|(_, index)| *index == status.last);
-                if is_matched && status.applied == status.last {
-                    break;
-                }
+            let peer = self.peer(target);
+            while !(self.is_heard_by(peer.as_ref()).await && self.has_everything(target)) {
                 sleep(RETRY).await;
             }
             replica.gate.hand_over(term);
@@ -140,6 +135,33 @@ impl Shard {
             Ok(result) => result,
             Err(_) => Err(MembershipError::Timeout),
         }
+    }
+
+    /// Whether a voter follows this leader and answers now. openraft asks it only once to take over,
+    /// and proposes nothing from then on: if it were not reached, nobody would serve until others stand
+    /// for election.
+    async fn is_heard_by(&self, peer: &dyn Peer) -> bool {
+        let vote = {
+            let engine = self.replica().engine();
+            let metrics = engine.server_metrics.borrow_watched();
+            from_raft_vote(&metrics.vote)
+        };
+        let heartbeat = AppendRequest {
+            vote,
+            previous: None,
+            entries: Vec::new(),
+            committed: None,
+        };
+        vote.committed && matches!(peer.append(heartbeat).await, Ok(AppendReply::Success))
+    }
+
+    /// Whether what is in the log is applied here and known to be there: else the target would have to
+    /// wait for it while nobody serves.
+    fn has_everything(&self, target: NodeId) -> bool {
+        let status = self.status();
+        let there = status.replication.iter().find(|(node, _)| *node == target);
+        let is_matched = there.is_some_and(|(_, index)| *index == status.last);
+        is_matched && status.applied == status.last
     }
 
     /// Says whether a replica's log may be found shorter than it was, once.

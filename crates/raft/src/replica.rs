@@ -224,7 +224,7 @@ impl Replica {
     ///
     /// # Errors
     /// [`ErrorCode::Timeout`] at the deadline; [`ErrorCode::NotLeader`] or
-    /// [`ErrorCode::Unavailable`] if this replica cannot tell.
+    /// [`ErrorCode::Unavailable`] if this replica cannot tell, or no majority has answered it lately.
     pub(crate) async fn read_barrier(&self, deadline: Instant) -> Result<(), Error> {
         let left = deadline.saturating_since(self.clock.now());
         let engine = self.engine();
@@ -245,10 +245,13 @@ impl Replica {
                 });
             }
             Err(_) => {
-                return Err(Error::not_done(
-                    ErrorCode::Timeout,
-                    "the deadline passed before a quorum confirmed the leader",
-                ));
+                let code = if self.has_quorum() {
+                    ErrorCode::Timeout
+                } else {
+                    ErrorCode::Unavailable
+                };
+                let message = "the deadline passed before a quorum confirmed the leader";
+                return Err(Error::not_done(code, message));
             }
         }
         if self.progress.is_whole() {

@@ -19,7 +19,7 @@ use crate::engine::{Engine, Maker, failed};
 use crate::error::{SnapshotError, StartError};
 use crate::expiry::{self, SweepAlarm};
 use crate::gate::LeaseGate;
-use crate::network::{Network, PeerHandler};
+use crate::network::{Network, Peer, PeerHandler};
 use crate::progress::Progress;
 use crate::proposer::Proposer;
 use crate::queue::{Forward, Queue, Refused, Submission};
@@ -310,7 +310,7 @@ impl Shard {
     ///
     /// # Errors
     /// [`ErrorCode::Timeout`] at the deadline; [`ErrorCode::NotLeader`] or
-    /// [`ErrorCode::Unavailable`] if this replica cannot tell.
+    /// [`ErrorCode::Unavailable`] if this replica cannot tell, or no majority has answered it lately.
     ///
     /// # Cancellation
     /// Safe to drop.
@@ -322,6 +322,11 @@ impl Shard {
     #[must_use]
     pub fn id(&self) -> ShardId {
         self.inner.replica.id
+    }
+
+    /// The way to another replica of this shard.
+    pub(crate) fn peer(&self, node: NodeId) -> Box<dyn Peer> {
+        self.inner.maker.network.peer(self.id(), node)
     }
 
     /// The store, for reads.

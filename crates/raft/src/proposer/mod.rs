@@ -388,7 +388,13 @@ impl Proposer {
             pending.lose(ErrorCode::Timeout, TIMED_OUT_IN_FLIGHT);
             pending.refuse_and_send(ErrorCode::Timeout, TIMED_OUT_WAITING);
         }
-        self.refuse_expired(now, (ErrorCode::Timeout, TIMED_OUT_WAITING));
+        // What waits behind a batch that no majority confirms waits for a leader.
+        let refusal = if self.replica.has_quorum() {
+            (ErrorCode::Timeout, TIMED_OUT_WAITING)
+        } else {
+            (ErrorCode::Unavailable, NO_LEADER)
+        };
+        self.refuse_expired(now, refusal);
     }
 
     /// Refuses what waits and whose deadline has passed.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use flux_raft::network::VoteRequest;
-use flux_raft::{MemoryNetwork, Role};
+use flux_raft::{MembershipError, MemoryNetwork, Role};
 use flux_types::{ErrorCode, NodeId, Outcome, Reply};
 
 use crate::harness::*;
@@ -274,6 +274,58 @@ fn rule_14_leadership_is_handed_over_without_losing_a_write() {
         }
         let reply = first.run_one(set("late", "1")).await;
         assert_eq!(error_of(&reply).code, ErrorCode::NotLeader);
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn a_leader_that_does_not_reach_its_heir_goes_on_leading() {
+    on_runtime(async {
+        let (cluster, leader) = Cluster::grown(3).await;
+        cluster.assert_equal(&leader).await;
+        let term = leader.shard.status().term;
+        // The heir has everything: only the word that it is to lead would be lost.
+        cluster.network.cut(NodeId::new(1), NodeId::new(3));
+        let deadline = leader.clock.now() + Duration::from_millis(100);
+        let moved = leader.shard.transfer_leadership(NodeId::new(3), deadline);
+        assert_eq!(moved.await, Err(MembershipError::Timeout));
+        assert!(leader.shard.is_writable());
+        assert_eq!(leader.run_one(set("k", "1")).await, Reply::Ok);
+        assert_eq!(leader.shard.status().term, term);
+        cluster.network.heal();
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn what_waits_behind_a_write_that_no_majority_confirms_hears_that_nobody_leads() {
+    on_runtime(async {
+        let (cluster, leader) = Cluster::grown(3).await;
+        cluster.isolate(1);
+        let batches = leader.shard.status().batches;
+        let deadline = leader.after(60);
+        let written = leader.submit_until(vec![set("k", "1")], deadline);
+        until("it is proposed", || batches < leader.shard.status().batches).await;
+        let mut code = ErrorCode::Timeout;
+        // While a majority may only be slow, the deadline is all that is known.
+        while code == ErrorCode::Timeout {
+            let deadline = leader.clock.now() + Duration::from_millis(20);
+            let read = leader.submit_until(vec![get("k")], deadline);
+            let reply = read.await.expect("an answer").remove(0).reply;
+            assert_eq!(error_of(&reply).outcome, Outcome::NotDone);
+            code = error_of(&reply).code;
+        }
+        assert_eq!(code, ErrorCode::Unavailable);
+        assert!(!leader.shard.status().is_writable);
+        let deadline = leader.clock.now() + Duration::from_millis(20);
+        let barrier = leader.shard.read_barrier(deadline).await;
+        assert_eq!(
+            barrier.expect_err("nobody answers").code,
+            ErrorCode::Unavailable
+        );
+        cluster.network.heal();
+        // Whatever becomes of it.
+        written.await.expect("an answer");
         cluster.stop().await;
     });
 }

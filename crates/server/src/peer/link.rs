@@ -201,6 +201,14 @@ impl Link {
     }
 }
 
+impl Link {
+    /// The other end is known to be there: the next call need not wait until the pause after a
+    /// connection that failed is over.
+    pub(crate) fn forget_failure(&self) {
+        self.shared.outbox.lock().down_until = Instant::from_nanos(0);
+    }
+}
+
 impl Shared {
     /// Answers everybody who waits: those whose call was never sent can be sure of that.
     fn fail_all(&self, reason: &str, down_until: Instant) {
@@ -444,7 +452,11 @@ impl Silence {
 
 #[cfg(test)]
 mod tests {
+    use flux_env::SimClock;
+    use flux_types::ClusterId;
+
     use super::*;
+    use crate::peer::handshake::Lane;
 
     #[test]
     fn silence_counts_only_while_something_is_due() {
@@ -457,6 +469,65 @@ mod tests {
         assert_eq!(signs[4], Sign::Ask);
         assert_eq!(signs[5..19], [Sign::None; 14]);
         assert_eq!(signs[19], Sign::Dead);
+    }
+
+    /// Another node that is not there.
+    #[derive(Debug)]
+    struct Nobody(String);
+
+    impl Target for Nobody {
+        fn address(&self) -> Option<String> {
+            Some(self.0.clone())
+        }
+
+        fn greeting(&self) -> Greeting {
+            Greeting {
+                lane: Lane::Control,
+                shard: 0,
+                cluster: ClusterId::new(1),
+                node: NodeId::new(1),
+                wanted: NodeId::new(2),
+                nonce: [0; 32],
+            }
+        }
+
+        fn password(&self) -> &str {
+            ""
+        }
+
+        fn judge(&self, _: Welcome) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn traffic(&self, _: NodeId) -> Option<Arc<Traffic>> {
+            None
+        }
+
+        fn refused(&self) {}
+
+        fn failed(&self, _: &str) {}
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_known_to_be_there_is_not_waited_for() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        drop(listener);
+        let target = Arc::new(Nobody(address));
+        // It stands still: no pause passes by itself.
+        let clock = Arc::new(SimClock::new(0));
+        let runtime = tokio::runtime::Handle::current();
+        let link = Link::start(target, clock, &runtime, CancellationToken::new());
+        let ask = async || {
+            let asked = link.ask(FrameKind::Append, 0, |_| {}).await;
+            asked.expect_err("nobody is there").to_string()
+        };
+        let refused = ask().await;
+        assert!(!refused.contains("just failed"), "{refused}");
+        let pausing = ask().await;
+        assert!(pausing.contains("just failed"), "{pausing}");
+        link.forget_failure();
+        assert_eq!(ask().await, refused);
     }
 
     #[test]

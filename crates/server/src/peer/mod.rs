@@ -270,6 +270,14 @@ impl Peers {
         link.clone()
     }
 
+    /// A node has connected: what is to be said to it need not wait any longer.
+    fn is_back(&self, node: NodeId) {
+        let address = Address::Node(node);
+        let links = self.links.lock();
+        let to_it = links.iter().filter(|((to, ..), _)| *to == address);
+        to_it.for_each(|(_, link)| link.forget_failure());
+    }
+
     fn greeting(&self, wanted: NodeId, shard: u32, lane: Lane) -> Greeting {
         Greeting {
             lane,

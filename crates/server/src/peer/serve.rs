@@ -93,6 +93,7 @@ async fn let_in(peers: &Arc<Peers>, mut stream: TcpStream) -> Result<(), Handsha
     let mut arrived = BytesMut::new();
     let judge = |greeting: &Greeting| peers.book.judge(greeting);
     let greeting = handshake::answer(&mut stream, &mut arrived, &peers.password, judge).await?;
+    peers.is_back(greeting.node);
     let stream = stream.into_std()?;
     let runtime = peers.places.handle(peers.places.of_shard(greeting.shard));
     let peers = Arc::clone(peers);

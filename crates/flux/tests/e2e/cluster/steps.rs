@@ -15,7 +15,7 @@ use super::load::Load;
 use super::nodes::{Nodes, insist};
 use super::{FAILOVER, SOME};
 use crate::harness::resp::Value;
-use crate::harness::{skip, wait_until};
+use crate::harness::{skip, wait_right, wait_until};
 
 const NAME: &str = "a move goes on after everything was killed at any of its steps";
 const COUNT: usize = 4;
@@ -30,7 +30,7 @@ struct Cluster {
 }
 
 /// One move: from whom, to whom.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Move {
     leaver: usize,
     comer: usize,
@@ -119,10 +119,11 @@ impl Cluster {
 
     /// Drains the node that leads.
     fn begin_move(&self) -> Move {
-        let before = seen(&self.nodes, 0).expect("it answers");
+        let leaver = self.nodes.leader(0);
+        // Who does not lead may not have heard yet who votes.
+        let before = seen(&self.nodes, leaver).expect("it answers");
         let voters = numbers(&before["shards"][0]["voters"]);
         let comer = (0..COUNT).find(|index| !voters.contains(&(*index as u64 + 1)));
-        let leaver = self.nodes.leader(0);
         let number = (leaver + 1).to_string();
         told(&self.nodes, leaver, &["drain", &number]);
         Move {
@@ -134,11 +135,13 @@ impl Cluster {
     /// Waits until a move rests at a step.
     fn wait_step(&self, moving: Move, step: u8) {
         let asked = moving.comer;
-        wait_until(&format!("step {step} of the move"), || {
-            let Some(seen) = seen(&self.nodes, asked) else {
-                return false;
-            };
-            self.is_held() && self.is_at(moving, step, &seen["shards"][0])
+        wait_right(&format!("step {step} of the move"), || {
+            let seen = seen(&self.nodes, asked).ok_or("no answer")?;
+            let (is_held, shard) = (self.is_held(), &seen["shards"][0]);
+            let is_there = is_held && self.is_at(moving, step, shard);
+            is_there
+                .then_some(())
+                .ok_or_else(|| format!("{moving:?}, held: {is_held}, {shard}"))
         });
     }
 

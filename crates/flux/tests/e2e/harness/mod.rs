@@ -171,6 +171,18 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until `look` finds nothing wrong; says what it found last if that takes too long.
+pub(crate) fn wait_right(what: &str, mut look: impl FnMut() -> Result<(), String>) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(wrong) = look() {
+        assert!(
+            Instant::now() < deadline,
+            "still waiting for: {what}: {wrong}"
+        );
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
 /// A process that is told how to start.
 pub(crate) struct Start {
     subcommand: &'static str,
