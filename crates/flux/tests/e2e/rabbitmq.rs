@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::cluster;
 use crate::harness::rabbit::{Broker, PASSWORD};
 use crate::harness::resp::{Connection, Value, encode};
 use crate::harness::{
@@ -63,10 +64,10 @@ fn wait_for_state(process: &Process, state: &str) {
     }
 }
 
-struct Consumer(Child);
+pub(crate) struct Consumer(Child);
 
 impl Consumer {
-    fn start(broker: &Broker, vhost: &str, folder: &Path) -> Self {
+    pub(crate) fn start(broker: &Broker, vhost: &str, folder: &Path) -> Self {
         let child = command(FLUX)
             .args([
                 "cdc-consumer",
@@ -93,15 +94,15 @@ impl Drop for Consumer {
 
 /// An event, as far as these tests look at it.
 #[derive(Debug)]
-struct Seen {
+pub(crate) struct Seen {
     id: String,
     source: String,
     revision: u64,
-    key: String,
+    pub(crate) key: String,
     value: String,
 }
 
-fn events(folder: &Path) -> Vec<Seen> {
+pub(crate) fn events(folder: &Path) -> Vec<Seen> {
     let text = fs::read_to_string(folder.join("events")).unwrap_or_default();
     // The last line may be in the making.
     let whole = text
@@ -128,8 +129,8 @@ fn count(folder: &Path) -> usize {
 
 /// What writers and the test tell each other.
 #[derive(Default)]
-struct Load {
-    address: parking::Address,
+pub(crate) struct Load {
+    pub(crate) address: parking::Address,
     /// Writes that were answered.
     done: AtomicU64,
     /// Writes after which the writers pause.
@@ -137,20 +138,29 @@ struct Load {
 }
 
 impl Load {
-    fn of(percent: u64) -> u64 {
+    pub(crate) fn of(percent: u64) -> u64 {
         WRITERS * WRITES * percent / 100
     }
 
     /// Lets the writers go on to a part of all writes.
-    fn allow(&self, percent: u64) {
+    pub(crate) fn allow(&self, percent: u64) {
         self.limit.store(Self::of(percent), Ordering::SeqCst);
     }
 
     /// Waits until a part of all writes was answered.
-    fn wait(&self, percent: u64) {
+    pub(crate) fn wait(&self, percent: u64) {
         wait_long("a part of the writes", || {
             self.done.load(Ordering::SeqCst) >= Self::of(percent)
         });
+    }
+
+    /// Lets all writers begin, each on a thread of its own.
+    pub(crate) fn begin(self: &Arc<Self>) -> Vec<JoinHandle<()>> {
+        let begin = |writer| {
+            let load = Arc::clone(self);
+            std::thread::spawn(move || load.write_all(writer))
+        };
+        (0..WRITERS).map(begin).collect()
     }
 
     /// One writer's keys: each is written once, or again with the same value if nobody answered.
@@ -188,7 +198,7 @@ impl Load {
 }
 
 /// As `wait_until`, for what a busy machine needs minutes for.
-fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE * 4;
     while !condition() {
         assert!(Instant::now() < deadline, "still waiting for: {what}");
@@ -197,16 +207,16 @@ fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Where the node is now; its successor has another port.
-mod parking {
+pub(crate) mod parking {
     use std::net::{SocketAddr, TcpStream};
 
     use super::Connection;
 
     #[derive(Default)]
-    pub(super) struct Address(std::sync::atomic::AtomicU64);
+    pub(crate) struct Address(std::sync::atomic::AtomicU64);
 
     impl Address {
-        pub(super) fn set(&self, address: SocketAddr) {
+        pub(crate) fn set(&self, address: SocketAddr) {
             self.0.store(
                 u64::from(address.port()),
                 std::sync::atomic::Ordering::SeqCst,
@@ -229,12 +239,7 @@ fn nothing_is_lost(broker: &mut Broker) {
     let mut process = node(broker, "%2f").ready();
     let load = Arc::new(Load::default());
     load.address.set(process.resp());
-    let writers: Vec<JoinHandle<()>> = (0..WRITERS)
-        .map(|writer| {
-            let load = Arc::clone(&load);
-            std::thread::spawn(move || load.write_all(writer))
-        })
-        .collect();
+    let writers = load.begin();
     load.allow(25);
     load.wait(10);
     wait_long("some events", || count(folder.path()) > 0);
@@ -274,7 +279,7 @@ fn nothing_is_lost(broker: &mut Broker) {
     wait_long("every change at the consumer", || {
         count(folder.path()) as u64 >= WRITERS * WRITES && all().len() as u64 >= WRITERS * WRITES
     });
-    check_events(&events(folder.path()));
+    check_events(&events(folder.path()), 2);
     wait_long("no lag", || {
         metric(&process, "flux_cdc_rabbitmq_lag_events") == 0.0
     });
@@ -282,8 +287,8 @@ fn nothing_is_lost(broker: &mut Broker) {
     resumes_where_it_was(broker, process, folder.path());
 }
 
-/// Each key, with its value; no id twice; each shard in order.
-fn check_events(events: &[Seen]) {
+/// Each key, with its value; no id twice; each of so many shards in order.
+pub(crate) fn check_events(events: &[Seen], shards: usize) {
     let ids: BTreeSet<&str> = events.iter().map(|event| event.id.as_str()).collect();
     assert_eq!(ids.len(), events.len(), "an id came twice");
     let mut last: BTreeMap<&str, u64> = BTreeMap::new();
@@ -297,7 +302,7 @@ fn check_events(events: &[Seen]) {
         let before = last.insert(&event.source, event.revision).unwrap_or(0);
         assert!(before < event.revision, "{before} before {event:?}");
     }
-    assert_eq!(last.len(), 2, "both shards have had a part");
+    assert_eq!(last.len(), shards, "all shards have had a part");
 }
 
 /// An orderly restart of the node repeats nothing: its cursor is in its own data.
@@ -552,6 +557,7 @@ fn changes_reach_rabbitmq_whatever_happens_to_it() {
         return;
     };
     nothing_is_lost(&mut broker);
+    cluster::published::splits_lose_nothing(&mut broker);
     troubles_are_told_and_mended(&broker);
     others_can_read_it(&broker);
     the_page_does_what_it_says(&broker);

@@ -9,6 +9,7 @@ mod history;
 mod load;
 mod nodes;
 mod power;
+pub(crate) mod published;
 mod rebuilt;
 mod retries;
 mod sdk;

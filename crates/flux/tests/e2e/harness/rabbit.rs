@@ -44,7 +44,7 @@ fn program(name: &str) -> PathBuf {
 
 impl Broker {
     /// Starts one and waits until it takes connections; `None`, and the test reported as skipped,
-    /// where RabbitMQ is not installed. Needs `/` and the virtual host `other`; nobody may enter
+    /// where RabbitMQ is not installed. Needs `/` and the virtual hosts `other` and `split`; nobody may enter
     /// `locked`.
     pub(crate) fn start(test: &str) -> Option<Self> {
         // The wrapper of Debian lies where only root's path goes.
@@ -245,10 +245,11 @@ fn write(folder: &TempDir, name: &str, text: &str) {
 fn definitions() -> String {
     serde_json::json!({
         "users": [{"name": USER, "password": PASSWORD, "tags": "administrator"}],
-        "vhosts": [{"name": "/"}, {"name": "other"}, {"name": "locked"}],
+        "vhosts": [{"name": "/"}, {"name": "other"}, {"name": "split"}, {"name": "locked"}],
         "permissions": [
             {"user": USER, "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"},
             {"user": USER, "vhost": "other", "configure": ".*", "write": ".*", "read": ".*"},
+            {"user": USER, "vhost": "split", "configure": ".*", "write": ".*", "read": ".*"},
         ],
     })
     .to_string()
