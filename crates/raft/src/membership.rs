@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use flux_env::Instant;
-use flux_types::NodeId;
+use flux_log::Vote;
 use flux_types::hold::{self, MoveStep};
+use flux_types::{NodeId, Term};
 use openraft::async_runtime::WatchReceiver;
 use openraft::entry::RaftPayload as _;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::impls::EmptyNode;
 use openraft::{ChangeMembers, Precondition};
 
-use crate::codec::from_raft_vote;
 use crate::core_task::spawn_core;
 use crate::engine::Engine;
 use crate::error::MembershipError;
@@ -111,15 +111,16 @@ impl Shard {
     ) -> Result<(), MembershipError> {
         let replica = self.replica();
         let Leadership::Leads(term) = replica.leadership() else {
-            return Err(MembershipError::NotLeader {
-                leader: self.status().leader,
-            });
+            return Err(self.not_leader());
         };
         let _paused = Paused::new(Arc::clone(replica));
         let left = deadline.saturating_since(replica.clock.now());
         let handing_over = async {
             let peer = self.peer(target);
-            while !(self.is_heard_by(peer.as_ref()).await && self.has_everything(target)) {
+            while !(self.is_heard_by(peer.as_ref(), term).await && self.has_everything(target)) {
+                if replica.leadership() != Leadership::Leads(term) {
+                    return Err(self.not_leader());
+                }
                 sleep(RETRY).await;
             }
             replica.gate.hand_over(term);
@@ -137,22 +138,28 @@ impl Shard {
         }
     }
 
-    /// Whether a voter follows this leader and answers now. openraft asks it only once to take over,
-    /// and proposes nothing from then on: if it were not reached, nobody would serve until others stand
-    /// for election.
-    async fn is_heard_by(&self, peer: &dyn Peer) -> bool {
-        let vote = {
-            let engine = self.replica().engine();
-            let metrics = engine.server_metrics.borrow_watched();
-            from_raft_vote(&metrics.vote)
-        };
+    fn not_leader(&self) -> MembershipError {
+        MembershipError::NotLeader {
+            leader: self.status().leader,
+        }
+    }
+
+    /// Whether a voter follows this leader of a term, and answers now. openraft asks it only once to
+    /// take over, and proposes nothing from then on: if it were not reached, nobody would serve until
+    /// others stand for election.
+    async fn is_heard_by(&self, peer: &dyn Peer, term: Term) -> bool {
         let heartbeat = AppendRequest {
-            vote,
+            // Its own, though another may lead by now: nobody speaks in the name of another.
+            vote: Vote {
+                term,
+                node: self.replica().node,
+                committed: true,
+            },
             previous: None,
             entries: Vec::new(),
             committed: None,
         };
-        vote.committed && matches!(peer.append(heartbeat).await, Ok(AppendReply::Success))
+        matches!(peer.append(heartbeat).await, Ok(AppendReply::Success))
     }
 
     /// Whether what is in the log is applied here and known to be there: else the target would have to

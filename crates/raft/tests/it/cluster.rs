@@ -298,6 +298,45 @@ fn a_leader_that_does_not_reach_its_heir_goes_on_leading() {
 }
 
 #[test]
+fn a_leader_that_is_deposed_while_it_hands_over_says_nothing_in_the_name_of_the_next() {
+    on_runtime(async {
+        let (cluster, leader) = Cluster::grown(3).await;
+        cluster.assert_equal(&leader).await;
+        cluster.isolate(1);
+        let handing_over = leader
+            .shard
+            .transfer_leadership(NodeId::new(2), leader.after(30));
+        let others = async {
+            until("another leads", || {
+                [2, 3]
+                    .iter()
+                    .any(|id| cluster.node(*id).shard.is_writable())
+            })
+            .await;
+            let (second, third) = (cluster.node(2), cluster.node(3));
+            while !second.shard.is_writable() {
+                // Who leads is to be the one that the first leader talks to.
+                let moved = third
+                    .shard
+                    .transfer_leadership(NodeId::new(2), third.after(1));
+                drop(moved.await);
+            }
+            cluster.network.heal();
+        };
+        let (handed_over, ()) = tokio::join!(handing_over, others);
+        let told = matches!(handed_over, Err(MembershipError::NotLeader { .. }));
+        assert!(told, "{handed_over:?}");
+        let second = cluster.node(2);
+        assert_eq!(second.run_one(set("k", "1")).await, Reply::Ok);
+        cluster.assert_equal(second).await;
+        for id in 1..=3 {
+            assert_eq!(cluster.node(id).shard.status().failure, None);
+        }
+        cluster.stop().await;
+    });
+}
+
+#[test]
 fn what_waits_behind_a_write_that_no_majority_confirms_hears_that_nobody_leads() {
     on_runtime(async {
         let (cluster, leader) = Cluster::grown(3).await;
