@@ -65,20 +65,25 @@ pub(super) async fn grounds(
         places,
     })
     .await?;
-    let (log, peers) = (joined.log.clone(), Arc::clone(&joined.peers));
-    let closing = CloseOnDrop(Some(log.clone()));
-    let started = start_replicas(config, clock, places, &mut joined).await;
+    let peers = Arc::clone(&joined.peers);
+    let mut started = start_replicas(config, clock, places, &mut joined).await;
+    if let Err(StartError::Damaged { problem }) = started {
+        // The log is whole, a snapshot is not: others may have what it held (rule 13).
+        started = match joined.rebuild(config, clock, problem).await {
+            Ok(()) => start_replicas(config, clock, places, &mut joined).await,
+            Err(error) => Err(error),
+        };
+    }
     if started.is_err() {
         peers.stop();
     }
     let (nursery, shards) = started?;
-    closing.disarm();
     let founding = joined.founding();
     Ok(Grounds {
         map: latest_map(founding, &shards)?,
         founding,
         peers: Some(peers),
-        log,
+        log: joined.log,
         shards,
         nursery,
     })
@@ -96,13 +101,14 @@ fn latest_map(founding: u32, shards: &[Shard]) -> Result<SlotMap, StartError> {
     Ok(latest.expect("the first is one"))
 }
 
-/// Starts the shards of a node of a cluster.
+/// Starts the shards of a node of a cluster. After an error none of them runs, and the log is closed.
 async fn start_replicas(
     config: &Config,
     clock: &Arc<dyn Clock>,
     places: &Arc<Places>,
     joined: &mut Joined,
 ) -> Result<(Arc<Nursery>, Vec<Shard>), StartError> {
+    let closing = CloseOnDrop(Some(joined.log.clone()));
     joined.note_fsync(config).await?;
     let peers = Arc::clone(&joined.peers);
     let nursery = Nursery::new(Kit {
@@ -111,8 +117,16 @@ async fn start_replicas(
         ..Kit::alone(config, &joined.log, clock, places)?
     });
     let formation = |shard| joined.formation(shard);
-    let shards = nursery.start_all(joined.founding(), formation).await?;
-    joined.settled(config).await?;
+    let started = nursery.start_all(joined.founding(), formation).await;
+    let settled = match started {
+        Ok(shards) => joined.settled(config).await.map(|()| shards),
+        Err(error) => Err(error),
+    };
+    if settled.is_err() {
+        nursery.end_all().await;
+    }
+    let shards = settled?;
+    closing.disarm();
     peers.serve_shards(shards.clone());
     // Owned by the node: ends when the peers are stopped.
     places.handle(0).spawn(peer::keep(peers));

@@ -76,6 +76,19 @@ impl Joined {
         decision.map_or(0, Decision::shard_count)
     }
 
+    /// Begins another life, because a shard cannot be recovered from what is on the disk. The log is
+    /// closed and nothing uses it.
+    pub(super) async fn rebuild(
+        &mut self,
+        config: &Config,
+        clock: &Arc<dyn Clock>,
+        problem: String,
+    ) -> Result<(), StartError> {
+        let (peers, disk) = (Arc::clone(&self.peers), Arc::clone(&self.disk));
+        self.log = reborn(config, clock, &peers, &disk, &mut self.member, problem).await?;
+        Ok(())
+    }
+
     /// Notes that the log of this life is there: from now on an empty one is a lost one.
     pub(super) async fn settled(&mut self, config: &Config) -> Result<(), StartError> {
         self.member.stage = Stage::Joined;
@@ -129,11 +142,11 @@ pub(super) async fn join(parts: Parts<'_>) -> Result<Joined, StartError> {
         Ok(log) if is_empty_but_should_not_be(&log, &member) => {
             log.close();
             let problem = "the log of this node is empty, though it had one".to_owned();
-            reborn(&parts, &peers, &disk, &mut member, problem).await?
+            reborn(config, parts.clock, &peers, &disk, &mut member, problem).await?
         }
         Ok(log) => log,
         Err(Problem::Rebuild(problem)) => {
-            reborn(&parts, &peers, &disk, &mut member, problem).await?
+            reborn(config, parts.clock, &peers, &disk, &mut member, problem).await?
         }
         Err(Problem::Other(error)) => return Err(error),
     };
@@ -541,13 +554,13 @@ fn judge(own: u32, shards: &[(BTreeSet<u32>, bool)], others: &BTreeMap<u32, Stan
 /// Begins another life: what this node held is rebuilt from the others, if a majority of every
 /// shard has it (rules 12 and 13).
 async fn reborn(
-    parts: &Parts<'_>,
+    config: &Config,
+    clock: &Arc<dyn Clock>,
     peers: &Arc<Peers>,
     disk: &Arc<dyn Disk>,
     member: &mut Member,
     problem: String,
 ) -> Result<Log, StartError> {
-    let config = parts.config;
     warn!(%problem, "this node cannot trust its data; it asks the others");
     member.stage = Stage::Suspect;
     keep(disk, config, member).await?;
@@ -570,14 +583,14 @@ async fn reborn(
             source,
         })?;
     }
-    let stamp = parts.clock.unix_millis();
+    let stamp = clock.unix_millis();
     peers.book.tell(|own| {
         own.card.node = member.node;
         own.card.stamp = stamp;
         own.standing = Standing::Starting;
     });
     info!("this node joins again as a new one and gets its data from the others");
-    match open_as(config, parts.clock, member, Trust::Whole).await {
+    match open_as(config, clock, member, Trust::Whole).await {
         Ok(log) => Ok(log),
         Err(Problem::Rebuild(problem)) => Err(StartError::Damaged { problem }),
         Err(Problem::Other(error)) => Err(error),

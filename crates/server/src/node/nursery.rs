@@ -173,18 +173,35 @@ impl Nursery {
     }
 
     async fn wait_for(&self, starting: Vec<Starting>) -> Result<Vec<Shard>, StartError> {
-        let mut shards = Vec::with_capacity(starting.len());
-        for start in starting {
-            let started = start.await.map_err(|error| StartError::System {
+        // All of them, whatever becomes of one: what runs must be known.
+        let started = futures_util::future::join_all(starting).await;
+        let started = started.into_iter().map(|started| {
+            let started = started.map_err(|error| StartError::System {
                 what: "a shard's start did not end in order",
                 source: io::Error::other(error),
             })?;
             let shard = started.map_err(|error| shard_error(&error))?;
             let known = Some(shard.clone());
             self.state.lock().shards.insert(shard.id(), known);
-            shards.push(shard);
+            Ok(shard)
+        });
+        let all: Vec<_> = started.collect();
+        all.into_iter().collect()
+    }
+
+    /// Ends the shards that run, before anybody else has heard of them.
+    pub(super) async fn end_all(&self) {
+        let shards = std::mem::take(&mut self.state.lock().shards);
+        let places = &self.kit.places;
+        let ends = shards.into_values().flatten().map(|shard| {
+            let handle = places.handle(places.of_shard(shard.id().get()));
+            handle.spawn(async move { shard.shutdown().await })
+        });
+        for ended in futures_util::future::join_all(ends).await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a shard did not end in order");
+            }
         }
-        Ok(shards)
     }
 
     /// Starts a shard on its core; there are `count` by then.

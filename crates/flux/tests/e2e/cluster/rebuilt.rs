@@ -104,6 +104,74 @@ fn rule_13_a_node_whose_log_is_damaged_is_rebuilt_from_the_others() {
     }
 }
 
+/// Changes a byte of a snapshot of a node, if it has any.
+fn damage_snapshot(folder: &Path) -> bool {
+    let found = std::fs::read_dir(folder.join("flux-data/snap"));
+    let paths = found
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    let mut snapshots = paths.filter(|path| path.extension().is_some_and(|end| end == "fsnap"));
+    let Some(path) = snapshots.next() else {
+        return false;
+    };
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path);
+    let file = file.expect("a snapshot is writable");
+    let middle = file.metadata().expect("it is there").len() / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, middle).expect("a byte");
+    file.write_all_at(&[!byte[0]], middle).expect("a byte");
+    true
+}
+
+#[test]
+fn rule_13_a_node_whose_snapshot_is_damaged_is_rebuilt_from_the_others() {
+    let args = ["--shards", "2", "--snapshot-log-size", "1MiB"];
+    let mut nodes = Nodes::started(3, &args);
+    let mut connection = nodes.connect(0);
+    let large = "x".repeat(64 * 1024);
+    for number in 0..KEYS {
+        let key = format!("key:{number}");
+        assert_eq!(insist(&mut connection, &["SET", &key, &large]), Value::ok());
+        assert_eq!(
+            insist(&mut connection, &["SET", &key, &value(number)]),
+            Value::ok()
+        );
+    }
+    wait_until("a snapshot, without which the log is not whole", || {
+        let found = std::fs::read_dir(nodes.process(2).folder().join("flux-data/snap"));
+        let mut names = found
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path());
+        names.any(|path| path.extension().is_some_and(|end| end == "fsnap"))
+    });
+    nodes.kill(2);
+    assert!(damage_snapshot(nodes.folder(2)));
+    nodes.spawn(2);
+    nodes.wait_node(2);
+    let said = nodes.process(2).stderr();
+    assert!(said.contains("joins again as a new one"), "{said}");
+    wait_until("the new life has the vote of the old", || {
+        (0..3).all(|index| nodes.members(index) == [(3, 0), (3, 0)])
+    });
+    nodes.assert_equal();
+    nodes.kill(0);
+    let mut connection = nodes.connect(2);
+    for number in 0..KEYS {
+        let expected = Value::bulk(&value(number));
+        assert_eq!(
+            insist(&mut connection, &["GET", &format!("key:{number}")]),
+            expected
+        );
+    }
+}
+
 #[test]
 fn rule_12_with_a_majority_that_cannot_be_trusted_nobody_goes_on() {
     let mut nodes = with_damaged_majority();
