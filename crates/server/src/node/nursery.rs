@@ -173,10 +173,8 @@ impl Nursery {
     }
 
     async fn wait_for(&self, starting: Vec<Starting>) -> Result<Vec<Shard>, StartError> {
-        // All of them, whatever becomes of one: what runs must be known.
-        let started = futures_util::future::join_all(starting).await;
-        let started = started.into_iter().map(|started| {
-            let started = started.map_err(|error| StartError::System {
+        let known = starting.into_iter().map(async |start| {
+            let started = start.await.map_err(|error| StartError::System {
                 what: "a shard's start did not end in order",
                 source: io::Error::other(error),
             })?;
@@ -185,8 +183,9 @@ impl Nursery {
             self.state.lock().shards.insert(shard.id(), known);
             Ok(shard)
         });
-        let all: Vec<_> = started.collect();
-        all.into_iter().collect()
+        // All of them, whatever becomes of one: what runs must be known.
+        let known = futures_util::future::join_all(known).await;
+        known.into_iter().collect()
     }
 
     /// Ends the shards that run, before anybody else has heard of them.

@@ -199,9 +199,7 @@ impl Link {
         let reason = String::from_utf8_lossy(&frame.payload);
         Err(PeerError::Broken(reason.into_owned()))
     }
-}
 
-impl Link {
     /// The other end is known to be there: the next call need not wait until the pause after a
     /// connection that failed is over.
     pub(crate) fn forget_failure(&self) {
