@@ -337,6 +337,16 @@ impl Shard {
         parse(&self.store().system(SLOTS_NAME)?)
     }
 
+    /// Whether the log of this replica will not tell what `child`, which the shard has split off,
+    /// begins with: it holds nothing, be it that it was let go, or what it holds was split already.
+    #[must_use]
+    pub fn will_not_tell_of(&self, child: ShardId) -> bool {
+        let state = self.log().state();
+        let holds_nothing = state.last.is_none() && state.installed.is_none();
+        let given = self.slots().map_or(0, |slots| slots.shard_count());
+        holds_nothing || child.get() < given
+    }
+
     /// Whether what was read from the store counts, if the shard was chosen by a map of so many
     /// shards. To be asked after the read.
     #[must_use]

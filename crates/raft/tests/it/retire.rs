@@ -11,7 +11,7 @@ use flux_raft::network::{AppendReply, AppendRequest, VoteRequest};
 use flux_raft::{Formation, NoNetwork, PeerError, Role};
 use flux_store::{Store, StoreConfig};
 use flux_types::bug::{self, Bug};
-use flux_types::{LogIndex, NodeId, Reply, Revision, Term, UnixMillis};
+use flux_types::{LogIndex, NodeId, Reply, Revision, ShardId, SlotMap, Term, UnixMillis};
 
 use crate::cluster::Cluster;
 use crate::harness::*;
@@ -164,6 +164,31 @@ fn a_voter_moves_and_the_one_let_go_forgets_everything_and_can_come_back() {
 }
 
 /// A request for a vote that no lease stands in the way of.
+#[test]
+fn the_log_of_who_was_let_go_tells_of_no_split_as_that_of_who_never_was_a_member() {
+    on_runtime(async {
+        let child = ShardId::new(1);
+        let cluster = three_of_four().await;
+        let leader = Arc::clone(cluster.node(1));
+        write(&leader, 0, 5).await;
+        let (third, fourth) = (Arc::clone(cluster.node(3)), Arc::clone(cluster.node(4)));
+        let committed = leader.shard.status().committed;
+        third.shard.wait_applied(committed).await;
+        assert!(!third.shard.will_not_tell_of(child));
+        assert!(fourth.shard.will_not_tell_of(child));
+        let gone_at = move_3_to_4(&cluster).await;
+        assert!(!fourth.shard.will_not_tell_of(child));
+        assert!(third.shard.retire(gone_at).await.expect("it forgets"));
+        assert!(third.shard.will_not_tell_of(child));
+        let halves = SlotMap::even(2).expect("two shards");
+        let split = leader.shard.split(&halves, leader.after(20)).await;
+        split.expect("the shard is split");
+        assert!(leader.shard.will_not_tell_of(child), "it has told");
+        assert!(!leader.shard.will_not_tell_of(ShardId::new(2)));
+        cluster.stop().await;
+    });
+}
+
 fn candidate(term: u64, of: u64, last: LogId) -> VoteRequest {
     VoteRequest {
         vote: Vote {

@@ -336,9 +336,8 @@ impl Nursery {
     }
 }
 
-/// Whether this node will never be told by the parent of a shard what it begins with: it holds
-/// nothing of the parent, or what it holds was split already. Else the parent's log says so here
-/// before long.
+/// Whether this node will never be told by the parent of a shard what it begins with. Else the
+/// parent's log says so here before long.
 fn is_elsewhere(context: &Context, heard: &SlotMap, child: ShardId) -> bool {
     let slots = (0..SLOT_COUNT).map(Slot::from_crc16);
     let Some(slot) = slots
@@ -348,11 +347,8 @@ fn is_elsewhere(context: &Context, heard: &SlotMap, child: ShardId) -> bool {
         return false;
     };
     let parent = context.home.map().shard_of(slot);
-    let Some(replica) = context.home.shard(parent) else {
-        return false;
-    };
-    let has_given = |slots: SlotMap| slots.shard_of(slot) != parent;
-    replica.log().state().is_blank() || replica.slots().is_some_and(has_given)
+    let replica = context.home.shard(parent);
+    replica.is_some_and(|replica| replica.will_not_tell_of(child))
 }
 
 /// Lets the new shard be led where its parent is, as soon as others are there to vote.
