@@ -133,6 +133,12 @@ impl Nemesis {
         self.shared.executor.below(bound)
     }
 
+    /// Any shard: of those in the map, where shards move.
+    fn any_shard(&self) -> ShardId {
+        let shards = self.moves.as_ref().map_or(SHARDS, |moves| moves.shards());
+        ShardId::new(u32::try_from(self.below(shards.into())).unwrap_or(0))
+    }
+
     fn machines(&self) -> &[Arc<Machine>] {
         &self.shared.machines
     }
@@ -240,7 +246,7 @@ impl Nemesis {
             Fault::Transfer => self.transfer().await,
             Fault::Replace => self.replace().await,
             Fault::Snapshot => {
-                let shard = ShardId::new(u32::try_from(self.below(SHARDS.into())).unwrap_or(0));
+                let shard = self.any_shard();
                 let machine = self.victim();
                 if let Some(handle) = machine.node().and_then(|node| node.shard(shard).cloned()) {
                     self.shared.executor.spawn_on(machine.number, async move {
@@ -259,7 +265,7 @@ impl Nemesis {
     }
 
     async fn amnesia(&self) {
-        let shard = ShardId::new(u32::try_from(self.below(SHARDS.into())).unwrap_or(0));
+        let shard = self.any_shard();
         let Some((leader, _)) = self.leader(shard) else {
             return;
         };
@@ -365,7 +371,7 @@ impl Nemesis {
     /// Leadership goes somewhere, in one of three ways: and that is it; and who had it hears of nothing
     /// any more; and it comes back at once.
     async fn transfer(&self) {
-        let shard = ShardId::new(u32::try_from(self.below(SHARDS.into())).unwrap_or(0));
+        let shard = self.any_shard();
         let Some((first, handle)) = self.leader(shard) else {
             return;
         };
@@ -518,7 +524,7 @@ impl Nemesis {
         } else {
             CrashLoss::Random
         };
-        let shard = ShardId::new(u32::try_from(self.below(SHARDS.into())).unwrap_or(0));
+        let shard = self.any_shard();
         let leader = self.leader(shard).map(|(machine, _)| machine);
         let lost = leader.unwrap_or_else(|| self.victim());
         let old = lost.id();

@@ -4,7 +4,7 @@
 //! and around them: [`Machine::answer`] stands for a server's session and does what one does, in the
 //! same order.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::iter::repeat;
 use std::path::Path;
@@ -52,8 +52,7 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn shard(&self, shard: ShardId) -> Option<&Shard> {
-        self.shards
-            .get(usize::try_from(shard.get()).unwrap_or(usize::MAX))
+        self.shards.iter().find(|known| known.id() == shard)
     }
 }
 
@@ -116,6 +115,8 @@ struct State {
     is_started: bool,
     /// How many shards its process has begun to start.
     begun: u32,
+    /// Shards that splits which its process has applied told of.
+    born: BTreeSet<ShardId>,
     /// Which boot of the machine this is.
     boot: u128,
     /// Why the node could not start, or had to end.
@@ -169,6 +170,7 @@ impl Machine {
                 node: None,
                 is_started: false,
                 begun: 0,
+                born: BTreeSet::new(),
                 boot: 1,
                 failure: None,
                 changes: None,
@@ -190,6 +192,11 @@ impl Machine {
     /// The node, if it runs.
     pub(crate) fn node(&self) -> Option<Node> {
         self.state.lock().node.clone()
+    }
+
+    /// The shards of the node, if it runs.
+    pub(crate) fn shards(&self) -> Vec<Shard> {
+        self.node().map_or_else(Vec::new, |node| node.shards)
     }
 
     /// Whether its process has been started and not ended.
@@ -238,6 +245,7 @@ impl Machine {
         let mut state = self.state.lock();
         state.is_started = false;
         state.begun = 0;
+        state.born.clear();
         state.failure = None;
         state.looks.clear();
         if loss != CrashLoss::Nothing {
@@ -311,9 +319,9 @@ impl Machine {
         }
         if let Some(moves) = &self.moves {
             moves.is_up(id);
-            let keeper = moves::keep(Arc::clone(self), shards.clone(), Arc::clone(moves));
+            let keeper = moves::keep(Arc::clone(self), Arc::clone(moves));
             self.executor.spawn_on(self.number, keeper);
-            let leaving = moves::let_go(Arc::clone(self), shards.clone(), Arc::clone(moves));
+            let leaving = moves::let_go(Arc::clone(self), Arc::clone(moves));
             self.executor.spawn_on(self.number, leaving);
         }
         self.state.lock().node = Some(Node { shards });
@@ -340,7 +348,13 @@ impl Machine {
         shard.get() < self.state.lock().begun
     }
 
-    /// Starts the shards that have been split off, until there are so many.
+    /// A split that has been applied here told of the last of so many shards.
+    pub(crate) fn is_born(self: &Arc<Self>, count: u32) {
+        self.state.lock().born.insert(ShardId::new(count - 1));
+        self.take_in(count);
+    }
+
+    /// Starts the shards that have been split off, until there are so many, or the next cannot be yet.
     pub(crate) fn take_in(self: &Arc<Self>, count: u32) {
         let machine = Arc::clone(self);
         self.executor.spawn_on(self.number, async move {
@@ -348,7 +362,7 @@ impl Machine {
                 let log = {
                     let mut state = machine.state.lock();
                     // A start that is under way starts them all.
-                    if count <= state.begun {
+                    if count <= state.begun || !machine.may_begin_next(&state) {
                         return;
                     }
                     state
@@ -380,6 +394,14 @@ impl Machine {
                 }
             }
         });
+    }
+
+    fn may_begin_next(&self, state: &State) -> bool {
+        let next = ShardId::new(state.begun);
+        let (Some(node), Some(splits)) = (&state.node, &self.splits) else {
+            return true;
+        };
+        state.born.contains(&next) || splits.may_begin(next, node)
     }
 
     fn open_log(&self) -> Result<Log, String> {

@@ -34,11 +34,11 @@ struct Arguments {
     /// Machines; 3 and 5 by turns unless given.
     #[arg(long, value_parser = ["3", "5"])]
     nodes: Option<String>,
-    /// Only runs whose shards move: among five machines.
+    /// Only runs whose shards move: among five machines, and with `--splits` are split as well.
     #[arg(long)]
     moves: bool,
-    /// Only runs whose shards are split.
-    #[arg(long, conflicts_with = "moves")]
+    /// Only runs whose shards are split; with `--moves` they move as well, else never.
+    #[arg(long)]
     splits: bool,
     /// Switches a bug on and stops at the seed that finds it.
     #[arg(long)]
@@ -90,14 +90,11 @@ fn plan(arguments: &Arguments, moves: bool, seed: u64) -> Plan {
         None if seed.is_multiple_of(4) => 5,
         None => 3,
     };
+    let is_said = moves || arguments.splits;
     Plan {
         lasting: Duration::from_secs(arguments.seconds),
-        moves: if arguments.splits {
-            Some(false)
-        } else {
-            moves.then_some(true)
-        },
-        splits: arguments.splits.then_some(true),
+        moves: is_said.then_some(moves),
+        splits: is_said.then_some(arguments.splits),
         ..Plan::new(seed, nodes)
     }
 }
@@ -159,13 +156,16 @@ fn lost(plan: Plan, what: &str) -> ! {
 /// The command that repeats a run.
 fn again(plan: Plan) -> String {
     format!(
-        "reproduce: cargo run --profile ci -p flux-sim -- --start {} --seeds 1 --nodes {} --seconds {}{} --history",
+        "reproduce: cargo run --profile ci -p flux-sim -- --start {} --seeds 1 --nodes {} --seconds {}{}{} --history",
         plan.seed,
         plan.nodes,
         plan.lasting.as_secs(),
         if plan.moves == Some(true) {
             " --moves"
-        } else if plan.splits == Some(true) {
+        } else {
+            ""
+        },
+        if plan.splits == Some(true) {
             " --splits"
         } else {
             ""

@@ -4,6 +4,8 @@
 //! [`flux_cluster::reconcile`], and forgets what leaders say it no longer carries with the real
 //! [`Shard::retire`]. What leaders say comes late, and now and then something old comes after something
 //! newer.
+//!
+//! The map of who carries what also has the shards that were split off, each once it is led.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -70,20 +72,37 @@ impl Moves {
         })
     }
 
+    /// How many shards are in the map.
+    pub(crate) fn shards(&self) -> u32 {
+        u32::try_from(self.targets.lock().len()).unwrap_or(u32::MAX)
+    }
+
+    /// A shard that was split off is led, and from now on in the map: where its parent should be.
+    pub(crate) fn take_in(&self, child: ShardId, parent: ShardId) {
+        let mut targets = self.targets.lock();
+        let begins_at = targets.get(&parent).map(|target| Target {
+            leader: None,
+            ..target.clone()
+        });
+        if let Some(begins_at) = begins_at {
+            targets.entry(child).or_insert(begins_at);
+        }
+    }
+
     /// How often a machine forgot a shard that it had given away.
     pub(crate) fn forgotten(&self) -> u64 {
         self.forgotten.load(Ordering::Relaxed)
     }
 
-    fn target(&self, shard: ShardId) -> Target {
-        let targets = self.targets.lock();
-        targets.get(&shard).cloned().unwrap_or_default()
+    /// Where a shard should be, if it is in the map yet.
+    fn target(&self, shard: ShardId) -> Option<Target> {
+        self.targets.lock().get(&shard).cloned()
     }
 
     /// How a machine begins each shard.
     pub(crate) fn formations(&self, node: NodeId) -> Vec<Formation> {
         let formation = |shard| {
-            let target = self.target(ShardId::new(shard));
+            let target = self.target(ShardId::new(shard)).unwrap_or_default();
             let voters = target
                 .nodes
                 .iter()
@@ -101,8 +120,8 @@ impl Moves {
     /// From now on some shard shall be elsewhere: one or two of its machines give it to others.
     pub(crate) fn want_other(&self) {
         let below = |bound: usize| usize::try_from(self.executor.below(bound as u64)).unwrap_or(0);
-        let shard = ShardId::new(u32::try_from(below(SHARDS as usize)).unwrap_or(0));
         let mut targets = self.targets.lock();
+        let shard = ShardId::new(u32::try_from(below(targets.len())).unwrap_or(0));
         let Some(target) = targets.get_mut(&shard) else {
             return;
         };
@@ -164,17 +183,19 @@ impl Moves {
     }
 
     /// What is missing until every shard is where it should be, and nowhere else.
-    pub(crate) fn missing(&self, machines: &[Arc<Machine>]) -> Option<String> {
-        (0..SHARDS).find_map(|shard| self.missing_of(ShardId::new(shard), machines))
+    pub(crate) fn missing(&self, shards: u32, machines: &[Arc<Machine>]) -> Option<String> {
+        (0..shards).find_map(|shard| self.missing_of(ShardId::new(shard), machines))
     }
 
     fn missing_of(&self, shard: ShardId, machines: &[Arc<Machine>]) -> Option<String> {
-        let target = self.target(shard);
+        let Some(target) = self.target(shard) else {
+            return Some(format!("shard {shard} is in the map"));
+        };
         let (mut applied, mut leaders) = (BTreeSet::new(), 0);
         for machine in machines {
             let of = machine.number;
             let Some(handle) = machine.node().and_then(|node| node.shard(shard).cloned()) else {
-                return Some(format!("machine {of} runs"));
+                return Some(format!("machine {of} runs, and has begun shard {shard}"));
             };
             let status = handle.status();
             if !target.nodes.contains(&number(of)) {
@@ -211,8 +232,8 @@ impl Moves {
 
     /// Whether those who carry a shard hold the same.
     pub(crate) fn judge(&self, machines: &[Arc<Machine>]) -> Result<(), Failure> {
-        for shard in (0..SHARDS).map(ShardId::new) {
-            let target = self.target(shard);
+        for shard in (0..self.shards()).map(ShardId::new) {
+            let target = self.target(shard).unwrap_or_default();
             let mut digests = BTreeSet::new();
             let mut index = 0;
             for machine in machines {
@@ -268,17 +289,18 @@ fn members(status: &ShardStatus, living: BTreeSet<NodeId>) -> Members {
 }
 
 /// Gets the shards that a machine leads to where they should be, until its process ends.
-pub(crate) async fn keep(machine: Arc<Machine>, shards: Vec<Shard>, moves: Arc<Moves>) {
+pub(crate) async fn keep(machine: Arc<Machine>, moves: Arc<Moves>) {
     let executor = &moves.executor;
     loop {
         sleep(executor, Duration::from_millis(50 + executor.below(250))).await;
+        let shards = machine.shards();
         for shard in shards.iter().filter(|shard| shard.is_writable()) {
             let status = shard.status();
             moves.tell(&status);
             let mut living = moves.up.lock().clone();
             living.remove(&status.node);
             let target = moves.target(shard.id());
-            let Some(step) = next_step(&members(&status, living), Some(&target)) else {
+            let Some(step) = next_step(&members(&status, living), target.as_ref()) else {
                 continue;
             };
             let deadline = machine.clock.now() + LIMIT;
@@ -295,11 +317,11 @@ pub(crate) async fn keep(machine: Arc<Machine>, shards: Vec<Shard>, moves: Arc<M
 }
 
 /// Forgets the shards that a machine no longer carries, until its process ends.
-pub(crate) async fn let_go(machine: Arc<Machine>, shards: Vec<Shard>, moves: Arc<Moves>) {
+pub(crate) async fn let_go(machine: Arc<Machine>, moves: Arc<Moves>) {
     let executor = &moves.executor;
     loop {
         sleep(executor, Duration::from_millis(20 + executor.below(400))).await;
-        for shard in &shards {
+        for shard in machine.shards() {
             let Some(gone_at) = moves.gone_at(shard.id(), machine.id()) else {
                 continue;
             };

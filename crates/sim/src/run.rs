@@ -52,7 +52,7 @@ pub struct Plan {
     pub nodes: usize,
     /// Whether shards move: among five machines, of which three carry each. Drawn unless it is said.
     pub moves: Option<bool>,
-    /// Whether shards are split, where they do not move. Drawn unless it is said.
+    /// Whether shards are split. Drawn unless it is said.
     pub splits: Option<bool>,
     /// A bug to be found.
     pub bug: Option<Bug>,
@@ -253,10 +253,9 @@ impl Cluster {
         let is_drawn = below(2) == 0;
         let does_move = plan.nodes == 5 && plan.moves.unwrap_or(is_drawn);
         let moves = does_move.then(|| Moves::new(executor, plan.nodes));
-        // One kind of change of what there is at a time.
         let is_drawn = below(3) == 0;
-        let is_split = plan.splits.unwrap_or(is_drawn) && moves.is_none() && !is_relaxed;
-        let splits = is_split.then(|| Splits::new(executor));
+        let is_split = plan.splits.unwrap_or(is_drawn) && !is_relaxed;
+        let splits = is_split.then(|| Splits::new(executor, moves.clone()));
         // A reader follows a shard neither to another machine nor to its halves.
         let has_readers = moves.is_none() && splits.is_none() && (below(2) == 0 || is_relaxed);
         let keeps_history = has_readers && below(4) != 0;
@@ -555,7 +554,7 @@ impl Cluster {
             self.pause(Duration::from_millis(50)).await;
         }
         if let Some(moves) = &self.moves {
-            let missing = || moves.missing(&self.machines);
+            let missing = || moves.missing(self.shards(), &self.machines);
             self.eventually(missing).await?;
             return moves.judge(&self.machines);
         }

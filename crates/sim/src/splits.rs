@@ -4,6 +4,10 @@
 //! As in a server their leaders do it by the real [`Shard::split`], each machine starts the new shard
 //! once its replica of the old one has applied that, and clients learn of it when they are refused,
 //! or sooner.
+//!
+//! Where shards move as well, one split comes after the other, as the map of who carries what tells of
+//! them, and a machine that carries nothing of the old shard starts an empty replica of the new one
+//! when that is in the map.
 
 use std::fmt;
 use std::io;
@@ -18,7 +22,8 @@ use flux_types::{ShardId, SlotMap};
 use futures_util::future::BoxFuture;
 
 use crate::executor::{Executor, sleep};
-use crate::machine::{Machine, SHARDS};
+use crate::machine::{Machine, Node, SHARDS};
+use crate::moves::Moves;
 
 /// How long one attempt may take.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -34,17 +39,25 @@ pub(crate) struct Splits {
     maps: [SlotMap; 2],
     /// How many shards there are to be.
     wanted: AtomicU32,
+    /// In runs whose shards move as well.
+    moves: Option<Arc<Moves>>,
+}
+
+/// What a new shard is split off from.
+const fn parent(child: ShardId) -> ShardId {
+    ShardId::new(child.get() - SHARDS)
 }
 
 impl Splits {
     /// # Panics
     /// If the maps above are none.
-    pub(crate) fn new(executor: &Arc<Executor>) -> Arc<Self> {
+    pub(crate) fn new(executor: &Arc<Executor>, moves: Option<Arc<Moves>>) -> Arc<Self> {
         let map = |text: &str| text.parse().expect("a map of the slots");
         Arc::new(Self {
             executor: Arc::clone(executor),
             maps: [map(FIRST), map(SECOND)],
             wanted: AtomicU32::new(SHARDS),
+            moves,
         })
     }
 
@@ -81,8 +94,19 @@ impl Splits {
             .get(usize::try_from(number).unwrap_or(usize::MAX))?;
         // The first comes first: maps are told by how many shards they have.
         let is_wanted = map.shard_count() <= self.wanted();
+        let moves = self.moves.as_ref();
+        let is_next = moves.is_none_or(|moves| map.shard_count() <= moves.shards() + 1);
         let done = shard.slots().map_or(0, |slots| slots.shard_count());
-        (is_wanted && done < map.shard_count()).then_some(map)
+        (is_wanted && is_next && done < map.shard_count()).then_some(map)
+    }
+
+    /// Whether a machine on which no split has told of the next shard begins it all the same. Where
+    /// shards move: only once it is in the map, and if the old one's log will not tell of it.
+    pub(crate) fn may_begin(&self, child: ShardId, node: &Node) -> bool {
+        self.moves.as_ref().is_none_or(|moves| {
+            let old = node.shard(parent(child));
+            child.get() < moves.shards() && old.is_some_and(|old| old.will_not_tell_of(child))
+        })
     }
 }
 
@@ -91,14 +115,20 @@ pub(crate) async fn keep(machine: Arc<Machine>, splits: Arc<Splits>) {
     let executor = Arc::clone(&splits.executor);
     loop {
         sleep(&executor, Duration::from_millis(20 + executor.below(200))).await;
-        let shards = machine.node().map_or_else(Vec::new, |node| node.shards);
+        let shards = machine.shards();
         // Who was sent a later snapshot of the old shard has not applied the split, and hears of it.
         let told = shards.iter().filter_map(Shard::slots);
-        if let Some(count) = told.map(|slots| slots.shard_count()).max() {
+        let told = told.map(|slots| slots.shard_count()).max();
+        if let Some(count) = told.max(splits.moves.as_ref().map(|moves| moves.shards())) {
             machine.take_in(count);
         }
         for shard in shards.iter().filter(|shard| shard.is_writable()) {
-            if let Some(map) = splits.due(shard) {
+            if let Some(moves) = splits.moves.as_ref().filter(|_| SHARDS <= shard.id().get()) {
+                moves.take_in(shard.id(), parent(shard.id()));
+            }
+            // Not between the two halves of a change of voters: the new shard would begin there.
+            let is_between = shard.status().voters_after.is_some();
+            if let Some(map) = splits.due(shard).filter(|_| !is_between) {
                 let deadline = machine.clock.now() + LIMIT;
                 // What did not work is decided again.
                 let _done = shard.split(map, deadline).await.is_ok();
@@ -139,7 +169,7 @@ impl Births for Midwife {
 
     fn born(&self, _: ShardId, slots: &SlotMap) {
         if let Some(machine) = self.0.upgrade() {
-            machine.take_in(slots.shard_count());
+            machine.is_born(slots.shard_count());
         }
     }
 }
