@@ -71,6 +71,9 @@ pub enum MembershipError {
     /// A new voter must have followed as a learner first.
     #[error("node {0} does not follow the shard as a learner yet")]
     NotALearner(NodeId),
+    /// Only a voter can lead.
+    #[error("node {0} does not vote in the shard")]
+    NotAVoter(NodeId),
     /// An even number of voters, or none: it tolerates no more failures than one less.
     #[error("{0} voters: choose 1, 3, 5 or 7")]
     VoterCount(usize),

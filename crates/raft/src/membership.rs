@@ -8,6 +8,7 @@ use flux_env::Instant;
 use flux_log::Vote;
 use flux_types::hold::{self, MoveStep};
 use flux_types::{NodeId, Term};
+use futures_util::future::join;
 use openraft::async_runtime::WatchReceiver;
 use openraft::entry::RaftPayload as _;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
@@ -48,9 +49,7 @@ impl Shard {
     ) -> Result<(), MembershipError> {
         let change = Change::AddNodes([(node.get(), EmptyNode::new())].into());
         self.change(change, deadline).await?;
-        // It may have been let go before and hear of that only now: what it is known to hold may
-        // vanish, as long as it has no vote. Of a voter it must not.
-        self.allow_revert(node.get(), true).await;
+        allow_revert(&self.replica().engine(), node.get(), true).await;
         Ok(())
     }
 
@@ -72,7 +71,7 @@ impl Shard {
             return Err(MembershipError::VoterCount(count));
         }
         for voter in &voters {
-            self.allow_revert(voter.get(), false).await;
+            allow_revert(&self.replica().engine(), voter.get(), false).await;
         }
         let voters = voters.into_iter().map(NodeId::get).collect();
         self.change(Change::ReplaceAllVoters(voters), deadline)
@@ -100,6 +99,7 @@ impl Shard {
     ///
     /// # Errors
     /// [`MembershipError::NotLeader`] if this replica does not lead,
+    /// [`MembershipError::NotAVoter`] if the target could not,
     /// [`MembershipError::Timeout`] if the target has not taken over by the deadline; it still may.
     ///
     /// # Cancellation
@@ -117,9 +117,17 @@ impl Shard {
         let left = deadline.saturating_since(replica.clock.now());
         let handing_over = async {
             let peer = self.peer(target);
-            while !(self.is_heard_by(peer.as_ref(), term).await && self.has_everything(target)) {
+            loop {
                 if replica.leadership() != Leadership::Leads(term) {
                     return Err(self.not_leader());
+                }
+                // Nobody else is told who leads: a replica that hears a later leader takes itself for
+                // a member.
+                if !self.status().voters.contains(&target) {
+                    return Err(MembershipError::NotAVoter(target));
+                }
+                if self.is_heard_by(peer.as_ref(), term).await && self.has_everything(target) {
+                    break;
                 }
                 sleep(RETRY).await;
             }
@@ -171,18 +179,6 @@ impl Shard {
         is_matched && status.applied == status.last
     }
 
-    /// Says whether a replica's log may be found shorter than it was, once.
-    async fn allow_revert(&self, node: u64, is_allowed: bool) {
-        let engine = self.replica().engine();
-        let trigger = engine.raft.trigger();
-        match trigger.allow_next_revert(&node, is_allowed).await {
-            Ok(Ok(())) => {}
-            // Not the leader any more, or not a member: nobody counts on it then.
-            Ok(Err(error)) => tracing::debug!(node, %error, "the log's length stays guarded"),
-            Err(fatal) => tracing::debug!(node, error = %fatal, "the log's length stays guarded"),
-        }
-    }
-
     async fn change(&self, change: Change, deadline: Instant) -> Result<(), MembershipError> {
         let replica = Arc::clone(self.replica());
         let left = deadline.saturating_since(replica.clock.now());
@@ -194,6 +190,19 @@ impl Shard {
             Ok(Err(error)) => Err(MembershipError::Interrupted(error.to_string())),
             Err(_) => Err(MembershipError::Timeout),
         }
+    }
+}
+
+/// Says whether a replica's log may be found shorter than it was, once. One that is added may have been
+/// let go before and hear of that only now: what it is known to hold may vanish, as long as it has no
+/// vote. Of a voter it must not.
+async fn allow_revert(engine: &Engine, node: u64, is_allowed: bool) {
+    let trigger = engine.raft.trigger();
+    match trigger.allow_next_revert(&node, is_allowed).await {
+        Ok(Ok(())) => {}
+        // Not the leader any more, or not a member: nobody counts on it then.
+        Ok(Err(error)) => tracing::debug!(node, %error, "the log's length stays guarded"),
+        Err(fatal) => tracing::debug!(node, error = %fatal, "the log's length stays guarded"),
     }
 }
 
@@ -227,7 +236,9 @@ async fn apply(
         {
             begin_exchange(&engine, voters).await
         } else {
-            let changed = engine.raft.change_membership(change.clone(), true).await;
+            let changing = engine.raft.change_membership(change.clone(), true);
+            // Who is added is sent entries from then on, and not only once that is committed.
+            let (changed, ()) = join(changing, allow_added(&engine, &change)).await;
             changed.map(drop).map_err(translate)
         };
         let Err(error) = result else {
@@ -238,6 +249,14 @@ async fn apply(
             return Err(error);
         }
         sleep(RETRY).await;
+    }
+}
+
+async fn allow_added(engine: &Engine, change: &Change) {
+    if let Change::AddNodes(added) = change {
+        for node in added.keys() {
+            allow_revert(engine, *node, true).await;
+        }
     }
 }
 

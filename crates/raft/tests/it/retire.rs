@@ -8,7 +8,7 @@ use bytes::Bytes;
 use flux_env::{CrashLoss, Disk, SeededRng};
 use flux_log::{LogEntry, LogId, ShardLogState, Tombstone, Vote};
 use flux_raft::network::{AppendReply, AppendRequest, VoteRequest};
-use flux_raft::{Formation, NoNetwork, PeerError, Role};
+use flux_raft::{Formation, MembershipError, NoNetwork, PeerError, Role};
 use flux_store::{Store, StoreConfig};
 use flux_types::bug::{self, Bug};
 use flux_types::{LogIndex, NodeId, Reply, Revision, ShardId, SlotMap, Term, UnixMillis};
@@ -189,6 +189,24 @@ fn the_log_of_who_was_let_go_tells_of_no_split_as_that_of_who_never_was_a_member
     });
 }
 
+#[test]
+fn who_was_let_go_hears_of_no_later_leader_that_is_asked_to_hand_over_to_it() {
+    on_runtime(async {
+        let cluster = three_of_four().await;
+        let [first, second, third] = [1, 2, 3].map(|id| Arc::clone(cluster.node(id)));
+        write(&first, 0, 5).await;
+        let gone_at = move_3_to_4(&cluster).await;
+        let moved = first.shard.transfer_leadership(node(2), first.after(10));
+        moved.await.expect("it takes over");
+        second.wait_writable().await;
+        let moved = second.shard.transfer_leadership(node(3), second.after(2));
+        assert_eq!(moved.await, Err(MembershipError::NotAVoter(node(3))));
+        assert!(third.shard.retire(gone_at).await.expect("it forgets"));
+        write(&second, 5, 10).await;
+        cluster.stop().await;
+    });
+}
+
 fn candidate(term: u64, of: u64, last: LogId) -> VoteRequest {
     VoteRequest {
         vote: Vote {
@@ -339,6 +357,56 @@ fn who_was_added_again_and_has_not_heard_of_it_may_forget_and_catches_up() {
     });
 }
 
+/// What the guards of `retire` leave over: a node starts again and has forgotten beneath them all.
+async fn forget_beneath(cluster: &mut Cluster, number: u64) {
+    cluster.stop_node(number).await;
+    let at = usize::try_from(number - 1).expect("small");
+    let log = cluster.setups[at].open_log();
+    let (done, noted) = std::sync::mpsc::channel();
+    let note = move |result: Result<_, _>| done.send(result.is_ok()).expect("it waits");
+    log.shard(SHARD).retire(id(1, 1), Box::new(note));
+    assert_eq!(noted.recv(), Ok(true));
+    log.close();
+    cluster.start_node(number).await;
+}
+
+#[test]
+fn a_learner_may_forget_what_it_was_known_to_hold_before_its_addition_is_committed() {
+    on_runtime(async {
+        let mut cluster = three_of_four().await;
+        let leader = Arc::clone(cluster.node(1));
+        write(&leader, 0, 10).await;
+        let added = leader.shard.add_learner(node(4), leader.after(10));
+        added.await.expect("it joins");
+        cluster.assert_equal(&leader).await;
+        let removed = leader.shard.remove_learner(node(4), leader.after(10));
+        removed.await.expect("it is let go");
+        for other in [2, 3] {
+            cluster.network.cut(node(1), node(other));
+            cluster.network.cut(node(other), node(1));
+        }
+        let adding = Arc::clone(&leader);
+        let adding = tokio::spawn(async move {
+            let added = adding.shard.add_learner(node(4), adding.after(10));
+            added.await.is_ok()
+        });
+        until("it is known to hold everything", || {
+            let status = leader.shard.status();
+            let fourth = status.replication.iter().find(|(of, _)| *of == node(4));
+            fourth.is_some_and(|(_, index)| *index == status.last)
+        })
+        .await;
+        forget_beneath(&mut cluster, 4).await;
+        until("it holds everything again", || {
+            cluster.node(4).shard.status().last == leader.shard.status().last
+        })
+        .await;
+        cluster.network.heal();
+        adding.await.expect("it ends");
+        cluster.stop().await;
+    });
+}
+
 #[test]
 fn a_leader_whose_learner_forgets_what_it_was_known_to_hold_sends_it_again() {
     on_runtime(async {
@@ -348,15 +416,7 @@ fn a_leader_whose_learner_forgets_what_it_was_known_to_hold_sends_it_again() {
         let added = leader.shard.add_learner(node(4), leader.after(10));
         added.await.expect("it joins");
         cluster.assert_equal(&leader).await;
-        // What the guards of `retire` leave over: it forgets beneath them all.
-        cluster.stop_node(4).await;
-        let log = cluster.setups[3].open_log();
-        let (done, noted) = std::sync::mpsc::channel();
-        let note = move |result: Result<_, _>| done.send(result.is_ok()).expect("it waits");
-        log.shard(SHARD).retire(id(1, 1), Box::new(note));
-        assert_eq!(noted.recv(), Ok(true));
-        log.close();
-        cluster.start_node(4).await;
+        forget_beneath(&mut cluster, 4).await;
         write(&leader, 10, 20).await;
         cluster.assert_equal(&leader).await;
         cluster.stop().await;

@@ -389,6 +389,7 @@ fn of_membership(error: &MembershipError) -> Error {
         MembershipError::Interrupted(_) => Error::unknown(ErrorCode::Unavailable, text),
         MembershipError::InProgress
         | MembershipError::NotALearner(_)
+        | MembershipError::NotAVoter(_)
         | MembershipError::VoterCount(_) => Error::not_done(ErrorCode::Conflict, text),
     }
 }
