@@ -163,7 +163,6 @@ fn a_voter_moves_and_the_one_let_go_forgets_everything_and_can_come_back() {
     });
 }
 
-/// A request for a vote that no lease stands in the way of.
 #[test]
 fn the_log_of_who_was_let_go_tells_of_no_split_as_that_of_who_never_was_a_member() {
     on_runtime(async {
@@ -207,6 +206,7 @@ fn who_was_let_go_hears_of_no_later_leader_that_is_asked_to_hand_over_to_it() {
     });
 }
 
+/// A request for a vote that no lease stands in the way of.
 fn candidate(term: u64, of: u64, last: LogId) -> VoteRequest {
     VoteRequest {
         vote: Vote {
