@@ -77,6 +77,10 @@ pub fn next_step(members: &Members, target: Option<&Target>) -> Option<Step> {
         // A change that was left behind is finished first, whatever is wanted by now.
         return govern(members, after.clone());
     }
+    if !members.voters.contains(&members.own) {
+        // It goes on leading after its vote was taken, and may not be let go itself.
+        return heir(members, members.voters.iter().copied()).map(Step::Lead);
+    }
     let present: BTreeSet<NodeNumber> = members.voters.iter().copied().map(number).collect();
     let numbers = target.map_or(&present, |target| &target.nodes);
     let wanted: Vec<NodeId> = numbers
@@ -321,6 +325,17 @@ mod tests {
             let step = next_step(&now, wanted.as_ref());
             assert_eq!(step, Some(Step::Vote(first(&[1, 2, 4]))));
         }
+    }
+
+    #[test]
+    fn who_leads_without_a_vote_hands_over_wherever_the_shard_should_be() {
+        let mut now = members(&[2, 3, 4], &[1]);
+        let wanted = [target(&[2, 3, 4], None), target(&[1, 2, 3], None)];
+        for wanted in [None, wanted.first(), wanted.last()] {
+            assert_eq!(next_step(&now, wanted), Some(Step::Lead(node(2, 1))));
+        }
+        now.caught_up.remove(&node(2, 1));
+        assert_eq!(next_step(&now, None), Some(Step::Lead(node(3, 1))));
     }
 
     #[test]
