@@ -19,7 +19,7 @@ use crate::config::{ShardConfig, Timings};
 use crate::error::StartError;
 use crate::log_store::LogStore;
 use crate::network::Network;
-use crate::network::adapter::Connector;
+use crate::network::adapter::{Answers, Connector};
 use crate::replica::Watched;
 use crate::shard::Formation;
 use crate::state_machine::StateMachine;
@@ -88,6 +88,7 @@ impl Maker {
             node: self.node,
             network: Arc::clone(&self.network),
             timings: self.config.timings,
+            answers: Answers::default(),
         };
         let state = machine.log.state();
         let is_new = state.vote.is_none() && state.tombstone.is_none();

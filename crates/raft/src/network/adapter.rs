@@ -4,9 +4,17 @@
 //! openraft believe that a quorum answered later than it did, and the lease gate stands on that
 //! moment. An append with entries has a deadline of its own that grows with its bytes; heartbeats
 //! and votes have openraft's.
+//!
+//! Heartbeats and entries go two ways, so that one answer may overtake another. A replica that was let
+//! go and added again may forget its log in between, which openraft bears once: told late that what it
+//! sent is there, it would believe what was lost to be there again, and told late that it is not, that
+//! it is lost once more. So an answer that says the contrary of one to something sent later is dropped,
+//! as if it had not come.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use flux_types::{NodeId, ShardId};
@@ -20,6 +28,8 @@ use openraft::raft::{
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest as RaftVoteRequest, VoteResponse,
 };
 
+use parking_lot::Mutex;
+
 use super::{
     AppendReply, AppendRequest, Network, Peer, PeerError, TransferReply, TransferRequest,
     VoteReply, VoteRequest,
@@ -30,6 +40,42 @@ use crate::runtime::timeout;
 use crate::snapshot::{self, SnapshotData};
 use crate::type_config::{RaftVote, TypeConfig};
 
+/// What each replica has answered. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Answers(Arc<Mutex<BTreeMap<NodeId, Arc<Answered>>>>);
+
+/// What one replica has answered, on all connections to it.
+#[derive(Debug, Default)]
+struct Answered {
+    /// How often it has taken entries or a snapshot.
+    taken: AtomicU64,
+    /// How often its log did not fit.
+    conflicts: AtomicU64,
+}
+
+impl Answered {
+    fn counts(&self) -> [u64; 2] {
+        [&self.taken, &self.conflicts].map(|count| count.load(Ordering::Acquire))
+    }
+
+    /// Counts an answer to what was sent when there were so many others; false if one to something sent
+    /// later says the contrary.
+    fn note(&self, reply: &AppendReply, had_entries: bool, [taken, conflicts]: [u64; 2]) -> bool {
+        let [taken_now, conflicts_now] = self.counts();
+        let (count, is_valid) = match reply {
+            AppendReply::Conflict => (&self.conflicts, had_entries || taken == taken_now),
+            AppendReply::Success | AppendReply::Partial(_) => {
+                (&self.taken, conflicts == conflicts_now)
+            }
+            AppendReply::HigherVote(_) | AppendReply::NoSpace => return true,
+        };
+        if is_valid && (had_entries || *reply == AppendReply::Conflict) {
+            count.fetch_add(1, Ordering::AcqRel);
+        }
+        is_valid
+    }
+}
+
 type RaftSnapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
 
 /// Makes connections for openraft.
@@ -39,6 +85,7 @@ pub(crate) struct Connector {
     pub(crate) node: NodeId,
     pub(crate) network: Arc<dyn Network>,
     pub(crate) timings: Timings,
+    pub(crate) answers: Answers,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Connector {
@@ -51,6 +98,7 @@ impl RaftNetworkFactory<TypeConfig> for Connector {
             target,
             peer: self.network.peer(self.shard, target),
             timings: self.timings,
+            answered: Arc::clone(self.answers.0.lock().entry(target).or_default()),
         }
     }
 }
@@ -62,6 +110,7 @@ pub(crate) struct Connection {
     target: NodeId,
     peer: Box<dyn Peer>,
     timings: Timings,
+    answered: Arc<Answered>,
 }
 
 impl Connection {
@@ -126,13 +175,21 @@ impl RaftNetworkV2<TypeConfig> for Connection {
                 .collect(),
             committed: rpc.leader_commit.as_ref().map(from_raft_id),
         };
-        let limit = if request.entries.is_empty() {
-            option.soft_ttl()
-        } else {
+        let has_entries = !request.entries.is_empty();
+        let limit = if has_entries {
             self.timings.append_deadline(request.payload_bytes())
+        } else {
+            option.soft_ttl()
         };
+        let before = self.answered.counts();
         let call = self.peer.append(request);
-        match self.within(limit, RPCTypes::AppendEntries, call).await? {
+        let reply = self.within(limit, RPCTypes::AppendEntries, call).await?;
+        if !self.answered.note(&reply, has_entries, before) {
+            return Err(RPCError::Network(NetworkError::from_string(
+                "the answer was overtaken by another",
+            )));
+        }
+        match reply {
             AppendReply::Success => Ok(AppendEntriesResponse::Success),
             AppendReply::Partial(last) => {
                 Ok(AppendEntriesResponse::PartialSuccess(last.map(to_raft_id)))
@@ -183,7 +240,9 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
             reply = self.within(limit, RPCTypes::InstallSnapshot, call) => {
-                Ok(SnapshotResponse::new(to_raft_vote(reply?)))
+                let vote = to_raft_vote(reply?);
+                self.answered.taken.fetch_add(1, Ordering::AcqRel);
+                Ok(SnapshotResponse::new(vote))
             }
         }
     }
@@ -212,5 +271,129 @@ impl RaftNetworkV2<TypeConfig> for Connection {
                 actual: actual.map(to_raft_id),
             }),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use bytes::Bytes;
+    use flux_log::{LogEntry, LogId, Vote};
+    use flux_types::{LogIndex, Term, UnixMillis};
+    use futures_util::FutureExt;
+    use futures_util::future::BoxFuture;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::codec::to_raft_entry;
+    use crate::network::SnapshotTransfer;
+
+    /// A replica that answers each append when it is told to.
+    #[derive(Clone, Debug, Default)]
+    struct Slow(Arc<Mutex<VecDeque<oneshot::Receiver<AppendReply>>>>);
+
+    impl Slow {
+        fn next(&self) -> oneshot::Sender<AppendReply> {
+            let (tell, told) = oneshot::channel();
+            self.0.lock().push_back(told);
+            tell
+        }
+    }
+
+    impl Network for Slow {
+        fn peer(&self, _: ShardId, _: NodeId) -> Box<dyn Peer> {
+            Box::new(self.clone())
+        }
+    }
+
+    fn never<T>() -> BoxFuture<'static, Result<T, PeerError>>
+    where
+        T: Send + 'static,
+    {
+        std::future::pending().boxed()
+    }
+
+    impl Peer for Slow {
+        fn append(&self, _: AppendRequest) -> BoxFuture<'_, Result<AppendReply, PeerError>> {
+            let told = self.0.lock().pop_front().expect("an answer is planned");
+            async move { Ok(told.await.expect("it is told")) }.boxed()
+        }
+
+        fn vote(&self, _: VoteRequest) -> BoxFuture<'_, Result<VoteReply, PeerError>> {
+            never()
+        }
+
+        fn pre_vote(&self, _: VoteRequest) -> BoxFuture<'_, Result<VoteReply, PeerError>> {
+            never()
+        }
+
+        fn snapshot(&self, _: SnapshotTransfer) -> BoxFuture<'_, Result<Vote, PeerError>> {
+            never()
+        }
+
+        fn transfer(&self, _: TransferRequest) -> BoxFuture<'_, Result<TransferReply, PeerError>> {
+            never()
+        }
+    }
+
+    fn append(count: u64) -> AppendEntriesRequest<TypeConfig> {
+        let entry = |index| LogEntry {
+            id: LogId {
+                term: Term::new(1),
+                index: LogIndex::new(index),
+            },
+            timestamp: UnixMillis::ZERO,
+            payload: Bytes::new(),
+        };
+        let entries = (1..=count).map(|index| to_raft_entry(entry(index)).expect("an entry"));
+        AppendEntriesRequest {
+            vote: RaftVote::new_committed(1, 1),
+            prev_log_id: None,
+            entries: entries.collect(),
+            leader_commit: None,
+        }
+    }
+
+    /// What becomes of the answer to a heartbeat that is sent first and answered last.
+    async fn overtaken(
+        first: AppendReply,
+        second: AppendReply,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let slow = Slow::default();
+        let mut connector = Connector {
+            shard: ShardId::new(0),
+            node: NodeId::new(1),
+            network: Arc::new(slow.clone()),
+            timings: Timings::default(),
+            answers: Answers::default(),
+        };
+        let mut beating = connector.new_client(2, &EmptyNode::new()).await;
+        let mut appending = connector.new_client(2, &EmptyNode::new()).await;
+        let option = || RPCOption::new(Duration::from_secs(60));
+        let (late, soon) = (slow.next(), slow.next());
+        let heartbeat = beating.append_entries(append(0), option());
+        let entries = async {
+            assert!(soon.send(second).is_ok());
+            let answer = appending.append_entries(append(2), option()).await;
+            assert!(answer.is_ok(), "{answer:?}");
+            assert!(late.send(first).is_ok());
+        };
+        // The heartbeat is sent first.
+        let (answer, ()) = tokio::join!(biased; heartbeat, entries);
+        answer
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_one_to_something_later_contradicts_is_dropped() {
+        use AppendReply::{Conflict, Success};
+        for (first, second) in [(Conflict, Success), (Success, Conflict)] {
+            let answer = overtaken(first, second).await;
+            assert!(matches!(answer, Err(RPCError::Network(_))), "{answer:?}");
+        }
+        let answer = overtaken(Success, Success).await;
+        assert_eq!(answer, Ok(AppendEntriesResponse::Success));
+        let answer = overtaken(Conflict, Conflict).await;
+        assert_eq!(answer, Ok(AppendEntriesResponse::Conflict));
     }
 }
