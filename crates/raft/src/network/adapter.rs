@@ -8,8 +8,8 @@
 //! Heartbeats and entries go two ways, so that one answer may overtake another. A replica that was let
 //! go and added again may forget its log in between, which openraft bears once: told late that what it
 //! sent is there, it would believe what was lost to be there again, and told late that it is not, that
-//! it is lost once more. So an answer that says the contrary of one to something sent later is dropped,
-//! as if it had not come.
+//! it is lost once more. So an answer is dropped, as if it had not come, if another that says the
+//! contrary has come since its request was sent; of those to entries only that they were taken.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -27,7 +27,6 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderError,
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest as RaftVoteRequest, VoteResponse,
 };
-
 use parking_lot::Mutex;
 
 use super::{
@@ -58,8 +57,8 @@ impl Answered {
         [&self.taken, &self.conflicts].map(|count| count.load(Ordering::Acquire))
     }
 
-    /// Counts an answer to what was sent when there were so many others; false if one to something sent
-    /// later says the contrary.
+    /// Counts an answer to what was sent when there were so many others; false if one that has come since
+    /// says the contrary, unless it is that entries did not fit, which openraft tells by itself.
     fn note(&self, reply: &AppendReply, had_entries: bool, [taken, conflicts]: [u64; 2]) -> bool {
         let [taken_now, conflicts_now] = self.counts();
         let (count, is_valid) = match reply {

@@ -357,6 +357,17 @@ fn who_was_added_again_and_has_not_heard_of_it_may_forget_and_catches_up() {
     });
 }
 
+/// Three voters, and the fourth node as a learner that holds everything; the first leads.
+async fn with_a_learner() -> (Cluster, Arc<Node>) {
+    let cluster = three_of_four().await;
+    let leader = Arc::clone(cluster.node(1));
+    write(&leader, 0, 10).await;
+    let added = leader.shard.add_learner(node(4), leader.after(10));
+    added.await.expect("it joins");
+    cluster.assert_equal(&leader).await;
+    (cluster, leader)
+}
+
 /// What the guards of `retire` leave over: a node starts again and has forgotten beneath them all.
 async fn forget_beneath(cluster: &mut Cluster, number: u64) {
     cluster.stop_node(number).await;
@@ -373,12 +384,7 @@ async fn forget_beneath(cluster: &mut Cluster, number: u64) {
 #[test]
 fn a_learner_may_forget_what_it_was_known_to_hold_before_its_addition_is_committed() {
     on_runtime(async {
-        let mut cluster = three_of_four().await;
-        let leader = Arc::clone(cluster.node(1));
-        write(&leader, 0, 10).await;
-        let added = leader.shard.add_learner(node(4), leader.after(10));
-        added.await.expect("it joins");
-        cluster.assert_equal(&leader).await;
+        let (mut cluster, leader) = with_a_learner().await;
         let removed = leader.shard.remove_learner(node(4), leader.after(10));
         removed.await.expect("it is let go");
         for other in [2, 3] {
@@ -410,12 +416,7 @@ fn a_learner_may_forget_what_it_was_known_to_hold_before_its_addition_is_committ
 #[test]
 fn a_leader_whose_learner_forgets_what_it_was_known_to_hold_sends_it_again() {
     on_runtime(async {
-        let mut cluster = three_of_four().await;
-        let leader = Arc::clone(cluster.node(1));
-        write(&leader, 0, 10).await;
-        let added = leader.shard.add_learner(node(4), leader.after(10));
-        added.await.expect("it joins");
-        cluster.assert_equal(&leader).await;
+        let (mut cluster, leader) = with_a_learner().await;
         forget_beneath(&mut cluster, 4).await;
         write(&leader, 10, 20).await;
         cluster.assert_equal(&leader).await;

@@ -223,6 +223,23 @@ impl Nodes {
         }
     }
 
+    /// The snapshots in the folder of a node that was started.
+    pub(super) fn snapshots(&self, index: usize) -> Vec<std::path::PathBuf> {
+        let folder = match &self.nodes[index] {
+            Node::Up(process) => process.folder(),
+            Node::Down(_) | Node::New => self.folder(index),
+        };
+        let found = std::fs::read_dir(folder.join("flux-data/snap"));
+        let paths = found
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path());
+        paths
+            .filter(|path| path.extension().is_some_and(|end| end == "fsnap"))
+            .collect()
+    }
+
     /// Waits for the end of a node that ends by itself; answers its exit code and what it said.
     pub(super) fn ended(&mut self, index: usize) -> (Option<i32>, String) {
         let Node::Up(mut process) = std::mem::replace(&mut self.nodes[index], Node::New) else {

@@ -185,16 +185,6 @@ impl Cluster {
         self.nodes.shards(index)?[0]["applied_index"].as_u64()
     }
 
-    /// Snapshots in the folder of a node.
-    fn snapshots(&self, index: usize) -> usize {
-        let folder = self.nodes.process(index).folder();
-        let found = std::fs::read_dir(folder.join("flux-data/snap"));
-        let names = found.into_iter().flatten().filter_map(Result::ok);
-        names
-            .filter(|name| name.path().extension().is_some_and(|end| end == "fsnap"))
-            .count()
-    }
-
     /// Waits for the end of a move, and looks at what it left.
     fn wait_moved(&self, moving: Move) {
         told(&self.nodes, moving.comer, &["status", "--wait=60s"]);
@@ -203,7 +193,7 @@ impl Cluster {
         let shard = &seen["shards"][0];
         assert!(self.is_at(moving, 8, shard), "{shard}");
         wait_until("the leaver's snapshots to be removed", || {
-            self.snapshots(moving.leaver) == 0
+            self.nodes.snapshots(moving.leaver).is_empty()
         });
         self.assert_written();
     }
@@ -252,11 +242,8 @@ fn a_move_goes_on_after_everything_was_killed_at_any_of_its_steps() {
         cluster.wait_step(moving, step);
         cluster.write_at(&format!("second.{step}"));
         if step == 7 {
-            assert_ne!(
-                cluster.snapshots(moving.leaver),
-                0,
-                "nothing is removed yet"
-            );
+            let kept = cluster.nodes.snapshots(moving.leaver);
+            assert!(!kept.is_empty(), "nothing is removed yet");
         }
         load.run_for(Duration::from_millis(20));
         cluster.kill_all((step < 7).then_some(step + 1));
